@@ -1,0 +1,51 @@
+# Two commands do all the set-up: `make demo` and `make test`. Both create .venv; needs Python >= 3.11, git and make.
+PYTHON ?= $(shell command -v python3.13 || command -v python3.12 || command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test test-slow test-lowest lint format timm-conformance figures tables clean
+
+$(VENV)/.user: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) -e '.[all]'
+	touch $@
+
+$(VENV)/.developer: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) -e '.[all,test,lint]'
+	touch $@
+
+demo: $(VENV)/.user  ## train on the embedded data, with a report and pictures, in runs/demo
+	$(BIN)/fishnet demo --out runs/demo
+
+test: $(VENV)/.developer  ## the whole suite except what is marked slow
+	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadfile
+
+test-slow: $(VENV)/.developer  ## the tests of minutes
+	$(BIN)/python -m pytest -m slow
+
+test-lowest:  ## core tests on the lowest versions that pyproject declares
+	$(PYTHON) tests/lowest.py
+
+lint: $(VENV)/.developer
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.developer
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+timm-conformance: $(VENV)/.developer  ## timm's own model tests on every fish
+	$(BIN)/python tests/timm_conformance.py
+
+figures: $(VENV)/.user  ## the pictures of docs/, drawn from the models themselves
+	$(BIN)/fishnet info fishnet99 --figure docs/figures/fishnet99.png
+	$(BIN)/fishnet info fishnet150 --gradient-flow docs/figures/gradient_flow.png --compare resnet50
+
+tables: $(VENV)/.developer  ## docs/models.md and the golden numbers
+	$(BIN)/python docs/make_models_table.py
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

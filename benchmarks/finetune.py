@@ -1,0 +1,76 @@
+"""Fine-tuning against training from scratch: three breeds of pets, 300 photos, three seeds each.
+
+python benchmarks/finetune.py DATA --weights RUN [--out runs/finetune] [--seeds 3] [-- more options of fishnet train]
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from record import record
+
+from fishnet.metrics import MetricsFile
+
+COMMON = ["--recipe", "finetune", "--model", "fishnet_nano", "--model-option", "stem_stride=1", "--overwrite"]
+
+
+def best_top1(out: Path) -> float:
+    """Return the best validation accuracy of a run."""
+    rows = MetricsFile(out / "metrics.csv").read()
+    return max(float(row["value"]) for row in rows if row["split"] == "val" and row["name"] == "top1")
+
+
+def last_top1(out: Path) -> float:
+    """Return the validation accuracy after the last epoch."""
+    rows = MetricsFile(out / "metrics.csv").read()
+    return [float(row["value"]) for row in rows if row["split"] == "val" and row["name"] == "top1"][-1]
+
+
+def main() -> None:
+    """Train both ways with every seed and record means and deviations."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path("runs/finetune"))
+    parser.add_argument("--seeds", type=int, default=3)
+    arguments, more = parser.parse_known_args()
+    more = [option for option in more if option != "--"]
+    begin = time.perf_counter()
+    scores: dict[str, list[float]] = {"fine-tuned": [], "from scratch": []}
+    table = []
+    for seed in range(arguments.seeds):
+        for way, options in (("fine-tuned", ["--weights", str(arguments.weights)]), ("from scratch", [])):
+            out = arguments.out / f"{way.replace(' ', '_')}_{seed}"
+            command = [sys.executable, "-m", "fishnet", "train", "classification", "--data", str(arguments.data)]
+            subprocess.run([*command, *COMMON, *options, "--seed", str(seed), "--out", str(out), *more], check=True)
+            scores[way].append(last_top1(out))
+            table.append(
+                {
+                    "way": way,
+                    "seed": seed,
+                    "top-1, last epoch": f"{last_top1(out):.4f}",
+                    "best epoch": f"{best_top1(out):.4f}",
+                }
+            )
+    means = {way: statistics.mean(values) for way, values in scores.items()}
+    deviation = max(statistics.stdev(values) for values in scores.values())
+    lead = means["fine-tuned"] - means["from scratch"]
+    record(
+        "10_finetune",
+        "fine-tuning the CIFAR-10 nano to pets3 (3 breeds, 300 photos) against the same from scratch",
+        "ahead by more than 2 standard deviations over 3 seeds",
+        f"{means['fine-tuned']:.3f} against {means['from scratch']:.3f}: ahead by {lead:.3f}, "
+        f"{lead / deviation:.1f} standard deviations (the larger of the two, {deviation:.3f})",
+        lead > 2 * deviation,
+        table,
+        note=f"options: {' '.join([*COMMON[:-1], *more])}; {(time.perf_counter() - begin) / 60:.0f} minutes in all",
+    )
+
+
+if __name__ == "__main__":
+    main()

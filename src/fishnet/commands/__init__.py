@@ -1,0 +1,1 @@
+"""One file per command; each is a typed function that Python users can call too."""

@@ -1,0 +1,109 @@
+"""`fishnet convert`: read any known checkpoint and write it in the layout that another program expects."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from fishnet.errors import FishnetError, UsageError
+
+_BUFFERS = (".running_mean", ".running_var", ".num_batches_tracked")
+
+
+@dataclass
+class Conversion:
+    """What `convert` read and wrote."""
+
+    source: Path
+    """Checkpoint that was read."""
+    dest: Path
+    """File that was written."""
+    layout: str
+    """Layout of the source."""
+    to: str
+    """Layout of the file that was written."""
+    member: str | None
+    """Member of the family, where names and shapes are those of one."""
+    tensors: int
+    """Number of tensors, running statistics included."""
+    parameters: int
+    """Number of trained values."""
+    options: dict[str, object]
+    """Model options of the run that no layout records."""
+
+    def __str__(self) -> str:
+        text = (
+            f"{self.member or 'a FishNet of another plan'}: layout {self.layout} -> {self.to}, {self.tensors} tensors, "
+            f"{self.parameters:,} parameters: {self.dest}"
+        )
+        if self.options and self.to != "fishnet":
+            options = ", ".join(f"{name}={value}" for name, value in self.options.items())
+            text += f" (the layout does not record {options}: its reader must build the same network)"
+        return text
+
+
+def convert(
+    source: str,
+    dest: str,
+    to: Literal["fishnet", "released", "pytorchcv"] = "fishnet",
+    overwrite: bool = False,
+    prefer_ema: bool = True,
+) -> Conversion:
+    """Read a checkpoint of any known layout and write it in another one.
+
+    Args:
+        source: Checkpoint file (.safetensors, .pth, .pt, .tar, .ckpt, .pth.zip), run folder, or tag (osmr_in1k).
+        dest: File to write; its suffix names the format, .safetensors, .pth or .pt (a bare state dict) or .tar (as
+            the release has it, under state_dict with module. before each name).
+        to: Layout to write.
+        overwrite: Replace an existing file.
+        prefer_ema: Where the source holds both, take the moving average rather than the weights of the last step.
+
+    Returns:
+        What was read and written; printed as one line.
+
+    Raises:
+        UsageError: The source does not exist, or the destination does.
+        FishnetError: The source cannot be read, or the layout cannot hold it.
+    """
+    from fishnet.models.checkpoint_files import WRITTEN_SUFFIXES, read_metadata, write_checkpoint
+    from fishnet.models.layouts import convert_state, detect_layout
+    from fishnet.models.weights import locate_weights, read_checkpoint, recognise_member
+
+    target = Path(dest).expanduser()
+    if target.suffix not in WRITTEN_SUFFIXES:
+        raise UsageError(f"cannot write {target}: the file name must end in {', '.join(WRITTEN_SUFFIXES)}.")
+    if target.exists() and not overwrite:
+        raise UsageError(f"{target} exists; pass --overwrite to replace it, or choose another name.")
+    path = locate_weights(source)
+    state = read_checkpoint(path, prefer_ema)
+    try:
+        layout = detect_layout(state)
+        converted = convert_state(state, to)
+    except FishnetError as error:
+        raise FishnetError(f"cannot convert {path}: {error}") from error
+    metadata = {name: text for name, text in read_metadata(path).items() if name != "format"}
+    write_checkpoint(target, converted, metadata if to == "fishnet" else None)
+    result = Conversion(
+        source=path,
+        dest=target,
+        layout=layout,
+        to=to,
+        member=recognise_member(state),
+        tensors=len(converted),
+        parameters=sum(value.numel() for key, value in converted.items() if not key.endswith(_BUFFERS)),
+        options=_model_options(metadata.get("model.json", "")),
+    )
+    print(result)
+    return result
+
+
+def _model_options(card: str) -> dict[str, object]:
+    """Return the model options in the card of a run's model, none where there is no such card."""
+    try:
+        options = json.loads(card)["model_option"]
+    except (ValueError, KeyError, TypeError):
+        return {}
+    return dict(options) if isinstance(options, dict) else {}

@@ -1,0 +1,40 @@
+"""`fishnet demo`: a real run on data that comes with scikit-learn, from training to pictures of predictions."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from fishnet.errors import UsageError
+from fishnet.runs import RunFolder
+
+
+def demo(out: str = "runs/demo", quick: bool = False) -> RunFolder:
+    """Train on handwritten digits, judge, predict, and write a report.
+
+    Args:
+        out: Folder to write: data/, run/ and predictions/; an earlier demo in it is replaced.
+        quick: The same with two epochs, in seconds.
+
+    Raises:
+        UsageError: scikit-learn, which brings the digits, is not installed.
+    """
+    from fishnet.commands.evaluate import evaluate
+    from fishnet.commands.predict import predict
+    from fishnet.commands.train import train
+    from fishnet.data.digits import write_digits
+
+    root = Path(out)
+    if (root / "data").exists() and not (root / "run").exists() and not (root / "data" / "digits.txt").exists():
+        raise UsageError(f"--out {out} holds a folder data/ that no demo wrote; choose another")
+    data = write_digits(root / "data")
+    settings: dict[str, Any] = {"epochs": 2} if quick else {}
+    run = train("classification", recipe="digits", overwrite=True, data=str(data), out=str(root / "run"), **settings)
+    evaluate(str(run.path), data=str(data))
+    if (root / "predictions").exists():
+        shutil.rmtree(root / "predictions")
+    pictures = [str(path) for path in sorted((data / "val").glob("*/*.png"))[::15]]
+    predict(str(run.path), pictures, out=str(root / "predictions"))
+    print(f"look at {run.report_html} and {root / 'predictions'}")
+    return run

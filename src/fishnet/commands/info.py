@@ -1,0 +1,330 @@
+"""`fishnet info`: the family, or one model: its stages, its costs, its figure, the gradient that reaches its stages."""
+
+from __future__ import annotations
+
+import copy
+import json as json_module
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fishnet.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from fishnet.report.gradient_flow import GradientFlow
+
+_PARTS = ("trunk", "tail", "bridge")
+
+
+@dataclass
+class Info:
+    """What `info` found; `document` is what `--json` prints."""
+
+    document: dict[str, Any]
+
+
+def info(
+    model: str | None = None,
+    json: bool = False,
+    gradient_flow: str | None = None,
+    compare: str | None = None,
+    figure: str | None = None,
+    size: int = 224,
+    weights: str | None = None,
+    model_option: dict[str, Any] | None = None,
+) -> Info:
+    """Describe the family, or one model.
+
+    Args:
+        model: Member of the family or any timm backbone; without it the whole family is listed.
+        json: Print JSON instead of tables.
+        gradient_flow: Picture (.png, .svg, .pdf) of the gradient norm that reaches every stage from the classifier;
+            isolated convolutions are listed, too.
+        compare: Other models for that picture, separated by commas, with their options behind colons, such as
+            resnet50,resnet50:zero_init_last=false.
+        figure: Picture (.png, .svg, .pdf) of the fish.
+        size: Side of the image in pixels.
+        weights: Checkpoint, run folder or tag to load before gradients are measured; without it weights are fresh.
+        model_option: Keywords of the model, such as reduction=conv1x1 or stem_stride=1.
+    """
+    _check(model, gradient_flow, compare, figure, size, weights, model_option)
+    if model is None:
+        document: dict[str, Any] = {"size": size, "models": family(size)}
+        print(json_module.dumps(document, indent=1) if json else _family_text(document))
+        return Info(document)
+    options = dict(model_option or {})
+    network = _build(model, weights, options)
+    document = {"model": model, "model_option": options, **describe(network, size)}
+    if figure is not None:
+        _draw_figure(network, model, Path(figure))
+        document["figure"] = str(figure)
+    if gradient_flow is not None:
+        others = [(label, _build(name, None, keywords)) for label, name, keywords in _parse_compare(compare or "")]
+        label = " ".join([model, *(f"{key}={value}" for key, value in options.items())])
+        flows = _draw_gradient_flow([(label, network), *others], size, Path(gradient_flow))
+        document["gradient_flow"] = [_flow_document(flow) for flow in flows]
+        document["gradient_flow_figure"] = str(gradient_flow)
+    print(json_module.dumps(document, indent=1) if json else _model_text(document))
+    return Info(document)
+
+
+def family(size: int = 224) -> list[dict[str, Any]]:
+    """Return name, parameters, multiply-adds, features and smallest input of every member of the family.
+
+    Raises:
+        UsageError: where a member cannot take images of this size.
+    """
+    from fishnet.models import create_model, list_models
+    from fishnet.report.isolated import features
+
+    rows = []
+    for name in list_models():
+        network = create_model(name, device="meta")
+        taps = features(network)
+        rows.append(
+            {
+                "name": name,
+                **_complexity(network, size),
+                "min_size": network.min_size,
+                "strides": [entry["reduction"] for entry in taps],
+                "channels": [entry["num_chs"] for entry in taps],
+            }
+        )
+    return rows
+
+
+def describe(network: nn.Module, size: int = 224) -> dict[str, Any]:
+    """Return parameters, multiply-adds, smallest input (None where the model does not say) and stages of a network.
+
+    A stage is a dictionary of its name, stride, channels, height and width of its output, the number of its residual
+    blocks and of those on its transfer branch (None where it has none), and its own parameters.
+
+    Raises:
+        UsageError: where the network cannot take images of this size.
+    """
+    numbers = _complexity(network, size)
+    return {
+        **numbers,
+        "size": size,
+        "min_size": getattr(network, "min_size", None),
+        "stages": _stages(network, size),
+    }
+
+
+def _check(
+    model: str | None,
+    gradient_flow: str | None,
+    compare: str | None,
+    figure: str | None,
+    size: int,
+    weights: str | None,
+    model_option: dict[str, Any] | None,
+) -> None:
+    from fishnet.report.style import check_picture
+
+    if size < 1:
+        raise UsageError(f"--size {size} is no image size: give pixels")
+    alone = {"--gradient-flow": gradient_flow, "--figure": figure, "--weights": weights, "--model-option": model_option}
+    for flag, value in alone.items():
+        if value and model is None:
+            raise UsageError(f"{flag} needs a model: fishnet info MODEL {flag} ...")
+    if compare is not None and gradient_flow is None:
+        raise UsageError("--compare belongs to --gradient-flow FILE.png")
+    for picture in (gradient_flow, figure):
+        if picture is not None:
+            check_picture(Path(picture))
+
+
+def _build(name: str, weights: str | None = None, options: dict[str, Any] | None = None) -> nn.Module:
+    """Build a model; fresh weights are the same each time, and the caller's random numbers stay as they were."""
+    import torch
+
+    from fishnet.models import create_model
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return create_model(name, weights=weights, **(options or {}))
+
+
+def _complexity(network: nn.Module, size: int) -> dict[str, int]:
+    from fishnet.models.complexity import count
+
+    try:
+        found = count(network, size)
+    except (ValueError, RuntimeError, AssertionError) as error:
+        raise UsageError(f"--size {size} does not fit: {' '.join(str(error).split())}") from error
+    return {"parameters": found.params, "multiply_adds": found.macs}
+
+
+def _stages(network: nn.Module, size: int) -> list[dict[str, Any]]:
+    from fishnet.models.fishnet import MODULES, FishNet
+    from fishnet.report.isolated import features
+
+    if isinstance(network, FishNet):
+        rows = [(name, MODULES[name], stride, channels) for name, (stride, channels) in network.stage_info.items()]
+    else:
+        rows = [(entry["module"], entry["module"], entry["reduction"], entry["num_chs"]) for entry in features(network)]
+    sides = _output_sides(network, [module for _, module, _, _ in rows], size)
+    stages = []
+    for name, module, stride, channels in rows:
+        height, width = sides[module]
+        owner = network.get_submodule("stem" if name == "stem" and isinstance(network, FishNet) else module)
+        stages.append(
+            {
+                "name": name,
+                "stride": stride,
+                "channels": channels,
+                "height": height,
+                "width": width,
+                "blocks": _length(getattr(owner, "blocks", owner)),
+                "transfer_blocks": _length(getattr(owner, "transfer", None)),
+                "parameters": sum(p.numel() for p in owner.parameters()),
+            }
+        )
+    return stages
+
+
+def _length(blocks: object) -> int | None:
+    from torch import nn
+
+    return len(blocks) if isinstance(blocks, nn.Sequential | nn.ModuleList) else None
+
+
+def _output_sides(network: nn.Module, modules: list[str], size: int) -> dict[str, tuple[int | None, int | None]]:
+    """Return the height and width of the outputs of modules (None where an output is not a map), without computing."""
+    import torch
+
+    sides: dict[str, tuple[int | None, int | None]] = dict.fromkeys(modules, (None, None))
+    shadow = copy.deepcopy(network).to("meta").eval()
+
+    def note(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: object, output: Any) -> None:
+            if isinstance(output, torch.Tensor) and output.ndim == 4:
+                sides[name] = output.shape[2], output.shape[3]
+
+        return hook
+
+    for name in modules:
+        shadow.get_submodule(name).register_forward_hook(note(name))
+    channels = getattr(network, "in_chans", None) or 3
+    with torch.no_grad():
+        shadow(torch.empty(1, channels, size, size, device="meta"))
+    return sides
+
+
+def _draw_figure(network: nn.Module, name: str, path: Path) -> None:
+    from fishnet.report.architecture import draw_fish
+    from fishnet.report.style import save_figure
+
+    save_figure(draw_fish(network, name), path, dpi=130)
+
+
+def _parse_compare(compare: str) -> list[tuple[str, str, dict[str, Any]]]:
+    """Return (label, name, options) of models written as NAME or NAME:KEY=VALUE:..., separated by commas."""
+    import yaml
+
+    found = []
+    for entry in filter(None, map(str.strip, compare.split(","))):
+        name, *settings = entry.split(":")
+        options = {}
+        for setting in settings:
+            key, equals, value = setting.partition("=")
+            if not (key and equals and value):
+                raise UsageError(f"--compare {entry}: options are written NAME:KEY=VALUE, not {setting!r}")
+            options[key] = yaml.safe_load(value)
+        found.append((" ".join([name, *settings]), name, options))
+    return found
+
+
+def _draw_gradient_flow(networks: Sequence[tuple[str, nn.Module]], size: int, path: Path) -> list[GradientFlow]:
+    """Measure models, given with their labels, and draw them beside each other."""
+    from fishnet.report.gradient_flow import draw_gradient_flow, gradient_flow
+    from fishnet.report.style import save_figure
+
+    flows = [gradient_flow(network, label, size) for label, network in networks]
+    save_figure(draw_gradient_flow(flows), path, dpi=130)
+    return flows
+
+
+def _flow_document(flow: GradientFlow) -> dict[str, Any]:
+    isolated = None if flow.isolated is None else {part: flow.crossed(part) for part in _PARTS}
+    stages = [{key: value for key, value in asdict(stage).items() if key != "shape"} for stage in flow.stages]
+    return {"model": flow.model, "trunk": list(flow.trunk), "stages": stages, "isolated": isolated}
+
+
+def _family_text(document: dict[str, Any]) -> str:
+    head = ["model", "parameters", f"multiply-adds at {document['size']}", "strides", "feature channels"]
+    rows = [
+        [
+            row["name"],
+            f"{row['parameters']:,}",
+            f"{row['multiply_adds']:,}",
+            " ".join(map(str, row["strides"])),
+            " ".join(map(str, row["channels"])),
+        ]
+        for row in document["models"]
+    ]
+    return _table(head, rows) + "\n\n`fishnet info MODEL` tells more; MODEL may also be any timm backbone."
+
+
+def _model_text(document: dict[str, Any]) -> str:
+    size = document["size"]
+    options = " ".join(f"{key}={value}" for key, value in document["model_option"].items())
+    lines = [
+        f"{document['model']} {options}".strip(),
+        f"  parameters      {document['parameters']:,}",
+        f"  multiply-adds   {document['multiply_adds']:,} (convolutions and linear layers, {size}x{size})",
+    ]
+    if document["min_size"]:
+        lines.append(f"  smallest input  {document['min_size']}x{document['min_size']}")
+    if document["stages"]:
+        lines += ["", _stages_text(document["stages"])]
+    for flow in document.get("gradient_flow", ()):
+        lines += ["", *_flow_text(flow, size)]
+    written = [document[key] for key in ("figure", "gradient_flow_figure") if key in document]
+    if written:
+        lines += ["", f"written: {', '.join(written)}"]
+    return "\n".join(lines)
+
+
+def _stages_text(stages: list[dict[str, Any]]) -> str:
+    rows = []
+    for stage in stages:
+        blocks = "" if stage["blocks"] is None else str(stage["blocks"])
+        if stage["transfer_blocks"]:
+            blocks += f" + {stage['transfer_blocks']} on the skip"
+        output = "" if stage["height"] is None else f"{stage['height']}x{stage['width']}"
+        numbers = [str(stage["stride"]), str(stage["channels"]), output, f"{stage['parameters']:,}"]
+        rows.append([stage["name"], *numbers, blocks])
+    return _table(["stage", "stride", "channels", "output", "parameters", "blocks"], rows, left=(0, 5))
+
+
+def _flow_text(flow: dict[str, Any], size: int) -> list[str]:
+    rows = [[stage["name"], f"{stage['norm']:.3e}", f"{stage['rms']:.3e}"] for stage in flow["stages"]]
+    lines = [f"gradient that reaches the stages of {flow['model']} ({size}x{size} noise)"]
+    lines.append(_table(["stage", "norm", "per element"], rows))
+    if flow["isolated"] is None:
+        return [*lines, f"isolated convolutions of {flow['model']}: unknown, torch.fx cannot trace it"]
+    begin, end = flow["trunk"]
+    lines.append(f"isolated convolutions of {flow['model']}")
+    for part, names in flow["isolated"].items():
+        title = f"trunk, {begin} to {end}" if part == "trunk" else part
+        if names or part == "trunk":
+            lines += [f"  {title}: {len(names) or 'none'}", *(f"    {name}" for name in names)]
+    return lines
+
+
+def _table(head: list[str], rows: list[list[str]], left: Sequence[int] = (0, 3, 4)) -> str:
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+
+    def line(cells: list[str]) -> str:
+        placed = (
+            cell.ljust(width) if place in left else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        )
+        return ("  " + "  ".join(placed)).rstrip()
+
+    return "\n".join(map(line, [head, *rows]))

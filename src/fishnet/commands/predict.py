@@ -1,0 +1,288 @@
+"""`fishnet predict`: what a trained network says of images, as a file for programs and pictures for people."""
+
+from __future__ import annotations
+
+import glob
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from fishnet.errors import FishnetError, UsageError
+
+if TYPE_CHECKING:
+    from fishnet.predictor import Predictor
+
+FORMAT_VERSION = 1
+SHEET_IMAGES = 48
+SHEET_LINES = 5
+_SHEETS = 20
+_FEW = 16
+
+
+@dataclass
+class Prediction:
+    """What `predict` wrote: `document` is the content of results.json."""
+
+    document: dict[str, Any]
+    results_json: Path
+    sheets: list[Path]
+    bad_images: list[str]
+
+    @property
+    def images(self) -> list[dict[str, Any]]:
+        """One entry per image: file, width, height, predictions."""
+        return self.document["images"]
+
+
+def predict(
+    run: str,
+    inputs: list[str],
+    out: str,
+    device: str = "auto",
+    top: int = 5,
+    threshold: float = 0.5,
+    batch_size: int = 32,
+    workers: int = 2,
+    bad_images: Literal["stop", "skip"] = "stop",
+    overwrite: bool = False,
+    size: int | None = None,
+    task: str | None = None,
+    model: str | None = None,
+    classes: str | None = None,
+    runtime: Literal["torch"] = "torch",
+) -> Prediction:
+    """Predict on images: writes results.json and contact sheets.
+
+    Args:
+        run: Run folder or weights file.
+        inputs: Images, folders (searched with their subfolders) or quoted patterns such as "photos/**/*.jpg".
+        out: Folder to write results.json and contact_sheet.png into.
+        device: auto, cpu, cuda, cuda:1, ...
+        top: Number of classes per image (single-label models).
+        threshold: Smallest score of a class that is named (multi-label models).
+        batch_size: Images per forward pass.
+        workers: Processes that read images.
+        bad_images: stop at an image that cannot be read, or skip it and list it.
+        overwrite: Replace the results that `out` holds.
+        size: Input size in pixels instead of the one the model was made for.
+        task: Task of a weights file that does not say it.
+        model: Architecture of a weights file that does not say it.
+        classes: Text file with a class name per line, for a weights file that does not hold them.
+        runtime: What runs the network.
+    """
+    from fishnet.files import atomic_write
+    from fishnet.predictor import Predictor
+
+    if batch_size < 1 or workers < 0:
+        raise UsageError("--batch-size must be 1 or more, --workers 0 or more")
+    folder = Path(out)
+    results = folder / "results.json"
+    if results.exists() and not overwrite:
+        raise UsageError(f"{folder} holds results already: choose another --out or give --overwrite")
+    files = find_images(inputs, leave_out=folder)
+    _make(folder)
+    predictor = Predictor(run, device, top, threshold, task, model, read_names(classes), size)
+    entries, sheets, bad = _predict_files(predictor, files, folder, batch_size, workers, bad_images)
+    document = _head(predictor) | {"images": entries, "bad_images": bad}
+    atomic_write(results, json.dumps(document, ensure_ascii=False, indent=1))
+    for old in set(folder.glob("contact_sheet*.png")) - set(sheets):
+        old.unlink()
+    _say(results, sheets, entries, bad)
+    return Prediction(document, results, sheets, bad)
+
+
+def _head(predictor: Predictor) -> dict[str, Any]:
+    card = predictor.card
+    return {"format_version": FORMAT_VERSION, "task": card.task, "model": card.model, "classes": card.classes}
+
+
+def _make(folder: Path) -> None:
+    """Make the output folder before any work is done for it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FishnetError(f"cannot make the folder {folder}: {error.strerror}; choose another --out") from error
+
+
+def read_names(classes: str | None) -> list[str] | None:
+    """Return the lines of a text file of class names, or None where no file is given."""
+    if classes is None:
+        return None
+    try:
+        names = [line.strip() for line in Path(classes).read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read the class names in {classes}: {error}") from error
+    return [name for name in names if name]
+
+
+def find_images(inputs: Sequence[str | Path], leave_out: Path | None = None) -> list[Path]:
+    """Return the image files that files, folders and patterns name, each once, in order.
+
+    A file is taken whatever it is called; in folders and patterns only files with the ending of an image count, and
+    hidden files and those in `leave_out` do not.
+
+    Raises:
+        FishnetError: where an input matches no image.
+    """
+    found: dict[Path, None] = {}
+    hidden_below = None if leave_out is None else leave_out.absolute()
+    if not inputs:
+        raise UsageError("no input is given: name images, folders or quoted patterns")
+    for text in map(str, inputs):
+        path = Path(text)
+        if path.is_file():
+            found[path] = None
+            continue
+        if path.is_dir():
+            matches = sorted(path.rglob("*"))
+        else:
+            matches = sorted(Path(match) for match in glob.glob(text, recursive=True))  # noqa: PTH207  # takes absolute patterns
+        images = [match for match in matches if _is_image(match, path) and hidden_below not in match.absolute().parents]
+        if not images:
+            raise FishnetError(_nothing_found(text, path, bool(matches)))
+        found.update(dict.fromkeys(images))
+    return list(found)
+
+
+def _is_image(path: Path, base: Path) -> bool:
+    from fishnet.data.images import IMAGE_EXTENSIONS
+
+    below = path.relative_to(base).parts if path.is_relative_to(base) else path.parts[-1:]
+    return path.suffix.lower() in IMAGE_EXTENSIONS and path.is_file() and not any(p.startswith(".") for p in below)
+
+
+def _nothing_found(text: str, path: Path, any_match: bool) -> str:
+    from fishnet.data.images import IMAGE_EXTENSIONS
+
+    endings = ", ".join(sorted(IMAGE_EXTENSIONS))
+    if path.is_dir():
+        return f"the folder {text} holds no image (files that end in {endings})"
+    if any_match:
+        return f"the pattern {text} matches no image (files that end in {endings})"
+    if glob.has_magic(text):
+        return f"the pattern {text} matches nothing"
+    return f"{text} does not exist"
+
+
+class _Files:
+    """The images as a map-style data set; an unreadable one comes as its error."""
+
+    def __init__(self, predictor: Predictor, files: list[Path], thumbnails: int) -> None:
+        self.transform, self.files, self.thumbnails = predictor.transform, files, thumbnails
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        from fishnet.data.images import read_image
+
+        path = self.files[index]
+        item: dict[str, Any] = {"file": path.as_posix(), "thumbnail": None, "error": ""}
+        try:
+            image = read_image(path)
+        except FishnetError as error:
+            return item | {"error": str(error)}
+        item |= {"width": image.width, "height": image.height, "input": self.transform(image)}
+        if index < self.thumbnails:
+            image.thumbnail((320, 320))
+            item["thumbnail"] = image
+        return item
+
+
+def _as_list(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return items
+
+
+def _predict_files(
+    predictor: Predictor, files: list[Path], out: Path, batch_size: int, workers: int, bad_images: str
+) -> tuple[list[dict[str, Any]], list[Path], list[str]]:
+    """Return the entries of results.json, the pictures written and the images left out."""
+    import torch
+    from torch.utils.data import DataLoader
+    from tqdm import tqdm
+
+    dataset: Any = _Files(predictor, files, _SHEETS * SHEET_IMAGES)
+    if len(files) <= _FEW:
+        workers = 0  # starting them would take longer than the work
+    loader = DataLoader(dataset, batch_size, num_workers=workers, collate_fn=_as_list)
+    entries: list[dict[str, Any]] = []
+    bad: list[str] = []
+    sheets = _Sheets(out, len(files))
+    with tqdm(total=len(files), desc="predicting", unit="image", disable=None, leave=False) as bar:
+        for items in loader:
+            good = []
+            for item in items:
+                if not item["error"]:
+                    good.append(item)
+                elif bad_images == "stop":
+                    raise FishnetError(item["error"])
+                else:
+                    bad.append(item["file"])
+            answers = predictor.answer(torch.stack([item["input"] for item in good])) if good else []
+            for item, answer in zip(good, answers, strict=True):
+                entries.append(_entry(item, answer))
+                sheets.add(item, answer)
+            bar.update(len(items))
+    if not entries:
+        raise FishnetError(f"none of the {len(files)} images can be read, the first is {bad[0]}")
+    sheets.write()
+    return entries, sheets.written, bad
+
+
+def _entry(item: dict[str, Any], answer: dict[str, list[Any]]) -> dict[str, Any]:
+    predictions = [
+        {"label": label, "index": index, "score": round(score, 6)}
+        for label, index, score in zip(answer["labels"], answer["indices"], answer["scores"], strict=True)
+    ]
+    return {"file": item["file"], "width": item["width"], "height": item["height"], "predictions": predictions}
+
+
+class _Sheets:
+    """Contact sheets, written page by page so that memory does not grow with the number of images."""
+
+    def __init__(self, out: Path, images: int) -> None:
+        self.out, self.pages = out, min(_SHEETS, math.ceil(images / SHEET_IMAGES))
+        self.cards: list[dict[str, Any]] = []
+        self.written: list[Path] = []
+
+    def add(self, item: dict[str, Any], answer: dict[str, list[Any]]) -> None:
+        """Put an image on the page; a full page is written."""
+        if item["thumbnail"] is None:
+            return
+        lines = list(zip(answer["labels"], answer["scores"], strict=True))[:SHEET_LINES]
+        self.cards.append({"image": item["thumbnail"], "title": Path(item["file"]).name, "lines": lines})
+        if len(self.cards) == SHEET_IMAGES:
+            self.write()
+
+    def write(self) -> None:
+        """Write the page that was begun, if any."""
+        from fishnet.files import atomic_path
+        from fishnet.report.drawing import contact_sheet
+
+        if not self.cards:
+            return
+        number = f"_{len(self.written) + 1:02d}" if self.pages > 1 else ""
+        path = self.out / f"contact_sheet{number}.png"
+        with atomic_path(path) as partial:
+            contact_sheet(self.cards).save(partial)
+        self.written.append(path)
+        self.cards = []
+
+
+def _say(results: Path, sheets: list[Path], entries: list[dict[str, Any]], bad: list[str]) -> None:
+    for entry in entries[:10]:
+        best = ", ".join(f"{p['label']} {100 * p['score']:.1f} %" for p in entry["predictions"][:3])
+        print(f"{entry['file']}: {best or 'nothing above the threshold'}")
+    if len(entries) > 10:
+        print(f"... and {len(entries) - 10} more")
+    for file in bad[:10]:
+        print(f"left out, cannot be read: {file}")
+    if len(bad) > 10:
+        print(f"... and {len(bad) - 10} more left out")
+    shown = min(len(entries), len(sheets) * SHEET_IMAGES)
+    more = f" (the first {shown} images)" if shown < len(entries) else ""
+    pictures = f"{sheets[0]}{f' ... {sheets[-1].name}' if len(sheets) > 1 else ''}{more}"
+    print(f"{len(entries)} images, {len(bad)} left out: {results}, {pictures}")

@@ -1,0 +1,126 @@
+"""Reading of single images: any file that Pillow decodes becomes 8-bit RGB, and a bad one becomes one clear error."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from fishnet.errors import FishnetError
+
+IMAGE_EXTENSIONS = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
+    | {".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif"}
+)
+"""Endings (lower case) of the files that count as images of a data set."""
+
+_ORIENTATION_TAG = 0x0112
+_SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+
+
+class BadImageError(FishnetError):
+    """An image that cannot be used; the message names the file, the reason and the way out.
+
+    A loader process hands on only the text of its traceback, whose last line is the message; it is cut out again here,
+    so that a reader sees the same line whether or not workers were in use.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message.rsplit(f"{type(self).__name__}: ", 1)[-1].strip())
+
+
+def read_image(source: Path | str | bytes, name: str = "") -> Image.Image:
+    """Decode an image file, or its bytes, wholly, to an RGB image of 8 bits per channel, as a viewer would show it.
+
+    The format is found by content. Of an animation the first frame is taken. EXIF orientation is applied. Transparency
+    is composed on white. 16-bit greyscale is scaled by 255/65535; CMYK goes through Pillow (Adobe's inverted values
+    included); palette, bilevel and greyscale images become RGB.
+
+    Args:
+        source: Path of a file, or the content of one.
+        name: What to call the image in errors; the path where empty.
+
+    Raises:
+        BadImageError: The file is missing, no image, damaged or truncated, of a kind without defined colours
+            (floating point), or larger than `PIL.Image.MAX_IMAGE_PIXELS` (about 89 megapixels; a decompression bomb).
+    """
+    label = name or ("in memory" if isinstance(source, bytes) else str(source))
+    content = source if isinstance(source, bytes) else _read_bytes(source, label)
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            refuse_bomb(image)
+            return to_rgb(image)
+    except Exception as error:  # decoders raise nearly any exception on damaged bytes
+        raise bad_image(label, explain(error, content)) from error
+
+
+def bad_image(name: str, reason: str) -> BadImageError:
+    """Return the error of an image that cannot be used."""
+    return BadImageError(
+        f"cannot use the image {name}: {reason}; replace or remove it, or leave such images out with --bad-images skip"
+    )
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Return an opened image as 8-bit RGB, upright; see `read_image`. Decodes it, so decoding errors surface here."""
+    image.load()
+    if _orientation(image) != 1:
+        image = ImageOps.exif_transpose(image)
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode in _SIXTEEN_BIT_MODES:
+        values = np.asarray(image).clip(0, 65535).astype(np.uint32)
+        return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no defined range, save it with 8 or 16 bits per channel")
+    if image.has_transparency_data:
+        opaque = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(opaque, image.convert("RGBA")).convert("RGB")
+    return image.convert("RGB")
+
+
+def explain(error: Exception, content: bytes) -> str:
+    """Return in a few words why decoding of `content` failed with `error`."""
+    if not content:
+        return "the file is empty"
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        return f"more than {Image.MAX_IMAGE_PIXELS:,} pixels (a decompression bomb?), scale it down"
+    if isinstance(error, UnidentifiedImageError):
+        return "it is no image, or of an unknown format"
+    if is_truncated(error):
+        return "the file is truncated or damaged"
+    text = " ".join(str(error).split())
+    return f"it cannot be decoded ({text or type(error).__name__})"
+
+
+def is_truncated(error: Exception) -> bool:
+    """Tell whether Pillow's `error` means that an image ends too early."""
+    text = str(error).lower()
+    return isinstance(error, EOFError) or any(word in text for word in ("truncat", "broken", "unexpected end"))
+
+
+def _read_bytes(path: Path | str, label: str) -> bytes:
+    try:
+        with io.FileIO(path) as stream:  # for small images much of the time would go into Path.read_bytes
+            return stream.readall()
+    except FileNotFoundError:
+        raise bad_image(label, "there is no such file") from None
+    except OSError as error:
+        raise bad_image(label, f"the file cannot be read ({error.strerror or error})") from error
+
+
+def refuse_bomb(image: Image.Image) -> None:
+    """Raise above Pillow's warning limit already: a bomb is 10 times the size of a panorama, and costs memory."""
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and image.width * image.height > limit:
+        raise Image.DecompressionBombError
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1 (upright) where there is none or where the EXIF data is damaged."""
+    try:
+        return int(image.getexif().get(_ORIENTATION_TAG, 1))
+    except Exception:  # the pixels are fine, so a broken note about them is no reason to stop
+        return 1

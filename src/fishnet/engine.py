@@ -1,0 +1,371 @@
+"""The one adapter of a task to Lightning: optimizer, precision, processes, exact resume.
+
+A run is a function of its settings: before every batch the generators are seeded from (seed, epoch, batch, process),
+so dropped paths and mixing do not depend on what ran before, and a resumed run equals one that never stopped.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sized
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.plugins.io import CheckpointIO
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
+from timm.optim import create_optimizer_v2
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
+
+from fishnet.config import OptimConfig, TrainConfig
+from fishnet.data.loader import EvalBatches, ResumableLoader, TrainBatches, make_loader, reraise_plainly
+from fishnet.errors import FishnetError, UsageError, did_you_mean
+from fishnet.files import atomic_path
+from fishnet.metrics import MetricsFile
+from fishnet.runs import RunFolder
+from fishnet.tasks import Evaluation, Task
+
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+PRECISION: dict[str, Precision] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+NORMS = (nn.modules.batchnorm._BatchNorm,)
+
+
+class SafeCheckpointIO(CheckpointIO):
+    """Writes a checkpoint beside the old one and renames it; reads without running code from the file."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write all of the checkpoint or nothing."""
+        with atomic_path(Path(path)) as partial:
+            torch.save(checkpoint, partial)
+
+    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
+        """Read a checkpoint of this engine."""
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Delete a checkpoint."""
+        Path(path).unlink(missing_ok=True)
+
+
+def base_lr(config: TrainConfig) -> float:
+    """Return the rate at the top of the schedule: `lr` as it is, or `optim.lr` scaled from 256 images to the batch."""
+    return config.lr if config.lr is not None else config.optim.lr * config.batch_size / 256
+
+
+def lr_share(optim: OptimConfig, step: int, steps_per_epoch: int, epochs: int) -> float:
+    """Return the share of the base rate at an optimizer step, counted from 0."""
+    warmup = optim.warmup_epochs * steps_per_epoch
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    if optim.schedule == "constant":
+        return 1.0
+    if optim.schedule == "step":
+        return optim.step_gamma ** (step // (optim.step_epochs * steps_per_epoch))
+    progress = min(1.0, (step - warmup) / max(1.0, epochs * steps_per_epoch - warmup))
+    return optim.final_lr + (1 - optim.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def build_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
+    """Return timm's optimizer for the settings; with layer decay, groups follow the model's `group_matcher`."""
+    optim = config.optim
+    name = "momentum" if optim.name == "sgd" and not optim.nesterov else optim.name
+    momentum = {"momentum": optim.momentum} if optim.name == "sgd" else {"betas": (optim.momentum, 0.999)}
+    optimizer = create_optimizer_v2(
+        model,
+        opt=name,
+        lr=base_lr(config),
+        weight_decay=optim.weight_decay,
+        filter_bias_and_bn=not optim.decay_all,
+        layer_decay=optim.layer_decay,
+        **momentum,
+    )
+    for group in optimizer.param_groups:  # timm leaves the layer's share to its own schedulers
+        group["lr"] *= group.pop("lr_scale", 1.0)
+    return optimizer
+
+
+def freeze(model: nn.Module, parts: list[str]) -> None:
+    """Stop the gradient of the named parts of a model and keep their BatchNorm statistics.
+
+    Raises:
+        UsageError: A name that is no part of the model.
+    """
+    modules = dict(model.named_modules())
+    for part in parts:
+        if part not in modules:
+            known = [name for name, _ in model.named_children()]
+            raise UsageError(
+                f"freeze: {part!r} is no part of the model (parts: {', '.join(known)}).{did_you_mean(part, modules)}"
+            )
+        modules[part].requires_grad_(False)
+
+
+def hold_norms(model: nn.Module, every: bool) -> None:
+    """Put the BatchNorms of frozen parts, or all of them, into inference mode."""
+    for module in model.modules():
+        if isinstance(module, NORMS):
+            frozen = module.weight is not None and not module.weight.requires_grad
+            if every or frozen:
+                module.eval()
+
+
+class TrainingModule(pl.LightningModule):
+    """A task's network, loss, optimizer and moving average in the form that Lightning drives.
+
+    Args:
+        task: What to train.
+        run: Where metrics go.
+    """
+
+    def __init__(self, task: Task, run: RunFolder):
+        super().__init__()
+        self.task, self.config, self.run_folder = task, task.config, run
+        self.model = task.build_model()
+        self._prepare_model()
+        self.ema = ModelEmaV3(self.model, decay=self.config.ema, use_warmup=True) if self.config.ema else None
+        self.log_file = MetricsFile(run.metrics_csv)
+        self.bad_images: set[str] = set()
+        self._val_loader: DataLoader[Any] | None = None
+        self._losses: list[Tensor] = []
+        self._unchecked: tuple[int, Tensor] | None = None
+
+    def _prepare_model(self) -> None:
+        config = self.config
+        freeze(self.model, config.freeze)
+        if config.frozen_bn:
+            for module in self.model.modules():
+                if isinstance(module, NORMS):
+                    module.requires_grad_(False)
+        if not any(parameter.requires_grad for parameter in self.model.parameters()):
+            raise UsageError("freeze: every parameter is frozen, nothing is left to train")
+        if config.checkpointing:
+            switch = getattr(self.model, "set_grad_checkpointing", None)
+            if not callable(switch):
+                raise UsageError(f"{config.model} cannot recompute activations; leave out --checkpointing")
+            switch(True)
+        if config.channels_last:
+            self.model = self.model.to(memory_format=torch.channels_last)
+
+    @property
+    def judged_model(self) -> nn.Module:
+        """The network that is validated and saved: the moving average where there is one."""
+        return self.ema.module if self.ema is not None else self.model
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Return the loader of this process's part of the training split."""
+        config, data = self.config, self.task.train_data
+        loader = make_loader(data, self.batches(), config.workers, self.on_gpu, config.worker_start)
+        assert isinstance(loader, ResumableLoader)
+        return loader
+
+    def batches(self) -> TrainBatches:
+        """Return the order in which this process gets the training split."""
+        config, trainer = self.config, self.trainer
+        ranks = {"rank": trainer.global_rank, "world": trainer.world_size}
+        length = len(cast(Sized, self.task.train_data))
+        return TrainBatches(length, config.batch_size, config.accumulate, seed=config.seed, **ranks)
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether this process trains on a CUDA device."""
+        return self.trainer.strategy.root_device.type == "cuda"
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Return the optimizer and its schedule per optimizer step."""
+        optimizer = build_optimizer(self.model, self.config)
+        steps, epochs, optim = self.batches().steps, self.config.epochs, self.config.optim
+        schedule = LambdaLR(optimizer, lambda step: lr_share(optim, step, steps, epochs))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_fit_start(self) -> None:
+        """Compile in place, so that the names of the weights stay clean."""
+        if self.config.compile:
+            self.model.compile()
+
+    def on_train_epoch_start(self) -> None:
+        """Keep frozen BatchNorms in inference mode."""
+        self.hold()
+
+    def hold(self) -> None:
+        """Set training mode, except for BatchNorms that must not change."""
+        self.model.train()
+        hold_norms(self.model, every=self.config.frozen_bn)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Move a batch, images in the memory order of the network."""
+        batch = super().transfer_batch_to_device(batch, device, dataloader_idx)
+        return self.in_memory_order(batch)
+
+    def in_memory_order(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Put the images into NHWC order where the settings ask for it."""
+        image = batch.get("image")
+        if self.config.channels_last and isinstance(image, Tensor) and image.ndim == 4:
+            batch["image"] = image.contiguous(memory_format=torch.channels_last)
+        return batch
+
+    def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
+        """Return the loss of one batch."""
+        seed = np.random.SeedSequence([self.config.seed, self.current_epoch, batch_index, self.global_rank])
+        torch.manual_seed(int(seed.generate_state(1, np.uint64)[0] >> 1))
+        self.bad_images.update(name for name in batch.get("bad", ()) if name)
+        loss = self.task.training_loss(self.model, batch, self.current_epoch)
+        if batch_index % self.config.accumulate == 0:
+            self._losses.clear()
+        self._losses.append(loss.detach())
+        return loss
+
+    def logs_now(self) -> bool:
+        """Whether the optimizer step under way (from 1) gets a row of metrics."""
+        step = self.global_step + 1
+        return step == 1 or step % self.config.log_every == 0
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Write loss, gradient norm and learning rate; the gradient is whole here, and not yet clipped."""
+        step = self.global_step + 1
+        loss = torch.stack(self._losses).mean()
+        self._check_loss(step, loss)
+        if not self.logs_now():
+            return
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        if self.trainer.world_size > 1:
+            loss = self.trainer.strategy.reduce(loss.clone(), reduce_op="mean")
+        if self.trainer.is_global_zero:
+            rate = max(group["lr"] for group in optimizer.param_groups)
+            values = {"loss": float(loss), "lr": rate, "grad_norm": float(norm)}
+            self.log_file.write(step, self.current_epoch, "train", values)
+
+    def _check_loss(self, step: int, loss: Tensor) -> None:
+        """Stop on a loss that is no number. On a GPU the step before is looked at, so that nothing waits for it."""
+        late, self._unchecked = self._unchecked, (step, loss)
+        self.stop_on_nan(late if self.on_gpu else self._unchecked)
+
+    def stop_on_nan(self, entry: tuple[int, Tensor] | None = None) -> None:
+        """Raise where a step's loss is not finite, by default the newest step's.
+
+        Raises:
+            FishnetError: Names the step; checkpoints of earlier steps stay.
+        """
+        entry = entry or self._unchecked
+        if entry is not None and not bool(torch.isfinite(entry[1])):
+            raise FishnetError(
+                f"loss is {float(entry[1])} at step {entry[0]} (epoch {self.current_epoch}); checkpoints hold an "
+                f"earlier state. Try a lower --lr, --optim.clip_grad 1, or --precision bf16 or fp32"
+            )
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, then move the average."""
+        super().optimizer_step(*args, **kwargs)
+        if self.ema is not None:
+            self.ema.update(self.model, step=self.trainer.global_step)
+
+    def recent_losses(self) -> float:
+        """Return the mean loss of the optimizer step under way."""
+        return float(torch.stack(self._losses).mean()) if self._losses else math.nan
+
+    def _make_val_loader(self) -> DataLoader[Any]:
+        """Return the loader of this process's part of the validation split; its workers stay for the next time."""
+        config, world = self.config, self.trainer.world_size
+        length = len(cast(Sized, self.task.val_data))
+        batches = EvalBatches(length, max(1, config.batch_size // world), self.trainer.global_rank, world)
+        return make_loader(self.task.val_data, batches, config.workers, self.on_gpu, config.worker_start)
+
+    def evaluate_split(self, progress: bool = True) -> tuple[str, Evaluation]:
+        """Judge the network on the validation split, over all processes, with the arithmetic of training.
+
+        Returns:
+            The name of the figure that decides which epoch is best, and all figures.
+        """
+        task, trainer, model = self.task, self.trainer, self.judged_model
+        loader = self._val_loader = self._val_loader or self._make_val_loader()
+        evaluator = task.evaluator(self.device)
+        model.eval()
+        with torch.inference_mode(), trainer.precision_plugin.forward_context():
+            for batch in with_progress(reraise_plainly(iter(loader)), len(loader), "validating", progress):
+                self.bad_images.update(name for name in batch.get("bad", ()) if name)
+                batch = self.transfer_batch_to_device(batch, self.device, 0)
+                task.evaluate_batch(model, batch, evaluator)
+        self.hold()
+        return evaluator.primary, evaluator.compute()
+
+
+def with_progress(items: Iterator[Any], total: int, what: str, enabled: bool) -> Iterator[Any]:
+    """Hand items on behind a progress bar that leaves no line."""
+    from tqdm import tqdm
+
+    return iter(tqdm(items, total=total, desc=what, leave=False, disable=not enabled))
+
+
+def build_trainer(config: TrainConfig, callbacks: list[pl.Callback], run: RunFolder) -> pl.Trainer:
+    """Return the Lightning trainer for the settings.
+
+    Raises:
+        UsageError: A precision or device count that this machine cannot do.
+    """
+    on_cpu = config.accelerator == "cpu" or (config.accelerator == "auto" and not torch.cuda.is_available())
+    if on_cpu and config.precision == "fp16":
+        raise UsageError("precision fp16 needs a GPU; use --precision bf16 or fp32 on a CPU")
+    if config.accelerator == "gpu" and not torch.cuda.is_available():
+        raise UsageError("accelerator gpu: no CUDA device is visible; use --accelerator cpu")
+    if not on_cpu and config.devices > torch.cuda.device_count():
+        raise UsageError(f"devices {config.devices}: only {torch.cuda.device_count()} GPUs are visible")
+    logger: Any = False
+    if config.tensorboard:
+        logger = tensorboard_logger(run)
+    return pl.Trainer(
+        accelerator="cpu" if on_cpu else "gpu",
+        devices=config.devices,
+        num_nodes=config.nodes,
+        strategy="ddp" if config.devices * config.nodes > 1 else "auto",
+        precision=PRECISION[config.precision],
+        max_epochs=config.epochs,
+        max_steps=-1 if config.max_steps is None else config.max_steps,
+        accumulate_grad_batches=config.accumulate,
+        gradient_clip_val=config.optim.clip_grad,
+        limit_val_batches=0,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        logger=logger,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        log_every_n_steps=config.log_every,
+        default_root_dir=str(run.path),
+        callbacks=callbacks,
+        plugins=[SafeCheckpointIO()],
+    )
+
+
+def tensorboard_logger(run: RunFolder) -> Any:
+    """Return a TensorBoard logger that writes into the run folder."""
+    try:
+        import tensorboard  # noqa: F401
+        from pytorch_lightning.loggers import TensorBoardLogger
+    except ImportError:
+        raise UsageError("--tensorboard needs the extra: pip install 'fishnet-vision[tensorboard]'") from None
+    return TensorBoardLogger(str(run.path), name="", version="tensorboard")
+
+
+class Stopwatch:
+    """Shares of the time spent waiting for data and training."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin an epoch."""
+        self.begin = self.mark = time.perf_counter()
+        self.waited = 0.0
+
+    def data_arrived(self) -> None:
+        """Count the time since the last batch ended as waiting."""
+        self.waited += time.perf_counter() - self.mark
+
+    def batch_done(self) -> None:
+        """Note the end of a batch."""
+        self.mark = time.perf_counter()

@@ -1,0 +1,80 @@
+"""environment.json: what a run ran on."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fishnet.files import atomic_write
+from fishnet.version import __version__
+
+PACKAGES = ("torch", "torchvision", "timm", "pytorch-lightning", "torchmetrics", "numpy", "pillow", "safetensors")
+
+
+def describe_environment() -> dict[str, Any]:
+    """Return versions, commit, command and hardware as plain values."""
+    versions = {"fishnet-vision": __version__, "python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "absent"
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "versions": versions,
+        "commit": source_commit(),
+        "hardware": describe_hardware(),
+    }
+
+
+def describe_hardware() -> dict[str, Any]:
+    """Return processor, cores, memory-independent facts and GPUs of this machine."""
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "platform": platform.platform(),
+        "processor": processor_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "gpus": gpus,
+    }
+
+
+def processor_name() -> str:
+    """Return the processor's own name where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def source_commit() -> str | None:
+    """Return the commit of the checkout that this package runs from; nothing where it is installed from a wheel."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def write_environment(path: Path, data: dict[str, Any], resumed: bool) -> None:
+    """Write the environment; a resumed run adds its own to the list, so that all parts of a run are on record."""
+    before: list[dict[str, Any]] = []
+    if resumed and path.exists():
+        old = json.loads(path.read_text("utf-8"))
+        before = [*old.pop("earlier", []), old]
+    content = {**describe_environment(), "data": data, "earlier": before}
+    atomic_write(path, json.dumps(content, indent=2))

@@ -1,0 +1,395 @@
+"""FishNet: stem -> tail -> bridge -> body -> head -> score -> classes, and its members as timm models.
+
+Sun, Pang, Shi, Yi, Ouyang: FishNet, NeurIPS 2018, https://arxiv.org/abs/1901.03495.
+TorchScript compiles this module, so annotations stay evaluated.
+"""
+# ruff: noqa: D102 (the docstring of a module is that of its forward)
+
+from dataclasses import fields
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import calculate_drop_path_rates, create_classifier
+from timm.layers.helpers import get_device_dtype
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
+from timm.models import load_pretrained as load_timm_pretrained
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+
+from fishnet.models.blocks import Device
+from fishnet.models.config import STAGES, VARIANTS, FishConfig
+from fishnet.models.stages import Body, Bridge, Head, Stage, Stem, Tail
+
+TAPS = ("stem_conv", "b3", "h1", "h2", "h3")
+"""Stages that timm gets as features: one per stride, the most refined map of each."""
+
+MODULES = {
+    "stem_conv": "stem.relu",
+    "stem": "stem.pool",
+    **{name: f"tail.{name}" for name in ("t1", "t2", "t3")},
+    "bridge": "bridge",
+    **{name: f"body.{name}" for name in ("b1", "b2", "b3")},
+    **{name: f"head.{name}" for name in ("h1", "h2", "h3")},
+}
+"""Module whose output is the output of a stage."""
+
+
+class Score(nn.Module):
+    """Last features: n2(w * n1(x)), a 1x1 convolution to half the channels: (N, C, H, W) -> (N, C/2, H, W)."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, device: Device = None, dtype: torch.dtype | None = None
+    ) -> None:
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        super().__init__()
+        self.norm1 = nn.BatchNorm2d(in_channels, **dd)
+        self.conv = nn.Conv2d(in_channels, out_channels, 1, bias=False, **dd)
+        self.norm2 = nn.BatchNorm2d(out_channels, **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(F.relu(self.norm1(x), inplace=True))
+        return F.relu(self.norm2(x), inplace=True)
+
+
+class FishNet(nn.Module):
+    """A FishNet classifier and backbone: (N, in_chans, H, W) -> (N, num_classes).
+
+    Any height and width from `config.min_size` up, rectangular and odd ones too. Without a classifier
+    (`num_classes=0`) the output is the pooled features (N, num_features), with `global_pool=""` too the map.
+    """
+
+    def __init__(
+        self,
+        config: FishConfig | None = None,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        super().__init__()
+        self.config = config = config or FishConfig()
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.min_size = config.min_size
+        self.stage_info = {name: (config.strides[name], config.channels[name]) for name in STAGES}
+        self.feature_info: list[dict[str, Any]] = [
+            {"num_chs": config.channels[name], "reduction": config.strides[name], "module": MODULES[name]}
+            for name in TAPS
+        ]
+        self.num_taps = len(TAPS)
+        depths = [*config.tail_depths, config.bridge_depth, *config.body_depths, *config.head_depths]
+        rates: Any = calculate_drop_path_rates(config.drop_path_rate, depths, stagewise=True)
+        self.stem = Stem(config, in_chans, **dd)
+        self.tail = Tail(config, rates[0:3], **dd)
+        self.bridge = Bridge(config, rates[3], **dd)
+        self.body = Body(config, rates[4:7], **dd)
+        self.head = Head(config, rates[7:10], **dd)
+        self.score = Score(config.channels["h3"], config.score_width, **dd)
+        self.num_features = config.score_width
+        self.global_pool, self.classifier = create_classifier(self.num_features, num_classes, global_pool, **dd)
+        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
+        self.head_drop = nn.Dropout(drop_rate)
+        self.init_weights()
+
+    @torch.jit.ignore
+    def init_weights(self) -> None:
+        """Draw fresh weights: Kaiming-normal convolutions (fan out), identity norms, a classifier near zero."""
+        self.apply(_init_weights)
+
+    @torch.jit.ignore
+    def stages(self, x: Tensor) -> dict[str, Tensor]:
+        """Return the output of every stage by name, from the stem up; `stage_info` gives strides and channels."""
+        outputs: dict[str, Tensor] = {}
+        modules = dict(self.named_modules())
+        handles = [
+            modules[path].register_forward_hook(lambda m, i, y, name=name: outputs.update({name: y}))
+            for name, path in MODULES.items()
+            if path in modules
+        ]
+        try:
+            self.forward_features(x)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return {name: outputs[name] for name in STAGES if name in outputs}
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Return timm's description of layer groups from the stem to the classifier: stages, or (fine) blocks."""
+        matcher: dict[str, Any] = {"stem": r"^stem"}
+        for name in STAGES[2:]:
+            prefix = "^" + MODULES[name].replace(".", r"\.")
+            fine = [(rf"{prefix}\.blocks\.(\d+)", None), (rf"{prefix}\.(?:down|up|transfer)", (99999,)), (prefix, None)]
+            matcher[name] = prefix if coarse else fine
+        return matcher | {"score": r"^score"}
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Return the parameters that want no weight decay whatever the recipe: none."""
+        return set()
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the activations of each stage in the backward pass: less memory, about a third more time."""
+        for module in self.modules():
+            if isinstance(module, Stage):
+                module.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        """Return the last linear layer."""
+        return self.classifier
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Put a fresh classifier of `num_classes` (0: none) in place; the pooling stays unless given."""
+        dd = get_device_dtype(self)
+        self.num_classes = num_classes
+        pool = self.global_pool.pool_type if global_pool is None else global_pool
+        self.global_pool, self.classifier = create_classifier(self.num_features, num_classes, pool, **dd)
+        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
+        self.classifier.apply(_init_weights)
+        self.global_pool.train(self.training)
+        self.classifier.train(self.training)
+
+    @torch.jit.ignore
+    def load_pretrained(self, checkpoint_path: str, prefix: str = "") -> None:
+        """Load a checkpoint file of any known layout; another class count or `in_chans` is adapted as timm does."""
+        from fishnet.models.weights import read_checkpoint
+
+        state = checkpoint_filter_fn(read_checkpoint(checkpoint_path), self)
+        source: dict[str, Any] = {**getattr(self, "pretrained_cfg", {}), "state_dict": state, "source": ""}
+        load_timm_pretrained(self, source, num_classes=self.num_classes, in_chans=self.in_chans)
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Remove what the features at `indices` do not need; the features then end at the last of them.
+
+        `score` serves the classifier only: it stays where `h3` is kept and neither head nor norm is pruned.
+        Returns the indices as non-negative numbers.
+        """
+        take_indices, last = feature_take_indices(self.num_taps, indices)
+        if last == 0:
+            self.stem.pool = nn.Identity()
+            for name in ("tail", "bridge", "body"):
+                self._drop(self, name)
+        if last <= 1:
+            self._drop(self, "head")
+        else:
+            for name in ("h2", "h3")[last - 2 :]:
+                self._drop(self.head, name)
+        ends_early = last < self.num_taps - 1
+        if ends_early or prune_norm or prune_head:
+            self._drop(self, "score")
+            self.num_features = self.feature_info[last]["num_chs"]
+            headless = ends_early or prune_head
+            self.reset_classifier(0 if headless else self.num_classes, "" if headless else None)
+        return take_indices
+
+    @torch.jit.ignore
+    def _drop(self, module: nn.Module, name: str) -> None:
+        if hasattr(module, name):
+            delattr(module, name)
+
+    @torch.jit.ignore
+    def _check_size(self, x: Tensor) -> None:
+        if isinstance(x, torch.fx.Proxy) or torch.jit.is_tracing():
+            return
+        if x.shape[-2] < self.min_size or x.shape[-1] < self.min_size:
+            raise ValueError(
+                f"input of {x.shape[-2]}x{x.shape[-1]} pixels (height x width) is too small for this FishNet: the "
+                f"smallest is {self.min_size}x{self.min_size}; use larger images or a smaller stem_stride"
+            )
+
+    def _run(self, x: Tensor, take: list[int], last: int) -> tuple[Tensor, list[Tensor]]:
+        """Return the feature with index `last` (or the last that pruning left) and those with an index in `take`."""
+        if not torch.jit.is_scripting():
+            self._check_size(x)
+        taps: list[Tensor] = []
+        x = self.stem.convs(x)
+        if 0 in take:
+            taps.append(x)
+        if hasattr(self, "body") and last > 0:
+            stem = self.stem.pool(x)
+            t1, t2, t3 = self.tail(stem)
+            bridge = self.bridge(t3)
+            b1, b2, x = self.body(bridge, t2, t1, stem)
+            if 1 in take:
+                taps.append(x)
+            if hasattr(self, "head") and last > 1:
+                outputs = self.head(x, b2, b1, bridge, last - 1)
+                x = outputs[-1]
+                for index, output in enumerate(outputs):
+                    if index + 2 in take:
+                        taps.append(output)
+        return x, taps
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Return (final features, features at `indices`), or the latter alone.
+
+        Index 0 is the stem before its pool, 1 to 4 are b3, h1, h2, h3: raw sums of a pre-activation network, that is
+        why `norm` changes nothing. `indices`: a number takes that many of the last, nothing takes all.
+        `stop_early` ends the run at the last index; the final features are then that map.
+        """
+        assert output_fmt == "NCHW", "Output format must be NCHW."
+        take, last = feature_take_indices(self.num_taps, indices)
+        end = last if stop_early else self.num_taps - 1
+        x, taps = self._run(x, take, end)
+        if intermediates_only:
+            return taps
+        if hasattr(self, "score") and end == self.num_taps - 1:
+            x = self.score(x)
+        return x, taps
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Return the map that is pooled: (N, num_features, H/32, W/32)."""
+        x, _ = self._run(x, [], self.num_taps - 1)
+        if hasattr(self, "score"):
+            x = self.score(x)
+        return x
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Pool features and classify them; `pre_logits` stops before the classifier."""
+        x = self.head_drop(self.global_pool(x))
+        return x if pre_logits else self.classifier(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits (N, num_classes)."""
+        return self.forward_head(self.forward_features(x))
+
+
+def _init_weights(module: nn.Module) -> None:
+    """Initialise one layer; norms also forget their running statistics."""
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    elif isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=0.01)
+    elif isinstance(module, nn.BatchNorm2d):
+        module.reset_parameters()
+        return
+    if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)
+
+
+def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Return weights of any known layout under this model's key names."""
+    from fishnet.models.weights import convert_state
+
+    return convert_state(state_dict)
+
+
+def _cfg(url: str = "", **kwargs: Any) -> dict[str, Any]:
+    return {
+        "url": url,
+        "num_classes": 1000,
+        "input_size": (3, 224, 224),
+        "pool_size": (7, 7),
+        "crop_pct": 0.875,
+        "interpolation": "bilinear",
+        "mean": IMAGENET_DEFAULT_MEAN,
+        "std": IMAGENET_DEFAULT_STD,
+        "first_conv": "stem.conv1",
+        "classifier": "classifier",
+        "paper_name": "FishNet: A Versatile Backbone for Image, Region, and Pixel Level Prediction",
+        "paper_ids": "arXiv:1901.03495",
+        **kwargs,
+    }
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        "fishnet150.osmr_in1k": _cfg(
+            url="https://github.com/osmr/imgclsmob/releases/download/v0.0.502/fishnet150-0475-93e26daa.pth.zip",
+            origin_url="https://github.com/osmr/imgclsmob",
+            license="mit",
+            custom_load=True,
+        ),
+        **{f"{name}.untrained": _cfg() for name in VARIANTS if name != "fishnet150"},
+    }
+)
+
+
+def _create_fishnet(variant: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Build a member for timm; keywords are fields of `FishConfig` or arguments of `FishNet`."""
+    known = {field.name for field in fields(FishConfig)}
+    options = {name: kwargs.pop(name) for name in list(kwargs) if name in known}
+    if pretrained:
+        kwargs["pretrained_cfg_overlay"] = _downloaded(variant, kwargs)
+    return build_model_with_cfg(
+        FishNet,
+        variant,
+        pretrained,
+        config=VARIANTS[variant].with_options(**options),
+        feature_cfg={"feature_cls": "getter"},
+        pretrained_filter_fn=checkpoint_filter_fn,
+        **kwargs,
+    )
+
+
+def _downloaded(variant: str, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return timm's overlay with the checkpoint's local path, where the weights are those of a tag known here.
+
+    timm cannot read them itself: they are zipped and come with a SHA-1.
+    """
+    overlay = dict(kwargs.get("pretrained_cfg_overlay") or {})
+    cfg = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), overlay)
+    if cfg.custom_load and cfg.url and cfg.tag and not (cfg.file or cfg.state_dict or cfg.hf_hub_id):
+        from fishnet.models.pretrained import fetch
+
+        overlay.update(file=str(fetch(cfg.tag)), custom_load=True)
+    return overlay
+
+
+@register_model
+def fishnet99(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """FishNet-99 as released: 16.6 M parameters, 4.3 G multiply-adds at 224x224."""
+    return _create_fishnet("fishnet99", pretrained, **kwargs)
+
+
+@register_model
+def fishnet150(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """FishNet-150 as released: 25.0 M parameters, 6.4 G multiply-adds at 224x224."""
+    return _create_fishnet("fishnet150", pretrained, **kwargs)
+
+
+@register_model
+def fishnet201(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """FishNet-201 as released: 44.6 M parameters, 10.5 G multiply-adds at 224x224."""
+    return _create_fishnet("fishnet201", pretrained, **kwargs)
+
+
+@register_model
+def fishnext150(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """FishNeXt-150: blocks with twice the inner width and 4 channels per group."""
+    return _create_fishnet("fishnext150", pretrained, **kwargs)
+
+
+@register_model
+def fishnet_nano(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """FishNet-nano: half a million parameters, for small images and small devices."""
+    return _create_fishnet("fishnet_nano", pretrained, **kwargs)
+
+
+@register_model
+def fishnet_tiny(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """FishNet-tiny: 3 M parameters, for edge devices."""
+    return _create_fishnet("fishnet_tiny", pretrained, **kwargs)
+
+
+@register_model
+def fishnet_small(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """FishNet-small: 8 M parameters."""
+    return _create_fishnet("fishnet_small", pretrained, **kwargs)

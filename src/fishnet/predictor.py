@@ -1,0 +1,171 @@
+"""A trained network as a function of an image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fishnet.data.images import bad_image, explain, read_image, to_rgb
+from fishnet.data.transforms import eval_transform
+from fishnet.errors import FishnetError, UsageError
+from fishnet.runs import ModelCard, load_model
+
+ImageLike = str | Path | Image.Image | np.ndarray | Tensor
+
+
+class Predictor:
+    """Say what is on an image.
+
+    Single-label models answer with the `top` best classes, multi-label models with every class whose score is above
+    the threshold (perhaps none), the best first. Scores are softmax or sigmoid outputs between 0 and 1.
+
+    >>> predictor = Predictor("runs/pets")                                  # doctest: +SKIP
+    >>> predictor("cat.jpg")                                                # doctest: +SKIP
+    {'labels': ['siamese', 'birman', ...], 'scores': [0.97, 0.02, ...], 'indices': [2, 0, ...]}
+
+    Args:
+        source: Run folder, model file, or any weights file (with `task` and `model`).
+        device: `auto` (a GPU where there is one), `cpu`, `cuda`, ...
+        top: Number of classes in a single-label answer.
+        threshold: Smallest score in a multi-label answer.
+        task: Task of a weights file that does not say it.
+        model: Architecture of a weights file that does not say it.
+        classes: Class names of a weights file that does not say them.
+        size: Input size in pixels instead of the one the model was made for.
+
+    Raises:
+        FishnetError: Where the source is absent or damaged; see `fishnet.runs.load_model`.
+    """
+
+    def __init__(
+        self,
+        source: str | Path,
+        device: str = "auto",
+        top: int = 5,
+        threshold: float = 0.5,
+        task: str | None = None,
+        model: str | None = None,
+        classes: Sequence[str] | None = None,
+        size: int | None = None,
+    ) -> None:
+        if top < 1:
+            raise UsageError(f"--top {top}: at least one class must be asked for")
+        if not 0 <= threshold <= 1:
+            raise UsageError(f"--threshold {threshold} is not between 0 and 1")
+        self.top, self.threshold = top, threshold
+        self.model, self.card = load_model(source, device, task=task, model=model, classes=classes, size=size)
+        self.model.to(memory_format=torch.channels_last)
+        self.device = next(self.model.parameters()).device
+        self.transform = input_transform(self.card)
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names in the order of the model's outputs."""
+        return self.card.classes
+
+    def __call__(self, image: ImageLike) -> dict[str, list[Any]]:
+        """Answer for one image.
+
+        Args:
+            image: Path, PIL image, NumPy array (H, W) or (H, W, 1..4) of uint8, or tensor (H, W) or (1..4, H, W) of
+                uint8 or of floats between 0 and 1. Greyscale and alpha are fine; nothing must be resized or normalised.
+
+        Returns:
+            `labels`, `scores` and `indices`, equally long, the best first.
+
+        Raises:
+            FishnetError: Where the image cannot be read or has another form.
+        """
+        return self.batch([image])[0]
+
+    def batch(self, images: Iterable[ImageLike], batch_size: int = 32) -> list[dict[str, list[Any]]]:
+        """Answer for many images, in their order; only `batch_size` of them are decoded at a time."""
+        if batch_size < 1:
+            raise UsageError(f"a batch of {batch_size} images: at least one is wanted")
+        rest = iter(images)
+        answers: list[dict[str, list[Any]]] = []
+        while part := list(islice(rest, batch_size)):
+            answers += self.answer(torch.stack([self.transform(as_image(image)) for image in part]))
+        return answers
+
+    def answer(self, inputs: Tensor) -> list[dict[str, list[Any]]]:
+        """Answer for a batch of prepared inputs (N, C, H, W), as `transform` makes them from RGB images."""
+        with torch.inference_mode():
+            logits = self.model(inputs.to(self.device, memory_format=torch.channels_last)).float().cpu()
+        if not torch.isfinite(logits).all():
+            raise FishnetError("the model gave NaN or infinite outputs: its weights are damaged")
+        return list(self._answers(logits))
+
+    def _answers(self, logits: Tensor) -> Iterator[dict[str, list[Any]]]:
+        multi_label = self.card.multi_label
+        scores = logits.sigmoid() if multi_label else logits.softmax(1)
+        order = logits.argsort(dim=1, descending=True, stable=True)
+        for row, ranked in zip(scores, order[:, : None if multi_label else self.top], strict=True):
+            indices = [i for i in ranked.tolist() if not multi_label or row[i] > self.threshold]
+            yield {
+                "labels": [self.classes[i] for i in indices],
+                "scores": [float(row[i]) for i in indices],
+                "indices": indices,
+            }
+
+
+def input_transform(card: ModelCard) -> Callable[[Image.Image], Tensor]:
+    """Return the function from an RGB image to the input (C, H, W) that a model was made for.
+
+    Raises:
+        FishnetError: where the model takes no RGB images.
+    """
+    if card.in_chans != 3:
+        raise FishnetError(f"{card.model} takes images of {card.in_chans} channels; fishnet reads images as RGB")
+    return eval_transform(card.preprocess, card.size)
+
+
+def as_image(image: ImageLike) -> Image.Image:
+    """Return an image of any accepted form as PIL image in RGB; see `Predictor.__call__`.
+
+    Raises:
+        FishnetError: where it is none.
+    """
+    if isinstance(image, str | Path):
+        return read_image(Path(image))
+    if isinstance(image, Tensor):
+        image = _tensor_to_array(image)
+    if isinstance(image, np.ndarray):
+        image = Image.fromarray(_with_known_shape(image))
+    if not isinstance(image, Image.Image):
+        raise FishnetError(f"a {type(image).__name__} is no image: give a path, a PIL image, an array or a tensor")
+    try:
+        return to_rgb(image)
+    except Exception as error:  # decoders raise nearly any exception on damaged data
+        raise bad_image("given as PIL image", explain(error, b"?")) from error
+
+
+def _tensor_to_array(image: Tensor) -> np.ndarray:
+    if image.ndim == 3:
+        image = image.permute(1, 2, 0)
+    image = image.detach().cpu()
+    if image.is_floating_point():
+        if not ((image >= 0) & (image <= 1)).all():
+            raise FishnetError("a tensor of floats must lie between 0 and 1: give it as it was before normalisation")
+        image = image.float().mul(255).round().to(torch.uint8)
+    return image.numpy()
+
+
+def _with_known_shape(array: np.ndarray) -> np.ndarray:
+    if array.dtype != np.uint8:
+        raise FishnetError(f"an image array must be of uint8, not {array.dtype}")
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.ndim not in (2, 3) or 0 in array.shape or (array.ndim == 3 and array.shape[2] not in (2, 3, 4)):
+        raise FishnetError(
+            f"an array of shape {array.shape} is no image: (H, W) or (H, W, channels) with 1 to 4 channels is wanted "
+            "(a tensor: channels first)"
+        )
+    return np.ascontiguousarray(array)

@@ -1,0 +1,158 @@
+"""Curves of a training run, drawn from its metrics.csv."""
+
+from __future__ import annotations
+
+import csv
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from fishnet.errors import FishnetError
+from fishnet.metrics import MetricsFile
+from fishnet.report import style
+
+SCORES = {
+    "top1": "top-1",
+    "top5": "top-5",
+    "map": "mAP",
+    "f1": "F1",
+    "macro_accuracy": "mean class accuracy",
+}
+"""Scores of validation that are drawn, in this order, with the names that people read; all lie in 0..1."""
+_FEW = 25
+
+
+@dataclass
+class Series:
+    """One metric over a run: three lists of one length, sorted by step; a value may be NaN."""
+
+    steps: list[int] = field(default_factory=list)
+    epochs: list[int] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)
+
+
+def read_metrics(path: Path) -> dict[tuple[str, str], Series]:
+    """Read a long-form CSV (`step,epoch,split,name,value`) into a series per (split, name); no file is an empty one.
+
+    Rows that cannot be read as numbers are passed over; of two rows with one (step, split, name) the last counts.
+
+    Raises:
+        FishnetError: if the file cannot be read.
+    """
+    points: dict[tuple[str, str], dict[int, tuple[int, float]]] = {}
+    try:
+        rows = MetricsFile(Path(path)).read()
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise FishnetError(f"cannot read the metrics of the run, {path}: {error}") from error
+    for row in rows:
+        try:
+            step, epoch, value = int(row["step"]), int(row["epoch"]), float(row["value"])
+        except ValueError:
+            continue
+        points.setdefault((row["split"], row["name"]), {})[step] = (epoch, value)
+    return {key: _series(found) for key, found in points.items()}
+
+
+def smooth(values: list[float], share: float = 0.02) -> np.ndarray:
+    """Return a centred moving average over `share` of the points; NaN and infinite values are left out of it."""
+    array = np.asarray(values, dtype=np.float64)
+    window = np.ones(2 * int(len(array) * share / 2) + 1)
+    finite = np.isfinite(array)
+    count = np.convolve(finite, window, mode="same")
+    total = np.convolve(np.where(finite, array, 0.0), window, mode="same")
+    return np.divide(total, count, out=np.full(len(array), np.nan), where=count > 0.5)
+
+
+def draw_curves(metrics_csv: Path) -> Figure:
+    """Draw loss (training, smoothed, and validation), validation scores and learning rate over the optimizer steps.
+
+    What the file does not hold is left out, so runs of one epoch, without validation, or of another task are drawn too.
+
+    Raises:
+        FishnetError: if the file cannot be read.
+    """
+    series = read_metrics(metrics_csv)
+    scores = {name: found for name in _score_names(series) if (found := series.get(("val", name)))}
+    panels = [("loss", bool({("train", "loss"), ("val", "loss")} & series.keys())), ("scores", bool(scores))]
+    panels += [("lr", ("train", "lr") in series)]
+    shown = [name for name, present in panels if present]
+    with style.styled():
+        figure = style.new_figure(4.3 * max(len(shown), 1), 3.1)
+        if not shown:
+            figure.text(0.5, 0.5, "No metrics yet", ha="center", va="center", color=style.MUTED)
+        for place, name in enumerate(shown):
+            axes = figure.add_subplot(1, len(shown), place + 1)
+            if name == "loss":
+                _draw_loss(axes, series)
+            elif name == "scores":
+                _draw_scores(axes, scores)
+            else:
+                _draw_lr(axes, series["train", "lr"])
+            axes.set_xlabel("optimizer step")
+            axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    return figure
+
+
+def _series(points: dict[int, tuple[int, float]]) -> Series:
+    steps = sorted(points)
+    return Series(steps, [points[s][0] for s in steps], [points[s][1] for s in steps])
+
+
+def _score_names(series: dict[tuple[str, str], Series]) -> list[str]:
+    """Return the known scores, or, for a run of another task, whatever validation measured but its losses."""
+    measured = [name for split, name in series if split == "val"]
+    known = [name for name in SCORES if name in measured]
+    return known or [name for name in measured if "loss" not in name and name != "ece"][:6]
+
+
+def _draw_loss(axes: Axes, series: dict[tuple[str, str], Series]) -> None:
+    axes.set_title("Loss")
+    if train := series.get(("train", "loss")):
+        if len(train.steps) > _FEW:
+            axes.plot(train.steps, train.values, color=style.BLUE, alpha=0.2, linewidth=0.8)
+        axes.plot(train.steps, smooth(train.values), color=style.BLUE, label="train", **_marks(train))
+    if val := series.get(("val", "loss")):
+        axes.plot(val.steps, val.values, color=style.VERMILION, label="val", **_marks(val))
+    values = [v for key in (("train", "loss"), ("val", "loss")) if key in series for v in series[key].values]
+    _limit(axes, values)
+    axes.legend()
+
+
+def _draw_scores(axes: Axes, scores: dict[str, Series]) -> None:
+    axes.set_title("Validation")
+    percent = all(-1e-9 <= v <= 1 + 1e-9 for s in scores.values() for v in s.values if math.isfinite(v))
+    for name, found in scores.items():
+        values = np.asarray(found.values) * (100 if percent else 1)
+        label = style.middle(SCORES.get(name, name), 24)
+        if np.isfinite(values).any():
+            label += f" (best {np.nanmax(values):.2f}{' %' if percent else ''})"
+        axes.plot(found.steps, values, label=label, **_marks(found))
+    if percent:
+        axes.set_ylabel("%")
+    axes.legend(loc="lower right")
+
+
+def _draw_lr(axes: Axes, series: Series) -> None:
+    axes.set_title("Learning rate")
+    axes.plot(series.steps, series.values, color=style.GREEN, **_marks(series))
+    axes.set_ylim(bottom=0)
+    axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
+
+
+def _marks(series: Series) -> dict[str, Any]:
+    return {"marker": "o", "markersize": 4} if len(series.steps) <= _FEW else {}
+
+
+def _limit(axes: Axes, values: list[float]) -> None:
+    """Keep the first few high losses, or a spike, from flattening the rest."""
+    finite = np.asarray([v for v in values if math.isfinite(v)])
+    if len(finite) > _FEW:
+        low, high, top = finite.min(), np.quantile(finite, 0.98), finite.max()
+        if top > high + (high - low):
+            axes.set_ylim(low - 0.05 * (high - low), high + 0.25 * (high - low))

@@ -1,0 +1,347 @@
+"""report.html: one file that shows a run and opens without a network."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import yaml
+from PIL import Image
+
+from fishnet.errors import FishnetError
+from fishnet.files import atomic_path
+from fishnet.report import style
+from fishnet.report.confusion import draw_confusion
+from fishnet.report.curves import SCORES, Series, draw_curves, read_metrics
+from fishnet.runs import RunFolder, read_card
+
+Metrics = Mapping[tuple[str, str], Series]
+_MOST_ROWS = 1000
+_MOST_BYTES = 600_000
+_COUNTS = {"images", "predicted", "correct"}
+_TITLES = {**SCORES, "ece": "calibration error", "loss": "loss", "ap": "AP", "f1": "F1"}
+
+_CSS = """
+:root { color-scheme: light; --ink: #1f2933; --muted: #5d6874; --rule: #d9dee4; --tint: #f5f7f9; --accent: #0072b2; }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 72rem; padding: 1.5rem 1rem 4rem; color: var(--ink); background: #fff;
+  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
+h1 { font-size: 1.6rem; margin: 0; overflow-wrap: anywhere; }
+h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; padding-top: .6rem; border-top: 1px solid var(--rule); }
+p.lead, .note { color: var(--muted); margin: .2rem 0 1rem; overflow-wrap: anywhere; }
+.cards { display: flex; flex-wrap: wrap; gap: .75rem; margin: 1rem 0; padding: 0; list-style: none; }
+.cards li { flex: 1 1 8rem; background: var(--tint); border-radius: .5rem; padding: .6rem .9rem; }
+.cards b { display: block; font-size: 1.35rem; font-variant-numeric: tabular-nums; }
+.cards span { color: var(--muted); font-size: .85rem; }
+.scroll { overflow-x: auto; max-height: 32rem; overflow-y: auto; border: 1px solid var(--rule); border-radius: .4rem; }
+table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--rule); }
+th { position: sticky; top: 0; background: var(--tint); font-weight: 600; }
+th.text, td.text { text-align: left; }
+tr:last-child td { border-bottom: 0; }
+tr.best td { background: #e6f2ea; }
+img { max-width: 100%; height: auto; }
+pre { background: var(--tint); padding: .8rem; border-radius: .4rem; overflow-x: auto; font-size: .85rem; margin: 0; }
+details { margin: .6rem 0; }
+summary { cursor: pointer; color: var(--accent); }
+@media print {
+  body { max-width: none; padding: 0; font-size: 11px; }
+  .scroll { max-height: none; overflow: visible; border: 0; }
+  th { position: static; }
+  details > *:not(summary) { display: block; }
+  tr, img, .cards li { break-inside: avoid; }
+}
+"""
+
+
+def write_report(run: RunFolder) -> Path:
+    """Write report.html into a run folder from what the folder holds, and return its path.
+
+    Everything in it (style, pictures) is part of the file; every text from the run is escaped. Whatever is not there
+    yet, or cannot be read, is left out, with a note where a file is damaged.
+
+    Raises:
+        FishnetError: if there is no such folder or the report cannot be written.
+    """
+    if not run.path.is_dir():
+        raise FishnetError(f"there is no run folder {run.path} to report on")
+    metrics = read_metrics(run.metrics_csv)
+    config = _read_config(run.config_yaml)
+    evaluation, note = _read_json(run.path / "evaluation_val.json")
+    environment, environment_note = _read_json(run.environment_json)
+    name = run.path.resolve().name
+    best = _best_epoch(metrics, evaluation)
+    sections = [
+        _headline(name, _task(run), config, metrics, evaluation, best, _seconds(run.timing_csv)),
+        _section("Curves", _figure(draw_curves(run.metrics_csv), "Loss, scores and learning rate")),
+        _section("Epochs", _epochs_table(metrics, best)),
+        _section("Classes", note + _per_class(evaluation)),
+        _section("Confusion", _confusion(evaluation)),
+        _section("Predictions", _picture(run.path / "predictions.png", "Images with the best guesses")),
+        _section("A training batch as the network saw it", _picture(run.path / "train_batch.png", "Augmented images")),
+        _section("Images left out", _bad_images(run.bad_images_txt)),
+        _section("Settings", _text_file(run.config_yaml)),
+        _section("Environment", environment_note + _environment(environment)),
+    ]
+    page = (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(name)}: fishnet report</title>\n<style>{_CSS}</style>\n</head>\n<body>\n"
+        + "\n".join(section for section in sections if section)
+        + "\n</body>\n</html>\n"
+    )
+    with atomic_path(run.report_html) as partial:
+        partial.write_text(page, encoding="utf-8", errors="replace")
+    return run.report_html
+
+
+def _section(title: str, content: str) -> str:
+    return f"<section>\n<h2>{escape(title)}</h2>\n{content}\n</section>" if content else ""
+
+
+def _headline(
+    name: str,
+    task: str,
+    config: Mapping[str, Any],
+    metrics: Metrics,
+    evaluation: Mapping[str, Any],
+    best: int | None,
+    seconds: float,
+) -> str:
+    facts = [task, config.get("model"), config.get("data") and f"on {config['data']}"]
+    lead = " · ".join(escape(style.printable(str(fact))) for fact in facts if fact)
+    cards = [
+        (_number(key, value), f"val {_TITLES.get(key, key)}") for key, value in _best_scores(metrics, evaluation, best)
+    ]
+    epochs = {e for (split, _), series in metrics.items() if split in ("train", "val") for e in series.epochs}
+    if epochs:
+        planned = config.get("epochs")
+        cards.append((f"{max(epochs) + 1}{f' / {planned}' if planned else ''}", "epochs"))
+    if best is not None:
+        cards.append((str(best + 1), "best epoch"))
+    if seconds > 0:
+        cards.append((_duration(seconds), "training and validation"))
+    items = "".join(f"<li><b>{escape(value)}</b><span>{escape(label)}</span></li>" for value, label in cards)
+    return f'<header>\n<h1>{escape(name)}</h1>\n<p class="lead">{lead}</p>\n<ul class="cards">{items}</ul>\n</header>'
+
+
+def _task(run: RunFolder) -> str:
+    """Return the task that the model file names, or nothing while there is none."""
+    try:
+        card = read_card(run.model_file) if run.model_file.is_file() else None
+    except FishnetError:
+        return ""
+    return card.task if card else ""
+
+
+def _best_scores(metrics: Metrics, evaluation: Mapping[str, Any], best: int | None) -> list[tuple[str, float]]:
+    """Return the validation metrics of the best epoch, scores first."""
+    found = evaluation.get("metrics")
+    if not isinstance(found, dict):
+        found = {}
+        for (split, name), series in metrics.items():
+            if split == "val" and best in series.epochs:
+                found[name] = series.values[series.epochs.index(best)]
+    order = [*SCORES, *(name for name in found if name not in SCORES)]
+    return [(name, float(found[name])) for name in order if isinstance(found.get(name), int | float)]
+
+
+def _best_epoch(metrics: Metrics, evaluation: Mapping[str, Any]) -> int | None:
+    """Return the epoch of the evaluation, else the one with the best first score (or the lowest loss)."""
+    if isinstance(evaluation.get("epoch"), int):
+        return int(evaluation["epoch"])
+    for name, sign in [*((score, 1) for score in ("top1", "map")), ("loss", -1)]:
+        series = metrics.get(("val", name))
+        points = (
+            [(sign * v, -e) for v, e in zip(series.values, series.epochs, strict=True) if not math.isnan(v)]
+            if series
+            else []
+        )
+        if points:
+            return -max(points)[1]
+    return None
+
+
+def _epochs_table(metrics: Metrics, best: int | None) -> str:
+    """Return a row per epoch: the mean of the training loss, the last learning rate, every validation metric."""
+    names = [name for split, name in metrics if split == "val"]
+    names.sort(key=lambda name: [*SCORES, name].index(name))
+    columns: dict[str, dict[int, float]] = {}
+    if train := metrics.get(("train", "loss")):
+        columns["train loss"] = {
+            e: _mean(v for f, v in zip(train.epochs, train.values, strict=True) if f == e) for e in set(train.epochs)
+        }
+    for name in names:
+        series = metrics["val", name]
+        columns[f"val {_TITLES.get(name, name)}"] = dict(zip(series.epochs, series.values, strict=True))
+    if rate := metrics.get(("train", "lr")):
+        columns["learning rate"] = dict(zip(rate.epochs, rate.values, strict=True))
+    epochs = sorted({epoch for column in columns.values() for epoch in column})
+    if not epochs:
+        return ""
+    keys = ["loss", *names, "lr"] if train else [*names, "lr"]
+    rows = [
+        [
+            str(epoch + 1),
+            *(_number(key, column.get(epoch)) for key, column in zip(keys, columns.values(), strict=False)),
+        ]
+        for epoch in epochs
+    ]
+    marked = {epochs.index(best)} if best in epochs else set()
+    return _table(["epoch", *columns], rows, marked=marked)
+
+
+def _per_class(evaluation: Mapping[str, Any]) -> str:
+    rows = evaluation.get("per_class")
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+        return ""
+    keys = list(rows[0])
+    text = {place for place, key in enumerate(keys) if isinstance(rows[0][key], str)}
+    body = [[_number(key, row.get(key)) for key in keys] for row in rows]
+    return _table([_TITLES.get(key, key) for key in keys], body, text=text)
+
+
+def _confusion(evaluation: Mapping[str, Any]) -> str:
+    matrix, classes = evaluation.get("confusion"), evaluation.get("classes")
+    if not matrix:
+        return ""
+    if not classes:
+        classes = [row["class"] for row in evaluation.get("per_class", ()) if "class" in row]
+    try:
+        figure = draw_confusion(matrix, [str(name) for name in classes])
+    except (FishnetError, ValueError, TypeError) as error:
+        return _note(f"the confusion matrix cannot be drawn: {error}")
+    return _figure(figure, "Confusion matrix")
+
+
+def _figure(figure: Any, alt: str) -> str:
+    uri = style.data_uri(style.figure_bytes(figure, "png", dpi=130), "image/png")
+    return f'<img alt="{escape(alt)}" src="{uri}">'
+
+
+def _picture(path: Path, alt: str) -> str:
+    """Return a PNG of the run folder as it is, or as JPEG where it would swell the report."""
+    if not path.is_file():
+        return ""
+    try:
+        content = path.read_bytes()
+        uri = style.data_uri(content, "image/png")
+        with Image.open(path) as image:
+            image.load()
+            if len(content) > _MOST_BYTES:
+                uri = style.jpeg_uri(image)
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        return _note(f"{path.name} cannot be read: {error}")
+    return f'<img alt="{escape(alt)}" src="{uri}">'
+
+
+def _bad_images(path: Path) -> str:
+    names = [line for line in _read_text(path).splitlines() if line.strip()]
+    if not names:
+        return ""
+    shown = "\n".join(escape(name) for name in names[:_MOST_ROWS])
+    more = f"\n… and {len(names) - _MOST_ROWS} more, see {escape(path.name)}" if len(names) > _MOST_ROWS else ""
+    note = _note(f"Images that could not be read and were left out: {len(names)}")
+    return f"{note}\n<pre>{shown}{more}</pre>"
+
+
+def _text_file(path: Path) -> str:
+    text = _read_text(path)
+    return f"<details open><summary>{escape(path.name)}</summary><pre>{escape(text)}</pre></details>" if text else ""
+
+
+def _environment(environment: Mapping[str, Any]) -> str:
+    rows = [[style.printable(cell) for cell in row] for row in _flat(environment)]
+    return _table(["", ""], rows, text={0, 1}) if rows else ""
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Return (dotted key, text) of every leaf; lists of plain values become one line."""
+    rows: list[tuple[str, str]] = []
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            rows += _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, list) and not any(isinstance(item, dict | list) for item in value):
+            rows.append((prefix + key, " ".join(map(str, value))))
+        else:
+            rows.append((prefix + key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)))
+    return [(key, text) for key, text in rows if text and text not in ("null", "[]")]
+
+
+def _table(head: Sequence[str], rows: list[list[str]], text: Iterable[int] = (), marked: Iterable[int] = ()) -> str:
+    """Return a table that scrolls; `text` are the columns set to the left, `marked` the rows that stand out."""
+    left, best = set(text), set(marked)
+
+    def cells(tag: str, row: Sequence[str]) -> str:
+        classes = [' class="text"' if place in left else "" for place in range(len(row))]
+        return "".join(f"<{tag}{c}>{escape(cell)}</{tag}>" for c, cell in zip(classes, row, strict=True))
+
+    marks = [' class="best"' if number in best else "" for number in range(len(rows))]
+    shown = zip(marks[:_MOST_ROWS], rows[:_MOST_ROWS], strict=True)
+    body = "\n".join(f"<tr{mark}>{cells('td', row)}</tr>" for mark, row in shown)
+    more = _note(f"and {len(rows) - _MOST_ROWS} rows more") if len(rows) > _MOST_ROWS else ""
+    header = f"<thead><tr>{cells('th', head)}</tr></thead>" if any(head) else ""
+    return f'<div class="scroll"><table>{header}<tbody>\n{body}\n</tbody></table></div>{more}'
+
+
+def _note(text: str) -> str:
+    return f'<p class="note">{escape(text)}</p>'
+
+
+def _number(name: str, value: Any) -> str:
+    """Return a value as people read it: shares in percent, losses and rates with four significant digits."""
+    if value is None:
+        return "–"
+    if isinstance(value, str | bool) or not isinstance(value, int | float):
+        return style.printable(str(value))
+    if isinstance(value, int) or name in _COUNTS:
+        return f"{value:,}"
+    if math.isfinite(value) and 0 <= value <= 1 and name not in ("loss", "lr", "grad_norm"):
+        return f"{100 * value:.2f} %"
+    return f"{value:.4g}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def _seconds(timing_csv: Path) -> float:
+    return sum(v for (_, name), series in read_metrics(timing_csv).items() if name == "seconds" for v in series.values)
+
+
+def _mean(values: Iterable[float]) -> float:
+    known = [value for value in values if math.isfinite(value)]
+    return sum(known) / len(known) if known else math.nan
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    except OSError:
+        return ""
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load(_read_text(path))
+    except yaml.YAMLError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _read_json(path: Path) -> tuple[dict[str, Any], str]:
+    """Return what a JSON file holds and a note (HTML) that says so if it is damaged."""
+    text = _read_text(path)
+    if not text:
+        return {}, ""
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        return {}, _note(f"{path.name} is damaged: {error}")
+    return (found, "") if isinstance(found, dict) else ({}, _note(f"{path.name} is damaged: not an object"))

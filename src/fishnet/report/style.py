@@ -1,0 +1,171 @@
+"""One look for every figure and picture, by matplotlib's object interface: pyplot and its global state stay untouched.
+
+The colours are those of Okabe and Ito ("Color Universal Design", 2008), which people with the common kinds of colour
+blindness can tell apart.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import unicodedata
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from cycler import cycler
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image, ImageFont
+
+from fishnet.errors import UsageError
+from fishnet.files import atomic_path
+
+BLUE = "#0072B2"
+ORANGE = "#E69F00"
+GREEN = "#009E73"
+VERMILION = "#D55E00"
+SKY = "#56B4E9"
+PURPLE = "#CC79A7"
+YELLOW = "#F0E442"
+INK = "#1f2933"
+MUTED = "#6b7785"
+RULE = "#d9dee4"
+PALETTE = (BLUE, VERMILION, GREEN, ORANGE, SKY, PURPLE, INK)
+
+_STYLE: Any = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": RULE,
+    "axes.grid": True,
+    "axes.labelcolor": MUTED,
+    "axes.prop_cycle": cycler(color=PALETTE),
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlecolor": INK,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "figure.facecolor": "white",
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "grid.color": "#e9edf1",
+    "grid.linewidth": 0.8,
+    "legend.fontsize": 9,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "fishnet",
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+}
+_PICTURES = (".png", ".svg", ".pdf")
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """Apply the style while a figure is drawn or written; text in a script without glyphs shows boxes, no warning."""
+    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        yield
+
+
+def new_figure(width: float, height: float, **options: Any) -> Figure:
+    """Return an empty figure of `width` x `height` inches on an Agg canvas; call it inside `styled()`."""
+    figure = Figure(figsize=(width, height), **{"layout": "constrained", **options})
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def check_picture(path: Path) -> None:
+    """Raise UsageError where the suffix names no format that a figure can be written in."""
+    if path.suffix.lower() not in _PICTURES:
+        raise UsageError(f"cannot draw into {path}: the name must end in {', '.join(_PICTURES)}")
+
+
+def save_figure(figure: Figure, path: Path, dpi: int = 150) -> Path:
+    """Write a figure; the suffix (.png, .svg, .pdf) names the format. The same figure gives the same bytes.
+
+    Raises:
+        UsageError: for another suffix.
+        FishnetError: where the file cannot be written.
+    """
+    path = Path(path)
+    check_picture(path)
+    content = figure_bytes(figure, path.suffix[1:].lower(), dpi)
+    with atomic_path(path) as partial:
+        partial.write_bytes(content)
+    return path
+
+
+def figure_bytes(figure: Figure, kind: str, dpi: int = 150) -> bytes:
+    """Return a figure as the bytes of a png, svg or pdf file without a date in it."""
+    buffer = io.BytesIO()
+    date = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
+    with styled():
+        figure.savefig(buffer, format=kind, dpi=dpi, metadata=date)
+    return buffer.getvalue()
+
+
+def data_uri(content: bytes, kind: str) -> str:
+    """Return `content` as a data URI of the media type `kind`, such as image/png."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def jpeg_uri(image: Image.Image, quality: int = 88) -> str:
+    """Return a picture as the data URI of a JPEG."""
+    buffer = io.BytesIO()
+    image.convert("RGB").save(buffer, "JPEG", quality=quality)
+    return data_uri(buffer.getvalue(), "image/jpeg")
+
+
+@lru_cache(maxsize=32)
+def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Return a font of `size` pixels for PIL: the one that matplotlib ships (many scripts), else PIL's own."""
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name
+    if path.is_file():
+        return ImageFont.truetype(str(path), size)
+    return ImageFont.load_default(size)
+
+
+def printable(text: str) -> str:
+    """Return `text` on one line, without control characters and lone surrogates (as in undecodable file names)."""
+    shown = (" " if c.isspace() else "\N{REPLACEMENT CHARACTER}" if _unprintable(c) else c for c in str(text))
+    return "".join(shown)
+
+
+def _unprintable(character: str) -> bool:
+    return unicodedata.category(character) in ("Cc", "Cs", "Co", "Cn")
+
+
+def middle(text: str, length: int) -> str:
+    """Return `text` on one line, shortened in the middle to at most `length` characters."""
+    text = printable(text)
+    if len(text) <= length:
+        return text
+    kept = max(length - 1, 0)
+    return text[: (kept + 1) // 2] + "…" + text[len(text) - kept // 2 :]
+
+
+def shorten(text: str, width: float, face: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """Return `text` on one line, shortened in the middle to at most `width` pixels in the font `face`."""
+    text = middle(text, 400)
+    short, length = text, len(text)
+    while length > 1 and face.getlength(short) > width:
+        length -= 1
+        short = middle(text, length)
+    return short
+
+
+PARTS = {"stem": "#5f7d95", "tail": "#0072b2", "bridge": "#a8487f", "body": "#00805d", "head": "#bf5b00"}
+"""Colours of the parts of a fish, dark enough for white text on them."""
+
+
+def part_of(stage: str) -> str:
+    """Return the part of a fish that a stage lies in: tail for t1, body for b1, head for h1, else the stage itself."""
+    return {"t": "tail", "b": "body", "h": "head"}.get(stage[0], stage) if stage[1:].isdigit() else stage

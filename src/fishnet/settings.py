@@ -1,0 +1,191 @@
+"""Settings from recipes, YAML files, command lines and run folders, checked against `TrainConfig`."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Iterable, Mapping
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
+
+from fishnet.config import TrainConfig
+from fishnet.errors import FishnetError, UsageError, did_you_mean
+from fishnet.files import atomic_write
+
+Tree = dict[str, Any]
+
+
+def list_recipes() -> list[str]:
+    """Return the names of the built-in recipes."""
+    return sorted(
+        f.name.removesuffix(".yaml") for f in resources.files("fishnet.recipes").iterdir() if f.name.endswith(".yaml")
+    )
+
+
+def read_recipe(recipe: str) -> Tree:
+    """Return the settings of a built-in recipe or of a YAML file.
+
+    Raises:
+        UsageError: No recipe or file of that name, or a file that is no mapping of known settings.
+    """
+    if recipe in list_recipes():
+        text, where = resources.files("fishnet.recipes").joinpath(f"{recipe}.yaml").read_text("utf-8"), recipe
+    elif Path(recipe).is_file():
+        text, where = Path(recipe).read_text("utf-8"), recipe
+    else:
+        raise UsageError(
+            f"unknown recipe {recipe!r}: neither a file nor one of {', '.join(list_recipes())}."
+            f"{did_you_mean(recipe, list_recipes())}"
+        )
+    try:
+        tree = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise UsageError(f"{where} is no valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise UsageError(f"{where} is no mapping of settings")
+    check_keys(tree, where)
+    return tree
+
+
+@cache
+def known_settings() -> dict[str, frozenset[str]]:
+    """Return the fields of every group of settings; the top level is the group ''."""
+    hints = typing.get_type_hints(TrainConfig)
+    groups = {"": frozenset(field.name for field in dataclasses.fields(TrainConfig))}
+    for name, kind in hints.items():
+        if dataclasses.is_dataclass(kind):
+            groups[name] = frozenset(field.name for field in dataclasses.fields(kind))
+    return groups
+
+
+def check_keys(tree: Mapping[str, Any], where: str) -> None:
+    """Refuse settings that do not exist, naming the nearest ones."""
+    groups = known_settings()
+    for name, value in tree.items():
+        if name not in groups[""]:
+            raise UsageError(f"{where}: unknown setting {name!r}.{did_you_mean(str(name), groups[''])}")
+        if name in groups:
+            if not isinstance(value, Mapping):
+                raise UsageError(f"{where}: {name} must be a mapping of settings")
+            for inner in value:
+                if inner not in groups[name]:
+                    raise UsageError(
+                        f"{where}: unknown setting '{name}.{inner}'.{did_you_mean(str(inner), groups[name])}"
+                    )
+
+
+def merge(*trees: Mapping[str, Any]) -> Tree:
+    """Return all settings together, later ones first; groups of settings and model options merge by key."""
+    merged: Tree = {}
+    for tree in trees:
+        for name, value in tree.items():
+            if isinstance(value, Mapping) and isinstance(merged.get(name), Mapping):
+                merged[name] = {**merged[name], **value}
+            else:
+                merged[name] = dict(value) if isinstance(value, Mapping) else value
+    return merged
+
+
+def settings_parser() -> ArgumentParser:
+    """Return a parser of all settings, as long options without the leading dashes' aliases."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(TrainConfig, as_group=False)
+    return parser
+
+
+def build_config(tree: Mapping[str, Any], where: str) -> TrainConfig:
+    """Return the settings as a checked dataclass; what the tree leaves out has its default.
+
+    Raises:
+        UsageError: An unknown setting or a value of the wrong type.
+    """
+    check_keys(tree, where)
+    parser = settings_parser()
+    try:
+        namespace = parser.parse_object(dict(tree))
+        return TrainConfig(**vars(parser.instantiate(namespace)))
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise UsageError(f"{where}: {' '.join(str(error).split())}") from None
+
+
+def resolve(recipe: str | None, settings: Mapping[str, Any], base: Tree | None = None) -> TrainConfig:
+    """Return the settings of a run: defaults, then a saved run's, then the recipe's, then those given by hand."""
+    check_keys(settings, "settings")
+    config = build_config(merge(base or {}, read_recipe(recipe) if recipe else {}, settings), "settings")
+    check_values(config)
+    return config
+
+
+def check_values(config: TrainConfig) -> None:
+    """Refuse values that no run can work with."""
+    for name, least in (
+        ("epochs", 1),
+        ("batch_size", 1),
+        ("accumulate", 1),
+        ("size", 1),
+        ("devices", 1),
+        ("workers", 0),
+        ("log_every", 1),
+    ):
+        if getattr(config, name) < least:
+            raise UsageError(f"{name} is {getattr(config, name)}; it must be at least {least}")
+    if config.ema is not None and not 0 < config.ema < 1:
+        raise UsageError(f"ema is {config.ema}; it must lie between 0 and 1, such as 0.999")
+    if config.lr is not None and config.lr <= 0:
+        raise UsageError(f"lr is {config.lr}; it must be positive")
+
+
+def to_plain(config: TrainConfig) -> Tree:
+    """Return the settings as values that YAML knows."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {str(key): plain(inner) for key, inner in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [plain(inner) for inner in value]
+        return value
+
+    return plain(dataclasses.asdict(config))
+
+
+def save_settings(path: Path, task: str, config: TrainConfig) -> None:
+    """Write config.yaml of a run folder."""
+    header = f"# All settings of this run; `fishnet train {task} --recipe {path.name} --out NEW` repeats it.\n"
+    atomic_write(path, header + yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True))
+
+
+def read_settings(path: Path) -> Tree:
+    """Return the settings that a run folder holds."""
+    try:
+        tree = yaml.safe_load(path.read_text("utf-8"))
+    except yaml.YAMLError as error:
+        raise FishnetError(f"{path} is damaged: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise FishnetError(f"{path} is damaged: no mapping of settings")
+    check_keys(tree, str(path))
+    return tree
+
+
+def differences(
+    before: Mapping[str, Any], now: Mapping[str, Any], ignore: Iterable[str] = ()
+) -> list[tuple[str, Any, Any]]:
+    """Return (name, before, now) of every setting that differs; tuples and lists of equal values are equal."""
+
+    def flat(tree: Mapping[str, Any], prefix: str = "") -> Tree:
+        leaves: Tree = {}
+        for name, value in tree.items():
+            if isinstance(value, Mapping) and value:
+                leaves |= flat(value, f"{prefix}{name}.")
+            elif not isinstance(value, Mapping):
+                leaves[f"{prefix}{name}"] = list(value) if isinstance(value, tuple) else value
+        return leaves
+
+    defaults = flat(dataclasses.asdict(TrainConfig()))
+    old, new = {**defaults, **flat(before)}, {**defaults, **flat(now)}
+    names = [name for name in dict.fromkeys([*old, *new]) if name not in set(ignore)]
+    return [(name, old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)]

@@ -1,0 +1,169 @@
+"""Image level: one label, or several, for a whole image."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.transforms import v2
+
+from fishnet.config import TrainConfig
+from fishnet.data.classification import ClassificationDataset, open_classification
+from fishnet.data.transforms import eval_transform, train_transform
+from fishnet.errors import FishnetError
+from fishnet.runs import ModelCard
+from fishnet.tasks.classification_evaluator import ClassificationEvaluator, good_items
+
+
+def pick_split(available: list[str], wanted: str) -> str:
+    """Return the split named so, or its COCO form (`train` finds `train2017`); FishnetError where there is none."""
+    for split in (wanted, f"{wanted}2017"):
+        if split in available:
+            return split
+    raise FishnetError(
+        f"the data has no split {wanted!r} (found: {', '.join(available) or 'none'}); "
+        f"`fishnet data split DIR` makes a stratified val"
+    )
+
+
+class ClassificationTask:
+    """Classification of image folders, multi-label lists, shards and multitask folders.
+
+    Args:
+        config: Settings of the run; `config.data` is opened at once and problems are raised here.
+    """
+
+    name = "classification"
+
+    def __init__(self, config: TrainConfig):
+        self.config = config
+        root = Path(config.data)
+        self.train_data = self._open(root, "train")
+        self.val_data = self._open(root, "val", self.train_data.classes)
+        self.classes, self.multi_label = self.train_data.classes, self.train_data.multi_label
+        if len(self.classes) < 2 and not self.multi_label:
+            raise FishnetError(f"{root} has one class only ({self.classes[0]}); there is nothing to tell apart")
+        self.train_data.transform = train_transform(config.augment, config.preprocess, config.size)
+        self.val_data.transform = eval_transform(config.preprocess, config.size)
+        self.train_data.seed = config.seed
+        self._mixers = self._build_mixers()
+        self._weights = self._class_weights() if config.class_weights == "balanced" else None
+
+    def _open(self, root: Path, split: str, classes: list[str] | None = None) -> ClassificationDataset:
+        return open_classification(root, split, classes=classes, bad_images=self.config.bad_images)
+
+    def _build_mixers(self) -> list[nn.Module]:
+        augment, count = self.config.augment, len(self.classes)
+        labels = {"num_classes": None if self.multi_label else count}
+        mixers: list[nn.Module] = []
+        if augment.mixup > 0:
+            mixers.append(v2.MixUp(alpha=augment.mixup, **labels))
+        if augment.cutmix > 0:
+            mixers.append(v2.CutMix(alpha=augment.cutmix, **labels))
+        return mixers
+
+    def _class_weights(self) -> Tensor:
+        """Return the inverse frequency of each class, scaled to mean 1 over the images."""
+        counts = np.maximum(self.train_data.class_counts(), 1)
+        weights = counts.sum() / (len(counts) * counts)
+        return torch.from_numpy(weights).float()
+
+    def build_model(self) -> nn.Module:
+        """Return the network with `config.weights` loaded, if any; a classifier of another size stays fresh."""
+        from fishnet.models import create_model
+        from fishnet.models.weights import load_weights
+
+        config = self.config
+        options = dict(config.model_option)
+        if config.drop_rate:
+            options.setdefault("drop_rate", config.drop_rate)
+        if config.weights == "pretrained":
+            options["pretrained"] = True
+        torch.manual_seed(config.seed)
+        model = create_model(config.model, num_classes=len(self.classes), **options)
+        if config.weights and config.weights != "pretrained":
+            print(load_weights(model, config.weights, skip_classifier="resize"))
+        return model
+
+    def model_card(self) -> ModelCard:
+        """Return what predicting and judging need to know of the network."""
+        config = self.config
+        return ModelCard(
+            task=self.name,
+            model=config.model,
+            model_option=dict(config.model_option),
+            num_classes=len(self.classes),
+            in_chans=3,
+            classes=list(self.classes),
+            multi_label=self.multi_label,
+            size=config.size,
+            preprocess=config.preprocess,
+            extra={"precision": config.precision},
+        )
+
+    def training_loss(self, model: nn.Module, batch: dict[str, Any], epoch: int) -> Tensor:
+        """Return the mean loss of a batch: cross entropy, or binary cross entropy for several labels per image.
+
+        Args:
+            model: Network, in training mode.
+            batch: `image` (N, 3, H, W) and `target` (N,) class indices or (N, classes) multi-hot.
+            epoch: Number of this epoch from 0; mixing stops `augment.mix_off_epochs` before the end.
+        """
+        images, targets = self._mix(batch["image"], batch["target"], epoch)
+        logits = model(images)
+        weights = None if self._weights is None else self._weights.to(logits.device)
+        if self.multi_label:
+            smooth = self.config.label_smoothing
+            return F.binary_cross_entropy_with_logits(logits, targets * (1 - smooth) + smooth / 2, pos_weight=weights)
+        return F.cross_entropy(logits, targets, weight=weights, label_smoothing=self.config.label_smoothing)
+
+    def _mix(self, images: Tensor, targets: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
+        """Mix the batch with one of the mixers; draws from torch's global generator."""
+        augment = self.config.augment
+        off = epoch >= self.config.epochs - augment.mix_off_epochs
+        if not self._mixers or off or torch.rand(()) >= augment.mix_probability:
+            return images, targets
+        mixer = self._mixers[int(torch.randint(len(self._mixers), ()))]
+        return mixer(images, targets)
+
+    def evaluator(self, device: Any) -> ClassificationEvaluator:
+        """Return a fresh evaluator for the validation split."""
+        return ClassificationEvaluator(self.classes, self.multi_label, device=device)
+
+    def evaluate_batch(self, model: nn.Module, batch: dict[str, Any], evaluator: ClassificationEvaluator) -> None:
+        """Predict one batch and hand it to the evaluator; stand-ins for unreadable images are left out."""
+        batch = good_items(batch)
+        if not len(batch["target"]):
+            return
+        evaluator.update(model(batch["image"]).float(), batch["target"])
+
+    def draw_batch(self, batch: dict[str, Any]) -> Image.Image:
+        """Return a picture of an augmented (and mixed) training batch with its labels."""
+        from fishnet.report.drawing import draw_batch
+
+        images, targets = self._mix(batch["image"], batch["target"], epoch=0)
+        return draw_batch(images, [self._caption(target) for target in targets], self.config.preprocess)
+
+    def _caption(self, target: Tensor) -> str:
+        if target.ndim == 0:
+            return self.classes[int(target)]
+        shares = {self.classes[i]: float(target[i]) for i in torch.nonzero(target).flatten().tolist()}
+        if self.multi_label:
+            return ", ".join(shares) or "none"
+        return " + ".join(f"{share:.0%} {name}" for name, share in sorted(shares.items(), key=lambda item: -item[1]))
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return counts and a hash of the names and labels of both splits."""
+        prints: dict[str, Any] = {"classes": len(self.classes)}
+        for split, data in (("train", self.train_data), ("val", self.val_data)):
+            digest = hashlib.sha256()
+            for sample in data.samples:
+                digest.update(f"{sample.name}\0{sample.target}\n".encode())
+            prints[split] = {"images": len(data), "sha256": digest.hexdigest()[:16]}
+        return prints

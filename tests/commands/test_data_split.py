@@ -1,0 +1,264 @@
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from fishnet.commands.data_check import data_check
+from fishnet.commands.data_split import data_split
+from fishnet.data.classification import open_classification
+from fishnet.data.split import choose_val
+from fishnet.errors import FishnetError, UsageError
+from tests.data.makers import class_folders, encode, noise, put, write_shard
+
+
+def contents(root: Path) -> Counter[bytes]:
+    return Counter(path.read_bytes() for path in root.rglob("*.jpg"))
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_moves_a_share_of_every_class_of_real_photos(mini_copy, capsys):
+    root = mini_copy("cifar10")
+    shutil.rmtree(root / "val")
+    before = contents(root)
+    counts = Counter(path.parent.name for path in root.glob("train/*/*.jpg"))
+    report = data_split(str(root), val=0.25)
+    assert contents(root) == before
+    train = open_classification(root, "train")
+    val = open_classification(root, "val", classes=train.classes)
+    expected = [int(counts[name] * 0.25 + 0.5) for name in train.classes]
+    assert val.class_counts().tolist() == expected
+    assert report.plan.counts == {
+        name: (counts[name] - some, some) for name, some in zip(train.classes, expected, strict=True)
+    }
+    assert f"all{'':<7}  {2000 - sum(expected):>8}  {sum(expected):>8}" in capsys.readouterr().out
+    assert data_check("classification", str(root)).exit_code == 0
+    with pytest.raises(FishnetError, match="has a validation split already"):
+        data_split(str(root))
+
+
+def test_makes_both_splits_of_class_folders(tmp_path):
+    class_folders(tmp_path, {"": {"ant": 10, "bee": 5}})
+    put(tmp_path / "ant" / "deep" / "x.jpg", noise(99))
+    put(tmp_path / "bee" / "notes.txt", b"kept")
+    (tmp_path / "documents").mkdir()
+    before = contents(tmp_path)
+    data_split(str(tmp_path), val=0.4)
+    assert contents(tmp_path) == before
+    assert len(files(tmp_path / "val" / "ant")) == 4
+    assert len(files(tmp_path / "train" / "ant")) == 7
+    assert len(files(tmp_path / "val" / "bee")) == 2
+    assert (tmp_path / "bee" / "notes.txt").read_bytes() == b"kept"
+    assert not (tmp_path / "ant").exists()
+    assert (tmp_path / "train" / "ant" / "deep" / "x.jpg").exists() != (tmp_path / "val/ant/deep/x.jpg").exists()
+
+
+def test_copy_leaves_the_originals(tmp_path):
+    root = class_folders(tmp_path / "data", {"": {"ant": 4, "bee": 4}})
+    (root / "ant" / "linked.jpg").symlink_to(put(tmp_path / "pool.jpg", noise(50)))
+    before = contents(root)
+    with pytest.raises(FishnetError, match=r"linked\.jpg is reached through a symbolic link.*--copy"):
+        data_split(str(root))
+    data_split(str(root), copy=True)
+    assert contents(root) == before + before
+    assert contents(root / "train") + contents(root / "val") == before
+
+
+def test_the_seed_decides(tmp_path):
+    chosen = []
+    for number, seed in enumerate((0, 0, 1)):
+        root = class_folders(tmp_path / str(number), {"train": {"ant": 20, "bee": 20}})
+        data_split(str(root), seed=seed)
+        chosen.append(files(root / "val"))
+    assert chosen[0] == chosen[1] != chosen[2]
+
+
+def test_copies_of_a_picture_stay_on_one_side(tmp_path):
+    root = class_folders(tmp_path, {"train": {"ant": 10, "bee": 10, "cow": 2, "one": 1, "twin": 1}})
+    for number in range(10):
+        source = root / "train" / "ant" / f"{number:03d}.jpg"
+        shutil.copy(source, source.with_name(f"copy{number}.jpg"))
+    shutil.copy(root / "train" / "ant" / "000.jpg", root / "train" / "bee" / "from_ant.jpg")
+    shutil.copy(root / "train" / "twin" / "000.jpg", root / "train" / "twin" / "001.jpg")
+    report = data_split(str(root), val=0.3)
+    assert not contents(root / "train") & contents(root / "val")
+    counts = report.plan.counts
+    assert counts["ant"] == (14, 6)
+    assert counts["bee"][1] in (2, 3, 4)
+    assert counts["cow"] == (1, 1)
+    assert counts["one"] == (1, 0)
+    assert counts["twin"] == (2, 0)
+    assert "one, twin" in report.describe()
+
+
+def test_properties_of_the_choice_on_random_data():
+    rng = random.Random(0)
+    for trial in range(300):
+        count = rng.randint(1, 40)
+        classes = [rng.choice("abcd") for _ in range(count)]
+        digests = [bytes([rng.randrange(rng.choice((5, 60)))]) for _ in range(count)]
+        share = rng.choice((0.01, 0.2, 0.5, 0.99))
+        chosen = choose_val(classes, digests, share, trial)
+        assert chosen == choose_val(classes, digests, share, trial)
+        sides = [(digest, number in chosen) for number, digest in enumerate(digests)]
+        assert len(set(sides)) == len(set(digests)), "a group was torn apart"
+        for name in set(classes):
+            own = [number for number in range(count) if classes[number] == name]
+            assert sum(number not in chosen for number in own) >= 1, "train lost a class"
+    # where no picture is there twice, every class with two images has one on either side, and the share is met
+    for trial in range(50):
+        classes = [rng.choice("abcd") for _ in range(60)]
+        chosen = choose_val(classes, [bytes([n]) for n in range(60)], 0.2, trial)
+        for name, total in Counter(classes).items():
+            assert sum(classes[n] == name for n in chosen) == max(1, int(total * 0.2 + 0.5))
+
+
+@pytest.mark.parametrize("layout", ["train", ""])
+@pytest.mark.parametrize("stop_after", [0, 1, 3])
+def test_an_interrupted_split_is_finished(tmp_path, monkeypatch, layout, stop_after):
+    root = class_folders(tmp_path / "data", {layout: {"ant": 8, "bee": 8}})
+    twin = class_folders(tmp_path / "twin", {layout: {"ant": 8, "bee": 8}})
+    data_split(str(twin), val=0.5, seed=4)
+    before = contents(root)
+    rename, calls = Path.rename, []
+
+    def dying(self: Path, target: Path) -> Path:
+        if len(calls) == stop_after:
+            raise KeyboardInterrupt
+        calls.append(target)
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", dying)
+        with pytest.raises(KeyboardInterrupt):
+            data_split(str(root), val=0.5, seed=4)
+    assert contents(root) == before
+    report = data_split(str(root), val=0.1, seed=9)
+    assert report.resumed
+    assert "begun earlier with --val 0.5 --seed 4" in report.describe()
+    assert contents(root) == before
+    assert files(root) == files(twin)
+    assert json.loads((root / "split.json").read_text())["done"]
+
+
+def test_nothing_is_overwritten(tmp_path, monkeypatch):
+    root = class_folders(tmp_path, {"train": {"ant": 4}})
+
+    def dying(self: Path, target: Path) -> Path:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", dying)
+        with pytest.raises(FishnetError, match=r"No space left.*run again to go on"):
+            data_split(str(root))
+    plan = json.loads((root / "split.json").read_text())
+    target = put(root / plan["moves"][0][1], b"something else")
+    with pytest.raises(FishnetError, match="exists already"):
+        data_split(str(root))
+    assert target.read_bytes() == b"something else"
+    target.unlink()
+    lost = root / plan["moves"][0][0]
+    lost.rename(root / "elsewhere.jpg")
+    with pytest.raises(FishnetError, match="vanished"):
+        data_split(str(root))
+    (root / "elsewhere.jpg").rename(lost)
+    data_split(str(root))
+    assert len(files(root / "val")) == 1
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_label_lists_are_divided(tmp_path):
+    names = ["a|b", "a", "b", ""]
+    rows = []
+    for number in range(20):
+        put(tmp_path / "train" / "images" / f"{number}.jpg", noise(number))
+        rows.append({"file": f"images/{number}.jpg", "labels": names[number % 4], "author": f"x, y {number}"})
+    with (tmp_path / "train" / "labels.csv").open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, ["file", "labels", "author"])
+        writer.writeheader()
+        writer.writerows(rows)
+    report = data_split(str(tmp_path), val=0.2)
+    assert report.plan.counts == {"(no label)": (4, 1), "a": (8, 2), "b": (4, 1)}
+    train, val = (read_rows(tmp_path / side / "labels.csv") for side in ("train", "val"))
+    assert sorted([*train, *val], key=lambda row: int(row["author"].split()[-1])) == rows
+    for side, count in (("train", 16), ("val", 4)):
+        data = open_classification(tmp_path, side, classes=["a", "b"])
+        assert len([data[i] for i in range(len(data))]) == count
+
+
+@pytest.mark.parametrize(
+    ("prepare", "match"),
+    [
+        (lambda root: class_folders(root, {"train": {"a": 2}, "val": {}}) and (root / "val").mkdir(), "already"),
+        (lambda root: class_folders(root, {"train": {"a": 2}, "valid": {"a": 2}}), "already .valid"),
+        (lambda root: class_folders(root, {"test": {"a": 2}}), "has the splits test but no train"),
+        (lambda root: class_folders(root, {"train": {"a": 0}}), "holds no image"),
+        (lambda root: put(root / "notes.txt", b"x"), "has no classes"),
+        (
+            lambda root: write_shard(root / "train-0.tar", [("1.jpg", encode(noise(0))), ("1.cls", b"0")]),
+            "split of shards is not supported",
+        ),
+        (lambda root: put(root / "train" / "labels.csv", b"file,labels\n../x.jpg,a\n"), "not below"),
+        (lambda root: put(root / "train" / "labels.csv", b"file,labels\nx.jpg,a\n"), "no such file"),
+        (lambda root: put(root / "split.json", b"[1]"), "not a plan"),
+        (
+            lambda root: put(
+                root / "split.json",
+                b'{"val": 0.2, "seed": 0, "copy": false, "counts": {}, "moves": [["a", "../b"]], "format_version": 1}',
+            ),
+            "not a plan",
+        ),
+    ],
+)
+def test_refusals_change_nothing(tmp_path, prepare, match):
+    prepare(tmp_path)
+    before = {name: (tmp_path / name).read_bytes() for name in files(tmp_path)}
+    with pytest.raises(FishnetError, match=match):
+        data_split(str(tmp_path))
+    assert {name: (tmp_path / name).read_bytes() for name in files(tmp_path)} == before
+
+
+def test_multitask_is_not_split(mini_copy):
+    root = mini_copy("pets3")
+    shutil.rmtree(root / "val")
+    (root / "annotations" / "instances_val.json").unlink()
+    with pytest.raises(FishnetError, match="a COCO file is not supported"):
+        data_split(str(root))
+
+
+def test_linked_class_folders_are_refused(tmp_path):
+    pool = class_folders(tmp_path / "pool", {"": {"ant": 4}})
+    (tmp_path / "data" / "train").mkdir(parents=True)
+    (tmp_path / "data" / "train" / "ant").symlink_to(pool / "ant", target_is_directory=True)
+    with pytest.raises(FishnetError, match="symbolic link"):
+        data_split(str(tmp_path / "data"))
+    # linked files at the same depth move as links
+    root = class_folders(tmp_path / "more", {"train": {"bee": 1}})
+    for number in range(4):
+        link = root / "train" / "bee" / f"link{number}.jpg"
+        link.symlink_to(os.path.relpath(pool / "ant" / f"{number:03d}.jpg", link.parent))
+    data_split(str(root), val=0.5)
+    assert all(path.is_file() for path in root.glob("*/*/*.jpg"))
+    assert len(files(root / "val")) >= 2
+
+
+def test_bad_usage(tmp_path):
+    class_folders(tmp_path, {"train": {"a": 4}})
+    for share in (0, 1, -0.5, 20):
+        with pytest.raises(UsageError, match="not a share between 0 and 1"):
+            data_split(str(tmp_path), val=share)
+    with pytest.raises(UsageError, match="--copy would leave"):
+        data_split(str(tmp_path), copy=True)

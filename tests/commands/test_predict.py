@@ -1,0 +1,200 @@
+"""`predict` on small models with random weights and real photos."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fishnet.commands import predict as command
+from fishnet.commands.predict import find_images, predict
+from fishnet.config import PreprocessConfig
+from fishnet.errors import FishnetError, UsageError
+from fishnet.models import create_model
+from fishnet.predictor import Predictor
+from fishnet.runs import ModelCard, save_model
+
+CLASSES = [f"kind {i}" for i in range(8)]
+
+
+def write_run(folder: Path, multi_label: bool = False) -> Path:
+    torch.manual_seed(0)
+    network = create_model("fishnet_nano", num_classes=8, stem_stride=1)
+    torch.nn.init.normal_(network.get_classifier().weight, std=0.1)
+    card = ModelCard(
+        task="classification",
+        model="fishnet_nano",
+        classes=CLASSES,
+        num_classes=8,
+        size=32,
+        model_option={"stem_stride": 1},
+        multi_label=multi_label,
+        preprocess=PreprocessConfig(crop_pct=1.0),
+    )
+    save_model(folder / "model.safetensors", network, card)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_run(tmp_path_factory.mktemp("run")))
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Twelve pictures in nested folders with awkward names, and files that are no pictures."""
+    folder = tmp_path / "my phötos"
+    draw = np.random.default_rng(0)
+    for number in range(12):
+        path = folder / ("", "sub folder", "sub folder/深い")[number % 3] / f"image {number:02d} é[1].PNG"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw.integers(0, 256, (20 + number, 40, 3), dtype=np.uint8)).save(path)
+    (folder / "notes.txt").write_text("no image")
+    (folder / ".hidden.png").write_bytes(b"")
+    return folder
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    with Image.open(path) as image:
+        return image.size
+
+
+def test_results_and_contact_sheet(run: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    out = tmp_path / "answers"
+    found = predict(run, [str(photos)], str(out), device="cpu", batch_size=5, workers=0)
+    document = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    assert document == found.document
+    assert {name: document[name] for name in ("format_version", "task", "model", "classes")} == {
+        "format_version": 1,
+        "task": "classification",
+        "model": "fishnet_nano",
+        "classes": CLASSES,
+    }
+    files = sorted(photos.rglob("image*.PNG"))
+    assert [entry["file"] for entry in document["images"]] == [path.as_posix() for path in files]
+    predictor = Predictor(run, device="cpu")
+    for path, entry in zip(files, document["images"], strict=True):
+        assert (entry["width"], entry["height"]) == size_of(path)
+        answer = predictor(path)
+        assert [p["label"] for p in entry["predictions"]] == answer["labels"]
+        assert [p["index"] for p in entry["predictions"]] == answer["indices"]
+        assert [p["score"] for p in entry["predictions"]] == pytest.approx(answer["scores"], abs=1e-5)
+    assert found.sheets == [out / "contact_sheet.png"]
+    assert size_of(out / "contact_sheet.png")[0] > 500
+    assert sorted(path.name for path in out.iterdir()) == ["contact_sheet.png", "results.json"]
+    assert "12 images, 0 left out" in capsys.readouterr().out
+
+
+def test_many_pages_and_workers(run: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "SHEET_IMAGES", 5)
+    monkeypatch.setattr(command, "_FEW", 1)
+    out = tmp_path / "out"
+    found = predict(run, [str(photos)], str(out), device="cpu", batch_size=4, workers=1, top=2)
+    assert [sheet.name for sheet in found.sheets] == [f"contact_sheet_0{i}.png" for i in (1, 2, 3)]
+    assert all(len(entry["predictions"]) == 2 for entry in found.images)
+    with pytest.raises(UsageError, match=r"holds results already.*--overwrite"):
+        predict(run, [str(photos)], str(out), device="cpu")
+    again = predict(run, [str(photos / "notes.txt").replace("notes.txt", "image 00*")], str(out), overwrite=True)
+    assert len(again.images) == 1
+    assert sorted(path.name for path in out.iterdir()) == ["contact_sheet.png", "results.json"]
+
+
+def test_only_so_many_images_are_drawn(
+    run: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(command, "SHEET_IMAGES", 4)
+    monkeypatch.setattr(command, "_SHEETS", 2)
+    found = predict(run, [str(photos)], str(tmp_path / "out"), device="cpu", workers=0)
+    assert len(found.images) == 12
+    assert len(found.sheets) == 2
+    assert "contact_sheet_02.png (the first 8 images)" in capsys.readouterr().out
+
+
+def test_multi_label_names_all_above_the_threshold(photos: Path, tmp_path: Path) -> None:
+    run = str(write_run(tmp_path / "multi", multi_label=True))
+    found = predict(run, [str(photos)], str(tmp_path / "a"), device="cpu", threshold=0.55)
+    scores = [p["score"] for entry in found.images for p in entry["predictions"]]
+    assert scores
+    assert min(scores) >= 0.55
+    nothing = predict(run, [str(photos)], str(tmp_path / "b"), device="cpu", threshold=1.0)
+    assert all(entry["predictions"] == [] for entry in nothing.images)
+    assert nothing.sheets
+
+
+def test_an_unreadable_image_stops_or_is_listed(run: str, photos: Path, tmp_path: Path) -> None:
+    broken = photos / "sub folder" / "broken.jpg"
+    broken.write_bytes(b"\xff\xd8\xff\xe0 not much")
+    out = tmp_path / "out"
+    with pytest.raises(FishnetError, match=r"broken\.jpg.*--bad-images skip"):
+        predict(run, [str(photos)], str(out), device="cpu")
+    assert not (out / "results.json").exists()
+    found = predict(run, [str(photos)], str(out), device="cpu", bad_images="skip", batch_size=1)
+    assert found.bad_images == found.document["bad_images"] == [broken.as_posix()]
+    assert len(found.images) == 12
+    with pytest.raises(FishnetError, match="none of the 1 images can be read"):
+        predict(run, [str(broken)], str(tmp_path / "other"), device="cpu", bad_images="skip")
+
+
+def test_inputs_in_every_form(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    everything = sorted(photos.rglob("image*.PNG"))
+    assert find_images([photos]) == everything
+    assert find_images([str(photos / "**" / "*.PNG")]) == everything
+    assert find_images([str(photos / "*")]) == sorted(photos.glob("image*.PNG"))
+    one = photos / "image 00 é[1].PNG"  # a name that would be a pattern if it were no file
+    assert find_images([one]) == [one]
+    assert find_images([one, photos, one]) == [one, *[path for path in everything if path != one]]
+    assert find_images([photos / "notes.txt"]) == [photos / "notes.txt"]
+    monkeypatch.chdir(photos)
+    assert find_images(["."]) == [path.relative_to(photos) for path in everything]
+    assert find_images([photos], leave_out=photos / "sub folder") == sorted(photos.glob("image*.PNG"))
+
+
+def test_inputs_without_an_image(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FishnetError, match=r"empty holds no image .*\.jpg"):
+        find_images([photos, tmp_path / "empty"])
+    with pytest.raises(FishnetError, match=r"pattern .*\.bmp matches nothing"):
+        find_images([photos / "*.bmp"])
+    with pytest.raises(FishnetError, match=r"pattern .*\*\.txt matches no image"):
+        find_images([photos / "*.txt"])
+    with pytest.raises(FishnetError, match=r"nowhere does not exist"):
+        find_images([tmp_path / "nowhere"])
+    with pytest.raises(UsageError, match="no input"):
+        find_images([])
+
+
+def test_a_second_run_does_not_predict_on_its_own_pictures(run: str, photos: Path) -> None:
+    out = photos / "answers"
+    for _ in range(2):
+        found = predict(run, [str(photos)], str(out), device="cpu", overwrite=True)
+        assert len(found.images) == 12
+
+
+def test_weights_without_a_card_and_names_from_a_file(photos: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    torch.save(create_model("resnet10t", num_classes=2).state_dict(), tmp_path / "w.pth")
+    (tmp_path / "names.txt").write_text("yes\nno\n\n", encoding="utf-8")
+    given = {"task": "classification", "model": "resnet10t", "size": 64, "device": "cpu"}
+    image = [str(photos / "image 00*")]
+    named = predict(str(tmp_path / "w.pth"), image, str(tmp_path / "a"), classes=str(tmp_path / "names.txt"), **given)
+    assert named.document["classes"] == ["yes", "no"]
+    assert predict(str(tmp_path / "w.pth"), image, str(tmp_path / "b"), **given).document["classes"] == ["0", "1"]
+    with pytest.raises(UsageError, match="cannot read the class names"):
+        predict(str(tmp_path / "w.pth"), image, str(tmp_path / "c"), classes="absent.txt", **given)
+
+
+def test_an_output_folder_that_cannot_be_made(run: str, photos: Path) -> None:
+    with pytest.raises(FishnetError, match=r"cannot make the folder .*notes\.txt"):
+        predict(run, [str(photos)], str(photos / "notes.txt" / "out"), device="cpu")
+
+
+def test_real_photos(run: str, mini: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = mini("cifar10") / "val" / "horse"
+    found = predict(run, [str(folder)], str(tmp_path / "out"), device="cpu", batch_size=64, workers=0)
+    assert len(found.images) == len(list(folder.rglob("*.jpg")))
+    assert all(0 <= p["score"] <= 1 for entry in found.images for p in entry["predictions"])

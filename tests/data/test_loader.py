@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+from fishnet.data.loader import EvalBatches, ResumableLoader, SampleKey, TrainBatches, make_loader
+from fishnet.errors import FishnetError
+
+
+class Numbers(Dataset):
+    """Gives back what it was asked for."""
+
+    def __init__(self, length: int, bad: int | None = None):
+        self.length, self.bad = length, bad
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, key: SampleKey) -> dict[str, torch.Tensor]:
+        if key.sample == self.bad:
+            raise FishnetError("photos/cat.jpg is truncated; mend or delete it")
+        return {"key": torch.tensor(key)}
+
+
+def keys(loader: torch.utils.data.DataLoader) -> list[tuple[int, int]]:
+    return [tuple(key) for batch in loader for key in batch["key"].tolist()]
+
+
+def test_an_epoch_holds_every_sample_at_most_once_and_the_next_is_another_permutation() -> None:
+    batches = TrainBatches(103, batch_size=10, seed=3)
+    first = [key.sample for batch in batches for key in batch]
+    batches.set_epoch(1)
+    second = [key.sample for batch in batches for key in batch]
+    assert len(first) == len(set(first)) == 100
+    assert first != second
+    assert len(batches) == 10
+
+
+@pytest.mark.parametrize(("world", "accumulate"), [(2, 1), (1, 4), (2, 2)])
+def test_processes_and_accumulation_cut_the_same_global_batches(world: int, accumulate: int) -> None:
+    whole = [{key.sample for key in batch} for batch in TrainBatches(64, 16, seed=1)]
+    parts = [list(TrainBatches(64, 16, accumulate, rank, world, seed=1)) for rank in range(world)]
+    for step, expected in enumerate(whole):
+        pieces = [
+            parts[rank][step * accumulate + part] for rank, part in itertools.product(range(world), range(accumulate))
+        ]
+        assert {len(piece) for piece in pieces} == {16 // (world * accumulate)}
+        assert {key.sample for piece in pieces for key in piece} == expected
+
+
+def test_a_set_smaller_than_the_batch_is_one_step() -> None:
+    assert [len(batch) for batch in TrainBatches(7, batch_size=32)] == [7]
+    assert [len(batch) for batch in TrainBatches(7, batch_size=32, accumulate=2)] == [3, 3]
+
+
+def test_a_batch_that_cannot_be_cut_is_an_error_with_the_multiple() -> None:
+    with pytest.raises(FishnetError, match="multiple of 4"):
+        TrainBatches(100, batch_size=10, accumulate=2, world=2)
+
+
+def test_judging_gives_every_sample_to_exactly_one_process() -> None:
+    indices = [key.sample for rank in range(3) for batch in EvalBatches(20, 4, rank, 3) for key in batch]
+    assert sorted(indices) == list(range(20))
+    assert len(EvalBatches(20, 4, 0, 3)) == 2
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_loader_resumes_inside_an_epoch_and_goes_on_with_the_next(workers: int) -> None:
+    straight = make_loader(Numbers(40), TrainBatches(40, 8, seed=5), workers)
+    expected = keys(straight)
+    straight.batch_sampler.set_epoch(1)
+    expected += keys(straight)
+
+    stopped = make_loader(Numbers(40), TrainBatches(40, 8, seed=5), workers)
+    assert isinstance(stopped, ResumableLoader)
+    begun = list(itertools.islice(iter(stopped), 2))
+    state = stopped.state_dict()
+    assert state == {"epoch": 0, "batches": 2}
+
+    resumed = make_loader(Numbers(40), TrainBatches(40, 8, seed=5), workers)
+    assert isinstance(resumed, ResumableLoader)
+    resumed.load_state_dict(state)
+    resumed.batch_sampler.set_epoch(0)  # as Lightning does at the start of the epoch
+    rest = keys(resumed)
+    resumed.batch_sampler.set_epoch(1)
+    rest += keys(resumed)
+    assert [tuple(key) for batch in begun for key in batch["key"].tolist()] + rest == expected
+
+
+def test_the_position_after_the_last_batch_is_the_next_epoch() -> None:
+    loader = make_loader(Numbers(16), TrainBatches(16, 8), workers=0)
+    assert isinstance(loader, ResumableLoader)
+    keys(loader)
+    assert loader.state_dict() == {"epoch": 1, "batches": 0}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_for_the_user_comes_out_of_a_worker_as_one_line(workers: int) -> None:
+    loader = make_loader(Numbers(16, bad=3), TrainBatches(16, 8), workers)
+    with pytest.raises(FishnetError) as caught:
+        keys(loader)
+    assert str(caught.value) == "photos/cat.jpg is truncated; mend or delete it"
+
+
+def test_workers_started_by_spawn_give_the_same_batches() -> None:
+    expected = keys(make_loader(Numbers(24), TrainBatches(24, 8, seed=2), workers=0))
+    assert keys(make_loader(Numbers(24), TrainBatches(24, 8, seed=2), workers=1, start="spawn")) == expected

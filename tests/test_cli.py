@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from fishnet.cli import COMMANDS, main, normalise
+
+
+def outcome(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    code = main(list(arguments))
+    captured = capsys.readouterr()
+    return code, captured.out + captured.err
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    code, text = outcome(capsys, *name.split(), "--help")
+    assert code == 0
+    assert f"fishnet {name}" in text
+    assert not any("_" in line.split()[0] for line in text.splitlines() if line.strip().startswith("--"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["trian"], "Did you mean 'train'"),
+        (["data", "chekc"], "Did you mean 'data check'"),
+        (["train", "classification", "--epoch", "3"], "unknown option --epoch. Did you mean --epochs"),
+        (["train", "classification", "--augment.mixpu", "3"], "--augment.mixup"),
+        (["train", "classification", "--epochs", "x"], "--epochs"),
+        (["train", "clasification", "--data", "x", "--out", "y"], "classification"),
+        (["train", "classification", "--out", "y"], "--data DIR is missing"),
+        (["train", "classification", "--data", "y"], "--out RUN is missing"),
+        (["train", "classification", "--data", "y", "--out", "x", "--recipe", "cifar"], "Did you mean 'cifar10'"),
+        (["train", "classification", "--data", "y", "--out", "x", "--model-option", "gate"], "model-option"),
+        (["predict", "somewhere"], "required: inputs"),
+        (["info", "fishnet98"], "fishnet99"),
+    ],
+)
+def test_bad_usage_is_one_line_with_exit_code_2(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], says: str
+) -> None:
+    code, text = outcome(capsys, *arguments)
+    assert code == 2, text
+    assert says in text
+    assert len(text.strip().splitlines()) == 1, text
+
+
+def test_options_as_people_type_them_become_those_of_the_parser() -> None:
+    flags = {"compile", "optim.nesterov", "channels_last"}
+    typed = [
+        "--batch-size",
+        "8",
+        "--compile",
+        "--no-channels-last",
+        "--model-option",
+        "stem_stride=1",
+        "--optim.nesterov",
+    ]
+    assert normalise([*typed, "--out", "my-run"], flags) == [
+        "--batch_size", "8", "--compile=true", "--channels_last=false", "--model_option.stem_stride=1",
+        "--optim.nesterov=true", "--out", "my-run",
+    ]  # fmt: skip
+
+
+def test_the_command_line_imports_no_torch_before_it_is_needed() -> None:
+    code = "import sys; import fishnet.cli as c; c.main(['--version']); print('pytorch_lightning' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"
+
+
+def test_an_unexpected_error_is_one_line_and_debug_shows_where(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fishnet.commands.info as command
+
+    def broken(model: str | None = None) -> None:
+        raise KeyError("lost")
+
+    monkeypatch.setattr(command, "info", broken)
+    code, text = outcome(capsys, "info")
+    assert code == 1
+    assert "Traceback" not in text
+    assert "KeyError" in text
+    code, text = outcome(capsys, "info", "--debug")
+    assert code == 1
+    assert "Traceback" in text
