@@ -12,6 +12,4 @@ from fishnet.models import create_model, list_models  # noqa: E402  # the line a
 
 for _name in list_models():
     globals()[_name] = partial(create_model, _name)
-    globals()[
-        _name
-    ].__doc__ = f"Return {_name}; keywords as for fishnet.create_model (weights, num_classes, in_chans, ...)."
+    globals()[_name].__doc__ = f"Return {_name}; keywords as for fishnet.create_model (weights, num_classes, ...)."

@@ -142,11 +142,15 @@ class RunKeeper(pl.Callback):
         self._note_timing(trainer, pl_module)
         if cut_short:  # max_steps inside an epoch: the state is one of mid-epoch
             return
-        self.validated = False
+        config, epoch = pl_module.config, trainer.current_epoch
+        due = (epoch + 1) % config.validate_every == 0 or epoch + 1 == config.epochs
+        self.validated = not due
         self._save(trainer, pl_module)
         if signum := self._agreed_signal(trainer):
             raise Interrupted(signum)
-        self._validate(trainer, pl_module, trainer.current_epoch)
+        if not due:
+            return
+        self._validate(trainer, pl_module, epoch)
         if signum := self._agreed_signal(trainer):
             raise Interrupted(signum)
 

@@ -17,7 +17,7 @@ class AugmentConfig:
     """How training images are cropped, coloured and mixed."""
 
     crop: Literal["random_resized", "pad", "resize"] = "random_resized"
-    """random_resized: a random part, resized; pad: reflect-pad by `pad` pixels, then a random crop; resize: the whole."""
+    """random_resized: a random part, resized; pad: reflect-pad by `pad`, then a random crop; resize: the whole."""
     scale: tuple[float, float] = (0.08, 1.0)
     """Area of the part that random_resized takes, as shares of the image."""
     ratio: tuple[float, float] = (0.75, 4 / 3)
@@ -36,6 +36,10 @@ class AugmentConfig:
     """A timm policy such as `rand-m9-mstd0.5-inc1`, or nothing."""
     random_erasing: float = 0.0
     """Probability of erasing a rectangle."""
+    grow_from: int | None = None
+    """Side in pixels of the first epochs' images, which then grow to `size`; nothing: all epochs at `size`."""
+    grow_share: float = 0.9
+    """Share of the epochs after which the images have reached `size`."""
     mixup: float = 0.0
     """Alpha of mixup; 0 turns it off."""
     cutmix: float = 0.0
@@ -154,6 +158,8 @@ class TrainConfig:
     """Longest time between two checkpoints."""
     log_every: int = 10
     """Optimizer steps between two rows of training metrics."""
+    validate_every: int = 1
+    """Epochs between two validations; the last epoch always gets one."""
     max_steps: int | None = None
     """Stop after this many optimizer steps, for trials."""
     tensorboard: bool = False

@@ -11,8 +11,9 @@ import torch
 from fishnet.callbacks import ProgressBar, RunKeeper
 from fishnet.engine import TrainingModule, build_trainer
 from fishnet.environment import write_environment
+from fishnet.files import atomic_path
 from fishnet.metrics import MetricsFile
-from fishnet.runs import RunFolder
+from fishnet.runs import RunFolder, load_model
 from fishnet.tasks import Task
 
 
@@ -38,7 +39,7 @@ def fit(task: Task, run: RunFolder, resume: bool = False) -> None:
         trainer.fit(module, ckpt_path=checkpoint)
         keeper.finish(trainer, module)
         if trainer.is_global_zero:
-            finish_report(run)
+            finish_report(task, run)
 
 
 def read_position(checkpoint: Path) -> tuple[int, bool]:
@@ -48,10 +49,13 @@ def read_position(checkpoint: Path) -> tuple[int, bool]:
     return int(state["global_step"]), bool(keeper["validated"])
 
 
-def finish_report(run: RunFolder) -> None:
-    """Write report.html and say where everything is."""
+def finish_report(task: Task, run: RunFolder) -> None:
+    """Draw predictions of the best network, write report.html and say where it is."""
     from fishnet.report.html import write_report
 
+    model, _ = load_model(run.path)
+    with atomic_path(run.path / "predictions.png") as partial:
+        task.draw_predictions(model, torch.device("cpu")).save(partial)
     print(f"report: {write_report(run)}", flush=True)
 
 

@@ -131,6 +131,7 @@ def check_values(config: TrainConfig) -> None:
         ("devices", 1),
         ("workers", 0),
         ("log_every", 1),
+        ("validate_every", 1),
     ):
         if getattr(config, name) < least:
             raise UsageError(f"{name} is {getattr(config, name)}; it must be at least {least}")

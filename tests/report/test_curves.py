@@ -70,6 +70,13 @@ def test_one_epoch_and_missing_parts_are_drawn(tmp_path: Path) -> None:
         assert "No metrics" in empty.texts[0].get_text()
 
 
+def test_a_spike_does_not_flatten_the_loss(tmp_path: Path) -> None:
+    rows = [(step, 0, "train", "loss", 500.0 if step == 1 else 2.0 - step / 100) for step in range(1, 101)]
+    axes = draw_curves(write_rows(tmp_path / "metrics.csv", rows)).axes[0]
+    assert axes.get_ylim()[1] < 4
+    assert "500" in axes.texts[0].get_text()
+
+
 def test_nan_and_cut_rows_do_no_harm(tmp_path: Path) -> None:
     path = write_rows(
         tmp_path / "metrics.csv",

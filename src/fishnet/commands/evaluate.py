@@ -191,7 +191,7 @@ def _write(
     evaluation: Evaluation, document: dict[str, Any], folder: Path | None, json: str | None, split: str
 ) -> tuple[Path | None, Path | None]:
     """Write JSON and picture where they are wanted and return their paths."""
-    from fishnet.files import atomic_path, atomic_write
+    from fishnet.files import atomic_write
 
     target = Path(json) if json is not None else folder / f"evaluate_{split}.json" if folder is not None else None
     picture = None
@@ -199,11 +199,10 @@ def _write(
         atomic_write(target, json_module.dumps(document, ensure_ascii=False, indent=1, allow_nan=False))
     if folder is not None and evaluation.confusion is not None:
         from fishnet.report.confusion import draw_confusion
+        from fishnet.report.style import save_figure
 
         picture = folder / f"confusion_{split}.png"
-        figure = draw_confusion(evaluation.confusion, [row["class"] for row in evaluation.per_class])
-        with atomic_path(picture) as partial:
-            figure.savefig(partial)
+        save_figure(draw_confusion(evaluation.confusion, [row["class"] for row in evaluation.per_class]), picture)
     written = [str(path) for path in (target, picture) if path is not None]
     print("written: " + ", ".join(written) if written else "nothing written: --out or --json keeps the figures")
     return target, picture

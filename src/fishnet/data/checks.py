@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import io
+import warnings
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import islice
@@ -146,13 +148,13 @@ def check_classification(
         for name, target in zip(listing.names, listing.targets, strict=True)
     ]
     digests: dict[bytes, list[_Entry]] = defaultdict(list)
-    for entry, facts in zip(
-        entries, inspect_listings(root, listings.values(), min_size, workers, progress), strict=True
-    ):
-        for kind, detail in facts.findings:
-            _add(report, kind, entry.name, detail)
-        if facts.readable:
-            digests[facts.digest].append(entry)
+    with quiet_pillow():
+        inspected = inspect_listings(root, listings.values(), min_size, workers, progress)
+        for entry, facts in zip(entries, inspected, strict=True):
+            for kind, detail in facts.findings:
+                _add(report, kind, entry.name, detail)
+            if facts.readable:
+                digests[facts.digest].append(entry)
     for split, listing in listings.items():
         _check_other_files(root, split, listing, report)
     _check_classes(listings, report)
@@ -161,8 +163,16 @@ def check_classification(
     return report
 
 
+@contextmanager
+def quiet_pillow() -> Iterator[None]:
+    """Keep Pillow from warning of what the report says anyway (bombs, damaged EXIF); for all threads."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        yield
+
+
 def inspect_listings(
-    root: Path, listings: Iterable[Listing], min_size: int = 0, workers: int = 2, progress: bool = True
+    root: Path, listings: Collection[Listing], min_size: int = 0, workers: int = 2, progress: bool = True
 ) -> Iterator[ImageFacts]:
     """Yield the facts of every image of the listings, in their order.
 
@@ -265,7 +275,7 @@ def _check_other_files(root: Path, split: str, listing: Listing, report: CheckRe
     if listing.kind == "shards":
         return
     folder = root / split
-    if listing.kind == "coco" and listing.names[0].startswith(f"{split}/images/"):
+    if listing.kind == "coco" and listing.names and listing.names[0].startswith(f"{split}/images/"):
         folder = folder / "images"  # beside it lie the label maps of the pixel level
     listed = set(listing.names)
     for path in all_files(folder, root):

@@ -203,7 +203,9 @@ def read_label_rows(path: Path) -> Iterator[tuple[int, str, list[str]]]:
 def _list_coco(root: Path, split: str, path: Path, document: dict[str, Any]) -> Listing:
     classes, images = document["labels"], document.get("images")
     _check_classes(classes, path)
-    if not isinstance(images, list) or not all(isinstance(i, dict) and "file_name" in i for i in images):
+    if not isinstance(images, list) or not all(
+        isinstance(i, dict) and isinstance(i.get("file_name"), str) for i in images
+    ):
         raise FishnetError(f"{path}: `images` must be a list of objects with a `file_name`")
     targets = [image.get("label") for image in images]
     valid = [isinstance(target, int) and 0 <= target < len(classes) for target in targets]

@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 
-from fishnet.data.checks import inspect_listings
+from fishnet.data.checks import inspect_listings, quiet_pillow
 from fishnet.data.layouts import Listing, available_splits, list_split
 from fishnet.errors import FishnetError, UsageError
 from fishnet.files import atomic_path, atomic_write
@@ -160,7 +160,8 @@ def _make_plan(root: Path, splits: list[str], val: float, seed: int, copy: bool,
         names = [listing.classes[target[0]] if target else "(no label)" for target in listing.targets]
     else:
         names = [listing.classes[target] for target in listing.targets]
-    digests = [facts.digest for facts in inspect_listings(root, [listing], progress=progress)]
+    with quiet_pillow():
+        digests = [facts.digest for facts in inspect_listings(root, [listing], progress=progress)]
     chosen = choose_val(names, digests, val, seed)
     plan = SplitPlan(val, seed, copy, _count(names, chosen), [])
     for number, name in enumerate(listing.names):

@@ -45,7 +45,7 @@ def create_model(
         FishnetError: The weights cannot be read or do not fit.
     """
     if name not in VARIANTS and not timm.is_model(name.partition(".")[0]):
-        hint = did_you_mean(name, [*VARIANTS, *timm.list_models()])
+        hint = did_you_mean(name, timm.list_models())
         raise UsageError(f"unknown model '{name}'.{hint} Fish: {', '.join(VARIANTS)}; or any timm model")
     if name in VARIANTS:
         known = [field.name for field in fields(FishConfig)] + list(_MODEL_ARGUMENTS)

@@ -77,10 +77,7 @@ class FishNet(nn.Module):
         self.in_chans = in_chans
         self.min_size = config.min_size
         self.stage_info = {name: (config.strides[name], config.channels[name]) for name in STAGES}
-        self.feature_info: list[dict[str, Any]] = [
-            {"num_chs": config.channels[name], "reduction": config.strides[name], "module": MODULES[name]}
-            for name in TAPS
-        ]
+        self.feature_info = [_feature(config, name) for name in TAPS]
         self.num_taps = len(TAPS)
         depths = [*config.tail_depths, config.bridge_depth, *config.body_depths, *config.head_depths]
         rates: Any = calculate_drop_path_rates(config.drop_path_rate, depths, stagewise=True)
@@ -269,6 +266,11 @@ class FishNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (N, num_classes)."""
         return self.forward_head(self.forward_features(x))
+
+
+def _feature(config: FishConfig, name: str) -> dict[str, Any]:
+    """Return timm's description of a stage's output."""
+    return {"num_chs": config.channels[name], "reduction": config.strides[name], "module": MODULES[name]}
 
 
 def _init_weights(module: nn.Module) -> None:

@@ -62,7 +62,7 @@ def _most_confused(counts: np.ndarray) -> np.ndarray:
 
 def _label(axes: Axes, names: list[str]) -> None:
     places = np.arange(len(names))
-    axes.set_xticks(places, names, rotation=90, fontsize=8, parse_math=False)
+    axes.set_xticks(places, names, rotation=90 if max(map(len, names)) > 3 else 0, fontsize=8, parse_math=False)
     axes.set_yticks(places, names, fontsize=8, parse_math=False)
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")

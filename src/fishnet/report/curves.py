@@ -24,7 +24,8 @@ SCORES = {
     "f1": "F1",
     "macro_accuracy": "mean class accuracy",
 }
-"""Scores of validation that are drawn, in this order, with the names that people read; all lie in 0..1."""
+"""Scores of validation in the order of their weight, with the names that people read; all lie in 0..1."""
+_DRAWN = ("top1", "top5", "map", "f1")
 _FEW = 25
 
 
@@ -107,7 +108,7 @@ def _series(points: dict[int, tuple[int, float]]) -> Series:
 def _score_names(series: dict[tuple[str, str], Series]) -> list[str]:
     """Return the known scores, or, for a run of another task, whatever validation measured but its losses."""
     measured = [name for split, name in series if split == "val"]
-    known = [name for name in SCORES if name in measured]
+    known = [name for name in _DRAWN if name in measured]
     return known or [name for name in measured if "loss" not in name and name != "ece"][:6]
 
 
@@ -121,7 +122,7 @@ def _draw_loss(axes: Axes, series: dict[tuple[str, str], Series]) -> None:
         axes.plot(val.steps, val.values, color=style.VERMILION, label="val", **_marks(val))
     values = [v for key in (("train", "loss"), ("val", "loss")) if key in series for v in series[key].values]
     _limit(axes, values)
-    axes.legend()
+    axes.legend(loc="best")  # named: the default warns where a run is long
 
 
 def _draw_scores(axes: Axes, scores: dict[str, Series]) -> None:
@@ -135,7 +136,7 @@ def _draw_scores(axes: Axes, scores: dict[str, Series]) -> None:
         axes.plot(found.steps, values, label=label, **_marks(found))
     if percent:
         axes.set_ylabel("%")
-    axes.legend(loc="lower right")
+    axes.legend(loc="best")
 
 
 def _draw_lr(axes: Axes, series: Series) -> None:
@@ -150,9 +151,11 @@ def _marks(series: Series) -> dict[str, Any]:
 
 
 def _limit(axes: Axes, values: list[float]) -> None:
-    """Keep the first few high losses, or a spike, from flattening the rest."""
+    """Keep the first few high losses, or a spike, from flattening the rest; a note says how high they are."""
     finite = np.asarray([v for v in values if math.isfinite(v)])
-    if len(finite) > _FEW:
-        low, high, top = finite.min(), np.quantile(finite, 0.98), finite.max()
-        if top > high + (high - low):
-            axes.set_ylim(low - 0.05 * (high - low), high + 0.25 * (high - low))
+    if len(finite) < 10:
+        return
+    low, high, top = finite.min(), np.quantile(finite, 0.95), finite.max()
+    if top > high + 1.5 * (high - low):
+        axes.set_ylim(low - 0.05 * (high - low), high + 0.3 * (high - low))
+        axes.text(0.02, 0.98, f"▲ up to {top:.4g}", transform=axes.transAxes, va="top", color=style.MUTED)

@@ -18,6 +18,7 @@ MOST_IMAGES = 32
 _TILE = 160
 _GAP = 8
 _LINE = 20
+_PAPER = "#eef1f5"
 
 
 def draw_batch(images: Tensor, captions: Sequence[str], preprocess: PreprocessConfig) -> Image.Image:
@@ -38,7 +39,7 @@ def draw_batch(images: Tensor, captions: Sequence[str], preprocess: PreprocessCo
     columns = min(len(tiles), 8 if len(tiles) > 12 else 4)
     rows = math.ceil(len(tiles) / columns)
     face = style.font(13)
-    sheet = Image.new("RGB", (columns * (width + _GAP) + _GAP, rows * (height + _LINE + _GAP) + _GAP), "white")
+    sheet = Image.new("RGB", (columns * (width + _GAP) + _GAP, rows * (height + _LINE + _GAP) + _GAP), _PAPER)
     draw = ImageDraw.Draw(sheet)
     for number, (tile, caption) in enumerate(zip(tiles, captions, strict=False)):
         x = _GAP + (number % columns) * (width + _GAP)
@@ -70,7 +71,7 @@ def contact_sheet(entries: Iterable[Mapping[str, Any]], columns: int = 4) -> Ima
     size = (_CARD, _PHOTO + 34 + lines * _ROW + (_ROW if extra else 0) + 8)
     rows = math.ceil(len(entries) / columns)
     step = size[0] + 12, size[1] + 12
-    sheet = Image.new("RGB", (columns * step[0] + 12, rows * step[1] + 12), "#f2f4f7")
+    sheet = Image.new("RGB", (columns * step[0] + 12, rows * step[1] + 12), _PAPER)
     for number, entry in enumerate(entries):
         corner = 12 + (number % columns) * step[0], 12 + (number // columns) * step[1]
         sheet.paste(_card(entry, size), corner)
@@ -85,6 +86,7 @@ _ROW = 22
 def _card(entry: Mapping[str, Any], size: tuple[int, int]) -> Image.Image:
     card = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(card)
+    draw.rectangle((8, 8, _CARD - 9, _PHOTO - 1), fill=_PAPER)
     photo = _fit(entry["image"], _CARD - 16, _PHOTO - 8)
     card.paste(photo, ((_CARD - photo.width) // 2, 8 + (_PHOTO - 8 - photo.height) // 2))
     targets = _targets(entry.get("target"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -75,6 +76,10 @@ class Task(Protocol):
 
     def draw_batch(self, batch: dict[str, Any]) -> Image.Image:
         """Return a picture of an augmented training batch with its targets."""
+        ...
+
+    def draw_predictions(self, model: nn.Module, device: torch.device) -> Image.Image:
+        """Return a picture of what the network answers on some validation images, beside the truth."""
         ...
 
     def fingerprint(self) -> dict[str, Any]:
