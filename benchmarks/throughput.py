@@ -1,7 +1,7 @@
 """Eager throughput of fishnet150 against pytorchcv's, both in fp32, batch 8 at 224x224, on 2 threads.
 
-Ours runs channels-last, as every command of this library runs it; pytorchcv's in its default layout. Both get the same
-weights' shapes and the same images, in turns within one run, so that a busy machine slows both.
+Ours runs channels-last, as every command of this library runs it; pytorchcv's in its default layout. They take turns on
+the same images within one run, so that a busy machine slows both.
 """
 
 from __future__ import annotations
