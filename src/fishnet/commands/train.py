@@ -55,12 +55,14 @@ def train(
         raise UsageError("--data DIR is missing: the folder of the data set")
     if resume:
         check_resume(run, saved, config, allow_changes)
+    elif is_main_process():
+        refuse_old_run(run, overwrite)
     from fishnet.fitting import fit
     from fishnet.tasks import make_task
 
     made = make_task(task, config)
     if is_main_process():
-        prepare_folder(run, resume, overwrite)
+        prepare_folder(run, resume)
         save_settings(run.config_yaml, task, config)
     fit(made, run, resume=resume)
     return run
@@ -85,18 +87,20 @@ def check_resume(run: RunFolder, saved: dict[str, Any] | None, config: TrainConf
         raise UsageError(f"--resume with changed settings ({listing}); add --allow-changes if that is meant")
 
 
-def prepare_folder(run: RunFolder, resume: bool, overwrite: bool) -> None:
-    """Make the run folder; never mix a new run with an old one, never delete what a run did not write."""
-    if resume:
-        return
+def refuse_old_run(run: RunFolder, overwrite: bool) -> None:
+    """Refuse to mix a new run with an old one."""
     if run.path.exists() and not run.path.is_dir():
         raise UsageError(f"--out {run.path} is a file; name a folder")
     present = [name for name in RUN_FILES if (run.path / name).exists()]
     if present and not overwrite:
         raise UsageError(f"{run.path} holds a run already ({present[0]}); use --resume, --overwrite or another --out")
+
+
+def prepare_folder(run: RunFolder, resume: bool) -> None:
+    """Make the run folder, without the files of an older run; what no run wrote stays."""
     try:
-        for name in present:
-            (run.path / name).unlink()
+        for name in () if resume else RUN_FILES:
+            (run.path / name).unlink(missing_ok=True)
         run.checkpoints.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise FishnetError(f"cannot write to {run.path}: {error.strerror}; choose another --out") from error

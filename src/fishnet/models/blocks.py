@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
+from fishnet.models.config import FishInputError
+
 # ReLU works in place throughout: its input is always the fresh output of a norm that does not need it for backward.
 
 Device = torch.device | str | int | None
@@ -170,12 +172,12 @@ def check_norm_input(x: Tensor, norm: nn.Module) -> None:
     """Explain what torch's own message does not: statistics of one value per channel.
 
     Raises:
-        ValueError: `norm` takes statistics of the batch, and `x` holds one value per channel.
+        FishInputError: `norm` takes statistics of the batch, and `x` holds one value per channel.
     """
     if isinstance(x, torch.fx.Proxy) or type(norm) is not nn.BatchNorm2d or not norm.training:
         return
     if x.shape[0] * x.shape[2] * x.shape[3] == 1:
-        raise ValueError(
+        raise FishInputError(
             "BatchNorm cannot train on one image whose smallest map is 1x1 (one value per channel): raise the batch "
             "size to 2 or more, use larger images, or freeze BatchNorm"
         )

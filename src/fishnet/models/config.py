@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args, get_type_hints
 
-from fishnet.errors import UsageError, did_you_mean
+from fishnet.errors import FishnetError, UsageError, did_you_mean
 
 Downsample = Literal["max2", "max3", "avg", "conv"]
 Upsample = Literal["nearest", "bilinear", "deconv"]
@@ -21,6 +21,10 @@ SKIPS = {"b1": "t2", "b2": "t1", "b3": "stem", "h1": "b2", "h2": "b1", "h3": "br
 
 class FishConfigError(UsageError, ValueError):
     """A plan of which no network can be built."""
+
+
+class FishInputError(FishnetError, ValueError):
+    """Images that a network cannot take: too small, or too few to train on."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from fishnet.models.blocks import Device
-from fishnet.models.config import STAGES, VARIANTS, FishConfig
+from fishnet.models.config import STAGES, VARIANTS, FishConfig, FishInputError
 from fishnet.models.stages import Body, Bridge, Head, Stage, Stem, Tail
 
 TAPS = ("stem_conv", "b3", "h1", "h2", "h3")
@@ -198,7 +198,7 @@ class FishNet(nn.Module):
         if isinstance(x, torch.fx.Proxy) or torch.jit.is_tracing():
             return
         if x.shape[-2] < self.min_size or x.shape[-1] < self.min_size:
-            raise ValueError(
+            raise FishInputError(
                 f"input of {x.shape[-2]}x{x.shape[-1]} pixels (height x width) is too small for this FishNet: the "
                 f"smallest is {self.min_size}x{self.min_size}; use larger images or a smaller stem_stride"
             )
