@@ -171,6 +171,18 @@ def test_fine_tuning_takes_a_run_with_other_classes_and_keeps_frozen_parts(photo
     assert any(not torch.equal(before[key], after[key]) for key in before if key.startswith("head."))
 
 
+def test_tensorboard_gets_the_figures_of_metrics_csv(photos: Path, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = fit(photos, tmp_path / "run", epochs=1, tensorboard=True)
+    events = EventAccumulator(str(run.path / "tensorboard"))
+    events.Reload()
+    rows = MetricsFile(run.metrics_csv).read()
+    losses = [float(row["value"]) for row in rows if row["split"] == "train" and row["name"] == "loss"]
+    assert [event.value for event in events.Scalars("train/loss")] == pytest.approx(losses)
+    assert "val/top1" in events.Tags()["scalars"]
+
+
 def test_any_timm_backbone_trains_by_name(photos: Path, tmp_path: Path) -> None:
     run = fit(photos, tmp_path / "run", epochs=1, model="resnet10t", model_option={}, channels_last=False)
     card = read_card(run.model_file)

@@ -33,7 +33,7 @@ def test_two_processes_give_the_losses_of_one(mini: Callable[[str], Path], tmp_p
         "20",
         "--frozen-bn",
         "--lr",
-        "0.001",
+        "0.0001",
     ]
     common += ["--log-every", "1", "--workers", "1"]
     run(*common, "--out", tmp_path / "one")

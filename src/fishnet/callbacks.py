@@ -171,7 +171,7 @@ class RunKeeper(pl.Callback):
         if better:
             self.best, self.best_epoch = value, epoch
         if trainer.is_global_zero:
-            module.log_file.write(trainer.global_step, epoch, "val", evaluation.metrics)
+            module.publish(trainer.global_step, epoch, "val", evaluation.metrics)
             self.timing.write(trainer.global_step, epoch, "val", {"seconds": time.perf_counter() - started})
             if better:
                 save_model(self.run.model_file, module.judged_model, module.task.model_card())

@@ -142,6 +142,8 @@ class TrainConfig:
     """Processes that load images, per device."""
     worker_start: Literal["default", "fork", "spawn", "forkserver"] = "default"
     """How these processes start; default is the platform's way."""
+    cache: bool = False
+    """Keep decoded images in memory, per loading process; for small data sets."""
     bad_images: Literal["stop", "skip"] = "stop"
     """What to do with an image that cannot be read: stop with its path, or leave it out and list it."""
     label_smoothing: float = 0.0

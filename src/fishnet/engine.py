@@ -239,7 +239,13 @@ class TrainingModule(pl.LightningModule):
         if self.trainer.is_global_zero:
             rate = max(group["lr"] for group in optimizer.param_groups)
             values = {"loss": float(loss), "lr": rate, "grad_norm": float(norm)}
-            self.log_file.write(step, self.current_epoch, "train", values)
+            self.publish(step, self.current_epoch, "train", values)
+
+    def publish(self, step: int, epoch: int, split: str, values: dict[str, float]) -> None:
+        """Write figures into metrics.csv, and to TensorBoard where it is on."""
+        self.log_file.write(step, epoch, split, values)
+        if self.trainer.logger is not None:
+            self.trainer.logger.log_metrics({f"{split}/{name}": value for name, value in values.items()}, step=step)
 
     def _check_loss(self, step: int, loss: Tensor) -> None:
         """Stop on a loss that is no number. On a GPU the step before is looked at, so that nothing waits for it."""

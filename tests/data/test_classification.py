@@ -5,6 +5,7 @@ import json
 import pickle
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -415,3 +416,17 @@ def test_nothing_but_bad_images(tmp_path):
     data = open_classification(root, "train", bad_images="skip")
     with pytest.raises(FishnetError, match="2 images in a row cannot be read"):
         data[1]
+
+
+def test_images_kept_in_memory_are_the_same_and_are_read_once(mini: Callable[[str], Path], tmp_path: Path) -> None:
+    root = tmp_path / "photos"
+    for name in ("cat", "ship"):
+        shutil.copytree(mini("cifar10") / "val" / name, root / "val" / name)
+    dataset = open_classification(root, "val")
+    expected = [dataset[SampleKey(epoch, 3)]["image"] for epoch in range(2)]
+    dataset.keep = True
+    first = dataset[SampleKey(0, 3)]["image"]
+    shutil.rmtree(root)
+    again = dataset[SampleKey(1, 3)]["image"]
+    assert torch.equal(first, expected[0])
+    assert torch.equal(again, expected[1])

@@ -112,7 +112,7 @@ def test_channel_reduction_sums_neighbours(k: int) -> None:
 @torch.no_grad()
 def test_bridge_adds_its_gate_twice() -> None:
     bridge = with_statistics(nano()).bridge
-    x = images(2, 128, 3, 2)
+    x = images(2, 96, 3, 2)
     u = F.conv2d(norm_relu(bridge.norm1, x), bridge.conv1.weight)
     u = F.conv2d(norm_relu(bridge.norm2, u), bridge.conv2.weight, bridge.conv2.bias)
     gate = bridge.gate
@@ -288,9 +288,9 @@ def test_resampling_ablations_use_their_operator() -> None:
     up = with_statistics(DeconvUp(32))
     torch.testing.assert_close(up(x), F.conv_transpose2d(norm_relu(up.norm, x), up.conv.weight, stride=2))
     body = nano(upsample="bilinear").eval().body.b1
-    maps = images(1, 128, 2, 3), images(1, 64, 5, 6)
+    maps = images(1, 96, 2, 3), images(1, 64, 5, 6)
     expected = F.interpolate(body.blocks(maps[0]), size=(5, 6), mode="bilinear", align_corners=False)
-    torch.testing.assert_close(body(*maps)[:, :64], expected)
+    torch.testing.assert_close(body(*maps)[:, :32], expected)
 
 
 def dilations(model: FishNet) -> dict[str, int]:
@@ -349,7 +349,7 @@ def test_kept_resolution_with_dilation_refines_the_same_features() -> None:
         ({"tail_widths": (32, 64)}, "tail_widths=.* must be 3 integers"),
         ({"tail_widths": "wide"}, "tail_widths='wide' must be 3 integers"),
         ({"tail_widths": (32, 64, 127)}, "the last must be even"),
-        ({"body_widths": (64, 60, 32)}, "60 must divide the 128 channels that come from b1.*reduction=conv1x1"),
+        ({"body_widths": (96, 60, 32)}, "60 must divide the 160 channels that come from b1.*reduction=conv1x1"),
         ({"tail_depths": (1, 0, 1)}, "tail_depths=.*at least 1"),
         ({"bridge_depth": 0}, "bridge_depth=0 must be at least 1"),
         ({"transfer_depths": (1, 1, 1, 1, 1, -1)}, "must not be negative"),
@@ -400,7 +400,7 @@ def test_other_timm_models_pass_through() -> None:
 @pytest.mark.parametrize("num_classes", [0, 1, 3])
 def test_class_counts_and_channels(num_classes: int) -> None:
     model = create_model("fishnet_nano", num_classes=num_classes, in_chans=4).eval()
-    assert model(images(2, 4, 32, 32)).shape == (2, num_classes or 200)
+    assert model(images(2, 4, 32, 32)).shape == (2, num_classes or 160)
 
 
 # Randomness and memory -----------------------------------------------------------------------------------------------

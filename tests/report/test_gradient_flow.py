@@ -17,7 +17,7 @@ from fishnet.report.gradient_flow import GradientFlow, draw_gradient_flow, gradi
 from fishnet.report.isolated import isolated_convolutions
 
 TAIL = [f"tail.t{i}.blocks.0.shortcut.conv" for i in (1, 2, 3)]
-RELEASED_SHAPE = {"tail_widths": [32, 64, 128], "body_widths": [128, 96, 64]}
+RELEASED_SHAPE = {"stem_width": 16, "tail_widths": [32, 64, 128], "body_widths": [128, 96, 64]}
 """Widths in the proportions of the released members: b1 keeps its input's width, b2 and b3 halve theirs."""
 BRIDGE = ["bridge.conv1", "bridge.conv2", "bridge.blocks.0.shortcut.conv"]
 
@@ -102,7 +102,7 @@ def test_a_functional_convolution_counts_and_is_named_by_its_module() -> None:
     assert entry.name.startswith("a:conv2d")
 
 
-@pytest.mark.parametrize("name", ["fishnet_nano", "fishnet99"])
+@pytest.mark.parametrize("name", ["fishnet_tiny", "fishnet99"])
 def test_the_trunk_of_a_fish_has_no_isolated_convolution(name: str) -> None:
     parts = found(create_model(name, device="meta"))
     assert parts.keys() == {"tail", "bridge"}

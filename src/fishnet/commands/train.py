@@ -13,7 +13,7 @@ from fishnet.runs import RunFolder
 from fishnet.settings import differences, read_settings, resolve, save_settings
 
 # Settings that say where and how fast, not what is computed; a resumed run may change them freely.
-FREE_TO_CHANGE = {"workers", "worker_start", "checkpoint_minutes", "tensorboard", "compile", "out"}
+FREE_TO_CHANGE = {"workers", "worker_start", "cache", "checkpoint_minutes", "tensorboard", "compile", "out"}
 RUN_FILES = (
     "config.yaml", "environment.json", "metrics.csv", "timing.csv", "bad_images.txt", "model.safetensors",
     "report.html", "train_batch.png", "predictions.png", "evaluation_val.json",

@@ -71,6 +71,7 @@ class ClassificationDataset(Dataset[dict[str, Any]]):
         samples: Name (path below the data folder) and target of every image.
         transform: PIL RGB image -> tensor; may be set. By default values in 0..1.
         seed: Seed of all draws; may be set.
+        keep: Whether decoded images stay in memory, in each process that loads; may be set.
         bad_images: Paths that could not be read so far, by this process.
     """
 
@@ -81,9 +82,11 @@ class ClassificationDataset(Dataset[dict[str, Any]]):
         self.multi_label = multi_label
         self.transform: Callable[[Image.Image], Tensor] = ToTensor()
         self.seed = 0
+        self.keep = False
         self.skip_bad = False
         self.bad_images: list[str] = []
         self._shards: ShardIndex | None = None
+        self._kept: dict[int, Image.Image] = {}
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -96,8 +99,13 @@ class ClassificationDataset(Dataset[dict[str, Any]]):
 
     def load(self, index: int) -> Image.Image:
         """Return one image as RGB, upright, without transform; BadImageError (a FishnetError) where it is damaged."""
+        if index in self._kept:
+            return self._kept[index].copy()
         path = self._path(index)
-        return read_image(path if self._shards is None else self._shards.read(index), path)
+        image = read_image(path if self._shards is None else self._shards.read(index), path)
+        if self.keep:
+            self._kept[index] = image.copy()
+        return image
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
         epoch, index = key if isinstance(key, tuple) else (0, key)

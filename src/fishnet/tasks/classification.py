@@ -53,6 +53,7 @@ class ClassificationTask:
         self.train_data.transform = train_transform(config.augment, config.preprocess, config.size)
         self.val_data.transform = eval_transform(config.preprocess, config.size)
         self.train_data.seed = config.seed
+        self.train_data.keep, self.val_data.keep = config.cache, config.cache
         self._mixers = self._build_mixers()
         self._weights = self._class_weights() if config.class_weights == "balanced" else None
 
