@@ -44,13 +44,14 @@ def parity(folder: Path) -> None:
         shapes = all(list(stage.shape) == list(case[f"stage{i}_shape"]) for i, stage in enumerate(stages))
         difference = float(np.abs(logits - case["logits"]).max())
         table.append({"network": name, "logits": difference, "stage samples": worst, "shapes equal": shapes})
+    same = all(row["shapes equal"] for row in table)
     logits_worst, stage_worst = (max(row[key] for row in table) for key in ("logits", "stage samples"))
     record(
         "01_parity",
         "logits and stages against the released networks",
         "logits <= 1e-4, stage samples <= 1e-3, shapes equal",
-        f"logits {logits_worst:.1e}, stage samples {stage_worst:.1e}, shapes equal: {all(r['shapes equal'] for r in table)}",
-        logits_worst <= 1e-4 and stage_worst <= 1e-3 and all(row["shapes equal"] for row in table),
+        f"logits {logits_worst:.1e}, stage samples {stage_worst:.1e}, shapes equal: {same}",
+        logits_worst <= 1e-4 and stage_worst <= 1e-3 and same,
         [{key: f"{v:.1e}" if isinstance(v, float) else v for key, v in row.items()} for row in table],
     )
 
