@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow test-lowest lint format timm-conformance figures tables clean
+.PHONY: demo test test-slow test-lowest lint format timm-conformance figures tables results clean
 
 $(VENV)/.user: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -46,6 +46,9 @@ figures: $(VENV)/.user  ## the pictures of docs/, drawn from the models themselv
 
 tables: $(VENV)/.developer  ## docs/models.md and the golden numbers
 	$(BIN)/python docs/make_models_table.py
+
+results: $(VENV)/.developer  ## docs/results.md from what the benchmarks recorded
+	$(BIN)/python docs/make_results.py
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

@@ -35,6 +35,8 @@ def record(
         note: What a reader should know to judge it.
     """
     hardware = describe_hardware()
+    # Where the data lies is a matter of the machine; its name is not.
+    arguments = [Path(text).name if Path(text).is_absolute() else text for text in sys.argv[1:]]
     content = {
         "title": title,
         "target": target,
@@ -42,7 +44,7 @@ def record(
         "met": met,
         "table": table or [],
         "note": note,
-        "command": " ".join(["python", Path(sys.argv[0]).resolve().relative_to(PROJECT).as_posix(), *sys.argv[1:]]),
+        "command": " ".join(["python", Path(sys.argv[0]).resolve().relative_to(PROJECT).as_posix(), *arguments]),
         "date": datetime.now(UTC).date().isoformat(),
         "machine": f"{hardware['processor']}, {hardware['cores']} cores"
         + "".join(f", {gpu}" for gpu in hardware["gpus"]),
