@@ -63,6 +63,28 @@ def test_a_run_leaves_what_the_contract_names(photos: Path, tmp_path: Path) -> N
     assert [int(r["epoch"]) for r in rows if r["name"] == "top1"] == [0, 1]
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_every_epoch_has_its_own_order_and_augmentation(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    seen: list[tuple[int, list[int], dict[int, bytes]]] = []
+    loss = ClassificationTask.training_loss
+
+    def watched(self: ClassificationTask, model: nn.Module, batch: dict[str, Any], epoch: int) -> Any:
+        order = batch["index"].tolist()
+        seen.append((epoch, order, {i: x.numpy().tobytes() for i, x in zip(order, batch["image"], strict=True)}))
+        return loss(self, model, batch, epoch)
+
+    monkeypatch.setattr(ClassificationTask, "training_loss", watched)
+    fit(photos, tmp_path / "run", epochs=3, workers=workers)
+    assert [epoch for epoch, _, _ in seen] == [0] * 3 + [1] * 3 + [2] * 3
+    orders = [tuple(i for e, order, _ in seen if e == epoch for i in order) for epoch in range(3)]
+    assert all(sorted(order) == list(range(60)) for order in orders)
+    assert len(set(orders)) == 3
+    pixels = [{i: x for e, _, images in seen if e == epoch for i, x in images.items()} for epoch in range(3)]
+    assert sum(pixels[0][i] == pixels[1][i] for i in range(60)) < 3
+
+
 def test_the_saved_model_is_the_moving_average_of_the_best_epoch(photos: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 

@@ -59,6 +59,11 @@ class TrainBatches(Sampler[list[SampleKey]]):
     def __len__(self) -> int:
         return self.steps * self.accumulate
 
+    @property
+    def sampler(self) -> TrainBatches:
+        """This object: Lightning looks for `set_epoch` at the sampler of a batch sampler, and nowhere else."""
+        return self
+
     def set_epoch(self, epoch: int) -> None:
         """Choose the permutation of the next pass; asking for the epoch that is set already changes nothing."""
         if epoch != self.epoch:
