@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fishnet.errors import FishnetError
-from fishnet.files import atomic_path, atomic_write
+from fishnet.files import atomic_path, atomic_write, sweep_partials
 
 
 def names(folder: Path) -> list[str]:
@@ -112,7 +112,7 @@ import resource, sys
 from pathlib import Path
 import torch
 from fishnet.errors import FishnetError
-from fishnet.files import atomic_path, atomic_write
+from fishnet.files import atomic_path, atomic_write, sweep_partials
 from fishnet.models.checkpoint_files import write_checkpoint
 folder, state = Path(sys.argv[1]), {"a": torch.zeros(1_000_000)}
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
@@ -136,3 +136,15 @@ def test_every_writer_survives_a_file_that_cannot_grow(tmp_path: Path) -> None:
         assert line.startswith(f"cannot write {tmp_path / name}: ")
         assert "unchanged" in line
         assert (tmp_path / name).read_text() == "old"
+
+
+def test_sweep_removes_what_a_kill_left_and_nothing_else(tmp_path: Path) -> None:
+    script = "import os, sys; from fishnet.files import atomic_path\n"
+    script += "with atomic_path(sys.argv[1]) as partial: partial.write_text('half'); os.kill(os.getpid(), 9)"
+    subprocess.run([sys.executable, "-c", script, str(tmp_path / "last.ckpt")], check=False)
+    (left,) = names(tmp_path)
+    assert left.endswith(".part.ckpt")
+    for other in ("last.ckpt", ".hidden", ".notes-mine.part.txt"):
+        (tmp_path / other).write_text("kept")
+    sweep_partials(tmp_path)
+    assert names(tmp_path) == [".hidden", ".notes-mine.part.txt", "last.ckpt"]

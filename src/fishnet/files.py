@@ -51,6 +51,12 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             partial.unlink()
 
 
+def sweep_partials(folder: Path) -> None:
+    """Remove what a kill in the middle of `atomic_path` left behind; nobody else may be writing there."""
+    for left in folder.glob(f".*-{'[0-9a-f]' * 8}.part*"):
+        left.unlink(missing_ok=True)
+
+
 def atomic_write(path: str | os.PathLike[str], content: str | bytes) -> None:
     """Write text (UTF-8) or bytes to `path` through `atomic_path`."""
     with atomic_path(path) as partial:

@@ -20,124 +20,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fishnet.errors import UsageError
 from fishnet.models import VARIANTS, FishConfig, FishConfigError, FishNet, create_model, list_models
-from fishnet.models.blocks import Block, ChannelSum, ConvDown, DeconvUp, Gate
+from fishnet.models.blocks import Block, ConvDown, DeconvUp, Gate
 from fishnet.models.complexity import count
-from fishnet.models.config import SKIPS, STAGES
+from fishnet.models.config import STAGES
+from tests.models.fish import ABLATIONS, images, nano, norm_relu, shallow, with_statistics
 
 PROJECT = Path(__file__).resolve().parents[2]
 GOLDEN: dict[str, dict[str, int]] = json.loads((Path(__file__).parent / "golden.json").read_text())
-ABLATIONS: list[dict[str, Any]] = [
-    {"downsample": "max3"},
-    {"downsample": "avg"},
-    {"downsample": "conv"},
-    {"upsample": "bilinear"},
-    {"upsample": "deconv"},
-    {"reduction": "conv1x1"},
-    {"dilation": False},
-    {"gate": False},
-    {"group_width": 4, "bottleneck": 0.5},
-    {"stem_stride": 2},
-    {"stem_stride": 1},
-    {"output_stride": 16},
-    {"output_stride": 8},
-]
-
-
-def images(*shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
-
-
-def nano(**options: Any) -> FishNet:
-    torch.manual_seed(0)
-    model = create_model("fishnet_nano", num_classes=10, **options)
-    assert isinstance(model, FishNet)
-    return model
-
-
-def shallow(**options: Any) -> FishNet:
-    """Return a fish with one block per stage, for what takes long per block."""
-    return nano(**{"tail_depths": (1, 1, 1), "head_depths": (1, 1, 1), "transfer_depths": (0, 0, 0, 0, 0, 1)} | options)
-
-
-def with_statistics(model: nn.Module) -> nn.Module:
-    """Give every norm statistics and an affine map of its own, so that none is the identity."""
-    generator = torch.Generator().manual_seed(1)
-    for norm in model.modules():
-        if isinstance(norm, nn.BatchNorm2d):
-            for tensor, low in ((norm.weight.data, 0.5), (norm.bias.data, -0.5), (norm.running_var, 0.5)):
-                tensor.copy_(low + torch.rand(tensor.shape, generator=generator))
-            norm.running_mean.copy_(torch.randn(norm.running_mean.shape, generator=generator))
-    return model.eval()
-
-
-# Formulas ------------------------------------------------------------------------------------------------------------
-
-
-def norm_relu(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
-    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
-    return ((x - norm.running_mean[:, None, None]) * scale[:, None, None] + norm.bias[:, None, None]).clamp(min=0)
-
-
-def expected_branch(block: Block, x: Tensor) -> Tensor:
-    y = F.conv2d(norm_relu(block.norm1, x), block.conv1.weight)
-    y = F.conv2d(norm_relu(block.norm2, y), block.conv2.weight, padding=2, dilation=2, groups=block.conv2.groups)
-    return F.conv2d(norm_relu(block.norm3, y), block.conv3.weight)
-
-
-@torch.no_grad()
-def test_block_with_identity_shortcut_and_groups() -> None:
-    block = with_statistics(Block(8, 8, 4, groups=2, dilation=2))
-    x = images(2, 8, 6, 5)
-    torch.testing.assert_close(block(x), x + expected_branch(block, x))
-
-
-@torch.no_grad()
-def test_block_that_changes_the_width_has_a_projection() -> None:
-    block = with_statistics(Block(4, 8, 2, dilation=2))
-    x = images(2, 4, 6, 5)
-    shortcut = F.conv2d(norm_relu(block.shortcut.norm, x), block.shortcut.conv.weight)
-    torch.testing.assert_close(block(x), shortcut + expected_branch(block, x))
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("k", [1, 2, 3])
-def test_channel_reduction_sums_neighbours(k: int) -> None:
-    x = images(2, 4 * k, 3, 5)
-    expected = torch.stack([sum(x[:, k * n + j] for j in range(k)) for n in range(4)], dim=1)
-    torch.testing.assert_close(ChannelSum(k)(x), expected)
-    block = with_statistics(Block(4 * k, 4, 2, dilation=2, reduction="sum"))
-    torch.testing.assert_close(block(x), expected + expected_branch(block, x))
-
-
-@torch.no_grad()
-def test_bridge_adds_its_gate_twice() -> None:
-    bridge = with_statistics(nano()).bridge
-    x = images(2, 96, 3, 2)
-    u = F.conv2d(norm_relu(bridge.norm1, x), bridge.conv1.weight)
-    u = F.conv2d(norm_relu(bridge.norm2, u), bridge.conv2.weight, bridge.conv2.bias)
-    gate = bridge.gate
-    mean = norm_relu(gate.norm, u).mean((2, 3), keepdim=True)
-    hidden = F.conv2d(mean, gate.conv1.weight, gate.conv1.bias).clamp(min=0)
-    a = torch.sigmoid(F.conv2d(hidden, gate.conv2.weight, gate.conv2.bias))
-    torch.testing.assert_close(bridge(x), bridge.blocks(u) * a + a)
-
-
-@torch.no_grad()
-def test_stages_are_wired_as_the_fish_says() -> None:
-    model = with_statistics(nano())
-    x = images(2, 3, 64, 96)
-    maps = model.stages(x)
-    for name in ("b1", "b2", "b3"):
-        stage, before, skip = model.body.get_submodule(name), maps[STAGES[STAGES.index(name) - 1]], maps[SKIPS[name]]
-        trunk = stage.blocks(before).repeat_interleave(2, 2).repeat_interleave(2, 3)
-        torch.testing.assert_close(maps[name], torch.cat([trunk, stage.transfer(skip)], 1))
-    for name in ("h1", "h2", "h3"):
-        stage, before, skip = model.head.get_submodule(name), maps[STAGES[STAGES.index(name) - 1]], maps[SKIPS[name]]
-        trunk = stage.blocks(before).unfold(2, 2, 2).unfold(3, 2, 2).amax((4, 5))
-        torch.testing.assert_close(maps[name], torch.cat([trunk, stage.transfer(skip)], 1))
-    scored = norm_relu(model.score.norm2, model.score.conv(norm_relu(model.score.norm1, maps["h3"])))
-    logits = scored.mean((2, 3)) @ model.classifier.weight.T + model.classifier.bias
-    torch.testing.assert_close(model(x), logits)
 
 
 # Numbers -------------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from fishnet.config import TrainConfig
 from fishnet.errors import FishnetError, UsageError
+from fishnet.files import sweep_partials
 from fishnet.runs import RunFolder
 from fishnet.settings import differences, read_settings, resolve, save_settings
 
@@ -102,5 +103,7 @@ def prepare_folder(run: RunFolder, resume: bool) -> None:
         for name in () if resume else RUN_FILES:
             (run.path / name).unlink(missing_ok=True)
         run.checkpoints.mkdir(parents=True, exist_ok=True)
+        for folder in (run.path, run.checkpoints):
+            sweep_partials(folder)
     except OSError as error:
         raise FishnetError(f"cannot write to {run.path}: {error.strerror}; choose another --out") from error
