@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--lr", default="0.01")
     arguments = parser.parse_args()
     settings = ["--recipe", "cifar10", "--data", str(arguments.data), "--weights", str(arguments.weights)]
-    settings += ["--max-steps", "20", "--log-every", "1", "--frozen-bn", "--lr", arguments.lr, "--workers", "1"]
+    settings += ["--max-steps", "20", "--log-every", "1", "--norm", "frozen", "--lr", arguments.lr, "--workers", "1"]
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         for devices in ("1", "2"):

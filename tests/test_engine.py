@@ -130,6 +130,7 @@ def test_a_broken_image_stops_with_its_path_or_is_left_out_and_listed(photos: Pa
     assert broken.name in run.report_html.read_text("utf-8")
 
 
+@pytest.mark.filterwarnings("ignore::fishnet.models.norms.SmallBatchWarning")
 def test_one_image_per_batch_at_the_smallest_size_says_what_to_do(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(FishnetError, match="raise the batch size"):
         fit(photos, tmp_path / "run", batch_size=1, model_option={"stem_stride": 4})

@@ -31,7 +31,8 @@ def test_two_processes_give_the_losses_of_one(mini: Callable[[str], Path], tmp_p
         "1",
         "--max-steps",
         "20",
-        "--frozen-bn",
+        "--norm",
+        "frozen",
         "--lr",
         "0.0001",
     ]

@@ -22,7 +22,7 @@ def test_every_recipe_is_valid_and_says_where_it_comes_from(name: str) -> None:
 def test_settings_given_by_hand_win_over_the_recipe_and_groups_merge() -> None:
     config = resolve("cifar10", {"epochs": 2, "optim": {"lr": 0.7}, "model_option": {"gate": False}})
     assert (config.epochs, config.optim.lr, config.optim.nesterov) == (2, 0.7, True)
-    assert config.model_option == {"stem_stride": 1, "gate": False}
+    assert config.model_option == {"stem_stride": 2, "gate": False}
 
 
 @pytest.mark.parametrize(

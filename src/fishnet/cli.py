@@ -34,6 +34,7 @@ COMMANDS = {
     "predict": Command("predict", "predict on images, folders and globs", {"run": None, "inputs": "+"}),
     "convert": Command("convert", "read any known checkpoint and write another layout", {"source": None, "dest": None}),
     "data check": Command("data_check", "find what is wrong with a data set", {"task": None, "directory": None}),
+    "data convert": Command("data_convert", "boxes between COCO, VOC and YOLO layouts", {"source": None, "dest": None}),
     "data split": Command("data_split", "make a stratified val split", {"directory": None}),
     "demo": Command("demo", "a real run on embedded data, from training to pictures"),
 }

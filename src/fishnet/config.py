@@ -88,12 +88,86 @@ class OptimConfig:
     """Share of the base rate at which cosine ends."""
     step_epochs: int = 30
     """Epochs between two drops of `step`."""
+    step_at: list[int] = field(default_factory=list)
+    """Epochs after which `step` drops, instead of regular ones."""
     step_gamma: float = 0.1
     """Factor of each drop of `step`."""
     layer_decay: float | None = None
     """Factor by which the rate falls per layer group from the classifier down to the stem; nothing: one rate."""
     clip_grad: float | None = None
     """Largest norm of the whole gradient; nothing: no clipping."""
+
+
+@dataclass
+class PyramidConfig:
+    """Maps of strides 4 to 32 for region- and pixel-level heads."""
+
+    taps: Literal["head", "body", "tail"] = "head"
+    """Stages of a fish that make the pyramid."""
+    neck: Literal["fpn", "none"] = "fpn"
+    """Feature pyramid network, or 1x1 projections only."""
+    norm_relu: bool | None = None
+    """BatchNorm and ReLU in front of the neck; nothing: where the maps are raw sums, as a fish's are."""
+
+
+@dataclass
+class HeadsConfig:
+    """Sizes of a detector's neck and heads; what is left out comes from the preset."""
+
+    preset: Literal["auto", "nano", "tiny", "small", "base"] = "auto"
+    """auto: by the size of the trunk; base: torchvision's sizes."""
+    width: int | None = None
+    """Channels of the pyramid's maps."""
+    box_width: int | None = None
+    """Units of the two layers of the box head."""
+    mask_width: int | None = None
+    """Channels of the mask head's convolutions."""
+    mask_layers: int | None = None
+    """Convolutions of the mask head before its up-sampling."""
+    keypoint_width: int | None = None
+    """Channels of the keypoint head's convolutions."""
+    tower_layers: int | None = None
+    """Convolutions of the towers of RetinaNet and FCOS."""
+    proposals: int | None = None
+    """Regions per image that the first stage hands on (twice as many in training)."""
+    samples: int | None = None
+    """Regions per image that the second stage is trained on."""
+    anchor_scale: float | None = None
+    """Side of a level's anchors in strides of the level."""
+    aspect_ratios: list[float] | None = None
+    """Height over width of the anchors."""
+    score: float | None = None
+    """Smallest score of a detection."""
+    nms: float | None = None
+    """Overlap above which the weaker of two detections of one class falls away."""
+    detections: int | None = None
+    """Most detections per image."""
+
+
+@dataclass
+class RegionAugmentConfig:
+    """How training images with boxes are cropped, scaled, coloured and mixed."""
+
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+    short_edges: list[int] = field(default_factory=list)
+    """Lengths of the shorter side of which one is drawn; none: always `size`."""
+    scale_jitter: tuple[float, float] | None = None
+    """Range of scales, such as [0.1, 2.0], of images then cut or padded to a square of side `size`."""
+    photometric: bool = False
+    """Random brightness, contrast, saturation and hue."""
+    iou_crop: bool = False
+    """Random part of the image that keeps some object."""
+    copy_paste: float = 0.0
+    """Probability of pasting objects of another image (needs masks)."""
+    mosaic: float = 0.0
+    """Probability of a square of four images."""
+    mix_off_epochs: int = 0
+    """Number of last epochs without mosaic and copy-paste."""
+    repeat_threshold: float = 0.0
+    """Classes in fewer than this share of the images are shown more often; 0: all images once per epoch."""
+    group_by_aspect: bool = True
+    """Batches of images that are all wide or all tall, so that little of a batch is padding."""
 
 
 @dataclass
@@ -154,8 +228,14 @@ class TrainConfig:
     """Dropout before the classifier."""
     ema: float | None = None
     """Decay of the moving average of the weights, per optimizer step; nothing: none kept."""
-    frozen_bn: bool = False
-    """Keep BatchNorm statistics and affine parameters as they are."""
+    norm: Literal["train", "frozen", "sync", "group"] = "train"
+    """BatchNorms: train; keep statistics and affine parameters frozen; share statistics over GPUs; group norms."""
+    detector: Literal[
+        "faster_rcnn", "mask_rcnn", "keypoint_rcnn", "retinanet", "fcos", "cascade_rcnn", "cascade_mask_rcnn"
+    ] = "mask_rcnn"
+    """What is built on the backbone for detection."""
+    longest: int = 1333
+    """Bound of the longer side of an image in pixels (detection; `size` is the shorter side)."""
     checkpoint_minutes: float = 5.0
     """Longest time between two checkpoints."""
     log_every: int = 10
@@ -168,4 +248,7 @@ class TrainConfig:
     """Also write TensorBoard events into the run folder."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
+    pyramid: PyramidConfig = field(default_factory=PyramidConfig)
+    heads: HeadsConfig = field(default_factory=HeadsConfig)
+    region: RegionAugmentConfig = field(default_factory=RegionAugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)

@@ -29,12 +29,13 @@ from fishnet.data.loader import EvalBatches, ResumableLoader, TrainBatches, make
 from fishnet.errors import FishnetError, UsageError, did_you_mean
 from fishnet.files import atomic_path
 from fishnet.metrics import MetricsFile
+from fishnet.models.norms import apply_norm_policy, check_norm_policy, has_batch_norms, hold_norms
 from fishnet.runs import RunFolder
 from fishnet.tasks import Evaluation, Task
+from fishnet.tasks.levels import judge
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 PRECISION: dict[str, Precision] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
-NORMS = (nn.modules.batchnorm._BatchNorm,)
 
 
 class SafeCheckpointIO(CheckpointIO):
@@ -66,6 +67,8 @@ def lr_share(optim: OptimConfig, step: int, steps_per_epoch: int, epochs: int) -
         return (step + 1) / (warmup + 1)
     if optim.schedule == "constant":
         return 1.0
+    if optim.schedule == "step" and optim.step_at:
+        return optim.step_gamma ** sum(step >= epoch * steps_per_epoch for epoch in optim.step_at)
     if optim.schedule == "step":
         return optim.step_gamma ** (step // (optim.step_epochs * steps_per_epoch))
     progress = min(1.0, (step - warmup) / max(1.0, epochs * steps_per_epoch - warmup))
@@ -107,15 +110,6 @@ def freeze(model: nn.Module, parts: list[str]) -> None:
         modules[part].requires_grad_(False)
 
 
-def hold_norms(model: nn.Module, every: bool) -> None:
-    """Put the BatchNorms of frozen parts, or all of them, into inference mode."""
-    for module in model.modules():
-        if isinstance(module, NORMS):
-            frozen = module.weight is not None and not module.weight.requires_grad
-            if every or frozen:
-                module.eval()
-
-
 class TrainingModule(pl.LightningModule):
     """A task's network, loss, optimizer and moving average in the form that Lightning drives.
 
@@ -133,16 +127,14 @@ class TrainingModule(pl.LightningModule):
         self.log_file = MetricsFile(run.metrics_csv)
         self.bad_images: set[str] = set()
         self._val_loader: DataLoader[Any] | None = None
-        self._losses: list[Tensor] = []
+        self._losses: list[dict[str, Tensor]] = []
         self._unchecked: tuple[int, Tensor] | None = None
 
     def _prepare_model(self) -> None:
         config = self.config
         freeze(self.model, config.freeze)
-        if config.frozen_bn:
-            for module in self.model.modules():
-                if isinstance(module, NORMS):
-                    module.requires_grad_(False)
+        if config.norm in ("frozen", "sync"):  # group norms are a matter of the architecture: the task builds them
+            self.model = apply_norm_policy(self.model, config.norm)
         if not any(parameter.requires_grad for parameter in self.model.parameters()):
             raise UsageError("freeze: every parameter is frozen, nothing is left to train")
         if config.checkpointing:
@@ -161,16 +153,18 @@ class TrainingModule(pl.LightningModule):
     def train_dataloader(self) -> ResumableLoader:
         """Return the loader of this process's part of the training split."""
         config, data = self.config, self.task.train_data
-        loader = make_loader(data, self.batches(), config.workers, self.on_gpu, config.worker_start)
+        collate = self.task.collate
+        loader = make_loader(data, self.batches(), config.workers, self.on_gpu, config.worker_start, collate)
         assert isinstance(loader, ResumableLoader)
         return loader
 
     def batches(self) -> TrainBatches:
         """Return the order in which this process gets the training split."""
         config, trainer = self.config, self.trainer
-        ranks = {"rank": trainer.global_rank, "world": trainer.world_size}
+        rank, world = trainer.global_rank, trainer.world_size
         length = len(cast(Sized, self.task.train_data))
-        return TrainBatches(length, config.batch_size, config.accumulate, seed=config.seed, **ranks)
+        order = self.task.train_order()
+        return TrainBatches(length, config.batch_size, config.accumulate, rank, world, config.seed, **order)
 
     @property
     def on_gpu(self) -> bool:
@@ -185,7 +179,10 @@ class TrainingModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_fit_start(self) -> None:
-        """Compile in place, so that the names of the weights stay clean."""
+        """Check the norms against the devices; compile in place, so that the names of the weights stay clean."""
+        config = self.config
+        images = config.batch_size // (config.accumulate * self.trainer.world_size)
+        check_norm_policy(config.norm, images, self.on_gpu, has_batch_norms(self.model))
         if self.config.compile:
             self.model.compile()
 
@@ -196,7 +193,7 @@ class TrainingModule(pl.LightningModule):
     def hold(self) -> None:
         """Set training mode, except for BatchNorms that must not change."""
         self.model.train()
-        hold_norms(self.model, every=self.config.frozen_bn)
+        hold_norms(self.model, every=self.config.norm == "frozen")
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Move a batch, images in the memory order of the network."""
@@ -215,10 +212,12 @@ class TrainingModule(pl.LightningModule):
         seed = np.random.SeedSequence([self.config.seed, self.current_epoch, batch_index, self.global_rank])
         torch.manual_seed(int(seed.generate_state(1, np.uint64)[0] >> 1))
         self.bad_images.update(name for name in batch.get("bad", ()) if name)
-        loss = self.task.training_loss(self.model, batch, self.current_epoch)
+        losses = self.task.training_loss(self.model, batch, self.current_epoch)
+        loss = torch.stack(list(losses.values())).sum()
         if batch_index % self.config.accumulate == 0:
             self._losses.clear()
-        self._losses.append(loss.detach())
+        parts = {name: value.detach() for name, value in losses.items()} if len(losses) > 1 else {}
+        self._losses.append({"loss": loss.detach(), **parts})
         return loss
 
     def logs_now(self) -> bool:
@@ -229,17 +228,17 @@ class TrainingModule(pl.LightningModule):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Write loss, gradient norm and learning rate; the gradient is whole here, and not yet clipped."""
         step = self.global_step + 1
-        loss = torch.stack(self._losses).mean()
-        self._check_loss(step, loss)
+        losses = {name: torch.stack([part[name] for part in self._losses]).mean() for name in self._losses[0]}
+        self._check_loss(step, losses["loss"])
         if not self.logs_now():
             return
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
         if self.trainer.world_size > 1:
-            loss = self.trainer.strategy.reduce(loss.clone(), reduce_op="mean")
+            losses = {n: self.trainer.strategy.reduce(v.clone(), reduce_op="mean") for n, v in losses.items()}
         if self.trainer.is_global_zero:
             rate = max(group["lr"] for group in optimizer.param_groups)
-            values = {"loss": float(loss), "lr": rate, "grad_norm": float(norm)}
-            self.publish(step, self.current_epoch, "train", values)
+            values = {name: float(value) for name, value in losses.items()}
+            self.publish(step, self.current_epoch, "train", {**values, "lr": rate, "grad_norm": float(norm)})
 
     def publish(self, step: int, epoch: int, split: str, values: dict[str, float]) -> None:
         """Write figures into metrics.csv, and to TensorBoard where it is on."""
@@ -273,14 +272,16 @@ class TrainingModule(pl.LightningModule):
 
     def recent_losses(self) -> float:
         """Return the mean loss of the optimizer step under way."""
-        return float(torch.stack(self._losses).mean()) if self._losses else math.nan
+        losses = [part["loss"] for part in self._losses]
+        return float(torch.stack(losses).mean()) if losses else math.nan
 
     def _make_val_loader(self) -> DataLoader[Any]:
         """Return the loader of this process's part of the validation split; its workers stay for the next time."""
         config, world = self.config, self.trainer.world_size
         length = len(cast(Sized, self.task.val_data))
         batches = EvalBatches(length, max(1, config.batch_size // world), self.trainer.global_rank, world)
-        return make_loader(self.task.val_data, batches, config.workers, self.on_gpu, config.worker_start)
+        collate = self.task.collate
+        return make_loader(self.task.val_data, batches, config.workers, self.on_gpu, config.worker_start, collate)
 
     def evaluate_split(self, progress: bool = True) -> tuple[str, Evaluation]:
         """Judge the network on the validation split, over all processes, with the arithmetic of training.
@@ -288,17 +289,24 @@ class TrainingModule(pl.LightningModule):
         Returns:
             The name of the figure that decides which epoch is best, and all figures.
         """
-        task, trainer, model = self.task, self.trainer, self.judged_model
+        task, trainer = self.task, self.trainer
         loader = self._val_loader = self._val_loader or self._make_val_loader()
         evaluator = task.evaluator(self.device)
-        model.eval()
-        with torch.inference_mode(), trainer.precision_plugin.forward_context():
+
+        def batches() -> Iterator[dict[str, Any]]:
             for batch in with_progress(reraise_plainly(iter(loader)), len(loader), "validating", progress):
                 self.bad_images.update(name for name in batch.get("bad", ()) if name)
-                batch = self.transfer_batch_to_device(batch, self.device, 0)
-                task.evaluate_batch(model, batch, evaluator)
-        self.hold()
-        return evaluator.primary, evaluator.compute()
+                yield batch
+
+        found = judge(
+            self.judged_model,
+            batches(),
+            task.evaluate_batch,
+            evaluator,
+            lambda batch: self.transfer_batch_to_device(batch, self.device, 0),
+            trainer.precision_plugin.forward_context(),
+        )
+        return evaluator.primary, found
 
 
 def with_progress(items: Iterator[Any], total: int, what: str, enabled: bool) -> Iterator[Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from fishnet.data.images import bad_image, explain, read_image, to_rgb
-from fishnet.data.transforms import eval_transform
 from fishnet.errors import FishnetError, UsageError
-from fishnet.runs import ModelCard, load_model
+from fishnet.runs import load_model
+from fishnet.tasks.levels import make_level
 
 ImageLike = str | Path | Image.Image | np.ndarray | Tensor
 
@@ -23,8 +23,10 @@ ImageLike = str | Path | Image.Image | np.ndarray | Tensor
 class Predictor:
     """Say what is on an image.
 
-    Single-label models answer with the `top` best classes, multi-label models with every class whose score is above
-    the threshold (perhaps none), the best first. Scores are softmax or sigmoid outputs between 0 and 1.
+    A classifier answers with `labels`, `scores` and `indices`: the `top` best classes, or for several labels per image
+    every class whose score is above the threshold (perhaps none). A detector adds `boxes` (x1 y1 x2 y2 in pixels of the
+    image), and `masks` (COCO run lengths) or `keypoints` (x, y, visibility). The best come first; scores lie between 0
+    and 1.
 
     >>> predictor = Predictor("runs/pets")                                  # doctest: +SKIP
     >>> predictor("cat.jpg")                                                # doctest: +SKIP
@@ -33,37 +35,31 @@ class Predictor:
     Args:
         source: Run folder, model file, or any weights file (with `task` and `model`).
         device: `auto` (a GPU where there is one), `cpu`, `cuda`, ...
-        top: Number of classes in a single-label answer.
-        threshold: Smallest score in a multi-label answer.
         task: Task of a weights file that does not say it.
         model: Architecture of a weights file that does not say it.
         classes: Class names of a weights file that does not say them.
         size: Input size in pixels instead of the one the model was made for.
+        options: Of a classifier `top` (5) and `threshold` (0.5), of a detector `score` (0.5), `max_detections` (100),
+            `tile` and `overlap`.
 
     Raises:
         FishnetError: Where the source is absent or damaged; see `fishnet.runs.load_model`.
+        UsageError: An option that the task does not have, or out of its range.
     """
 
     def __init__(
         self,
         source: str | Path,
         device: str = "auto",
-        top: int = 5,
-        threshold: float = 0.5,
         task: str | None = None,
         model: str | None = None,
         classes: Sequence[str] | None = None,
         size: int | None = None,
+        **options: Any,
     ) -> None:
-        if top < 1:
-            raise UsageError(f"--top {top}: at least one class must be asked for")
-        if not 0 <= threshold <= 1:
-            raise UsageError(f"--threshold {threshold} is not between 0 and 1")
-        self.top, self.threshold = top, threshold
         self.model, self.card = load_model(source, device, task=task, model=model, classes=classes, size=size)
         self.model.to(memory_format=torch.channels_last)
-        self.device = next(self.model.parameters()).device
-        self.transform = input_transform(self.card)
+        self.level = make_level(self.card, **options)
 
     @property
     def classes(self) -> list[str]:
@@ -78,7 +74,7 @@ class Predictor:
                 uint8 or of floats between 0 and 1. Greyscale and alpha are fine; nothing must be resized or normalised.
 
         Returns:
-            `labels`, `scores` and `indices`, equally long, the best first.
+            Lists of one length, the best first; see the class.
 
         Raises:
             FishnetError: Where the image cannot be read or has another form.
@@ -92,39 +88,12 @@ class Predictor:
         rest = iter(images)
         answers: list[dict[str, list[Any]]] = []
         while part := list(islice(rest, batch_size)):
-            answers += self.answer(torch.stack([self.transform(as_image(image)) for image in part]))
+            answers += self.answer([self.level.prepare(as_image(image)) for image in part])
         return answers
 
-    def answer(self, inputs: Tensor) -> list[dict[str, list[Any]]]:
-        """Answer for a batch of prepared inputs (N, C, H, W), as `transform` makes them from RGB images."""
-        with torch.inference_mode():
-            logits = self.model(inputs.to(self.device, memory_format=torch.channels_last)).float().cpu()
-        if not torch.isfinite(logits).all():
-            raise FishnetError("the model gave NaN or infinite outputs: its weights are damaged")
-        return list(self._answers(logits))
-
-    def _answers(self, logits: Tensor) -> Iterator[dict[str, list[Any]]]:
-        multi_label = self.card.multi_label
-        scores = logits.sigmoid() if multi_label else logits.softmax(1)
-        order = logits.argsort(dim=1, descending=True, stable=True)
-        for row, ranked in zip(scores, order[:, : None if multi_label else self.top], strict=True):
-            indices = [i for i in ranked.tolist() if not multi_label or row[i] > self.threshold]
-            yield {
-                "labels": [self.classes[i] for i in indices],
-                "scores": [float(row[i]) for i in indices],
-                "indices": indices,
-            }
-
-
-def input_transform(card: ModelCard) -> Callable[[Image.Image], Tensor]:
-    """Return the function from an RGB image to the input (C, H, W) that a model was made for.
-
-    Raises:
-        FishnetError: where the model takes no RGB images.
-    """
-    if card.in_chans != 3:
-        raise FishnetError(f"{card.model} takes images of {card.in_chans} channels; fishnet reads images as RGB")
-    return eval_transform(card.preprocess, card.size)
+    def answer(self, prepared: list[Any]) -> list[dict[str, list[Any]]]:
+        """Answer for inputs that `level.prepare` made from RGB images."""
+        return self.level.answer(self.model, prepared)
 
 
 def as_image(image: ImageLike) -> Image.Image:

@@ -321,10 +321,17 @@ def _compare(flag: str, given: str | None, written: str, path: Path) -> None:
 
 def _build(card: ModelCard) -> nn.Module:
     from fishnet.models import create_model
+    from fishnet.models.norms import apply_norm_policy
 
+    if card.task == "detection":
+        from fishnet.models.detection import DetectorPlan, build_detector
+
+        plan = DetectorPlan.from_dict(card.extra["plan"])
+        return build_detector(card.model, card.num_classes, plan, **card.model_option)
     if card.task != "classification":
         raise FishnetError(f"models for {card.task} cannot be built by this version of fishnet")
-    return create_model(card.model, num_classes=card.num_classes, in_chans=card.in_chans, **card.model_option)
+    network = create_model(card.model, num_classes=card.num_classes, in_chans=card.in_chans, **card.model_option)
+    return apply_norm_policy(network, "group") if card.extra.get("group_norm") else network
 
 
 def _load_own(path: Path, card: ModelCard) -> nn.Module:

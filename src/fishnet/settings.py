@@ -7,6 +7,7 @@ import typing
 from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -20,27 +21,38 @@ from fishnet.files import atomic_write
 Tree = dict[str, Any]
 
 
-def list_recipes() -> list[str]:
-    """Return the names of the built-in recipes."""
-    return sorted(
-        f.name.removesuffix(".yaml") for f in resources.files("fishnet.recipes").iterdir() if f.name.endswith(".yaml")
-    )
+def _recipe_folder(task: str) -> Traversable:
+    root = resources.files("fishnet.recipes")
+    return root if task == "classification" else root / task
 
 
-def read_recipe(recipe: str) -> Tree:
-    """Return the settings of a built-in recipe or of a YAML file.
+def list_recipes(task: str = "classification") -> list[str]:
+    """Return the names of a task's built-in recipes."""
+    names = (entry.name for entry in _recipe_folder(task).iterdir())
+    return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
+
+
+def default_recipe(task: str, settings: Mapping[str, Any]) -> str | None:
+    """Return the recipe of a run that names none; classification has settings of its own without one."""
+    if task == "detection":
+        return "finetune" if settings.get("weights") else "scratch_small"
+    return None
+
+
+def read_recipe(recipe: str, task: str = "classification") -> Tree:
+    """Return the settings of a task's built-in recipe or of a YAML file.
 
     Raises:
         UsageError: No recipe or file of that name, or a file that is no mapping of known settings.
     """
-    if recipe in list_recipes():
-        text, where = resources.files("fishnet.recipes").joinpath(f"{recipe}.yaml").read_text("utf-8"), recipe
+    known = list_recipes(task)
+    if recipe in known:
+        text, where = (_recipe_folder(task) / f"{recipe}.yaml").read_text("utf-8"), recipe
     elif Path(recipe).is_file():
         text, where = Path(recipe).read_text("utf-8"), recipe
     else:
         raise UsageError(
-            f"unknown recipe {recipe!r}: neither a file nor one of {', '.join(list_recipes())}."
-            f"{did_you_mean(recipe, list_recipes())}"
+            f"unknown recipe {recipe!r}: neither a file nor one of {', '.join(known)}.{did_you_mean(recipe, known)}"
         )
     try:
         tree = yaml.safe_load(text) or {}
@@ -113,10 +125,14 @@ def build_config(tree: Mapping[str, Any], where: str) -> TrainConfig:
         raise UsageError(f"{where}: {' '.join(str(error).split())}") from None
 
 
-def resolve(recipe: str | None, settings: Mapping[str, Any], base: Tree | None = None) -> TrainConfig:
+def resolve(
+    recipe: str | None, settings: Mapping[str, Any], base: Tree | None = None, task: str = "classification"
+) -> TrainConfig:
     """Return the settings of a run: defaults, then a saved run's, then the recipe's, then those given by hand."""
     check_keys(settings, "settings")
-    config = build_config(merge(base or {}, read_recipe(recipe) if recipe else {}, settings), "settings")
+    if recipe is None and base is None:
+        recipe = default_recipe(task, settings)
+    config = build_config(merge(base or {}, read_recipe(recipe, task) if recipe else {}, settings), "settings")
     check_values(config)
     return config
 

@@ -203,8 +203,8 @@ def test_listing_and_json(clean, tmp_path, capsys):
 
 
 def test_bad_usage(tmp_path):
-    with pytest.raises(UsageError, match="not 'detection'"):
-        data_check("detection", str(tmp_path))
+    with pytest.raises(UsageError, match="--fix and --split belong to detection"):
+        data_check("classification", str(tmp_path), fix="out.json")
     with pytest.raises(UsageError, match="--min-size"):
         data_check("classification", str(tmp_path), min_size=0)
     with pytest.raises(FishnetError, match="does not exist"):

@@ -21,6 +21,7 @@ from fishnet.errors import FishnetError, UsageError
 from fishnet.models import create_model
 from fishnet.runs import ModelCard, save_model
 from fishnet.tasks.classification_evaluator import Evaluation
+from fishnet.tasks.classification_level import ClassificationLevel
 
 QUICK = {"device": "cpu", "workers": 0}
 
@@ -124,7 +125,7 @@ def test_what_is_written(judged: Judged, tmp_path: Path) -> None:
         str(run / "model.safetensors"), str(judged.data), split="train", json=str(tmp_path / "t.json"), **QUICK
     )
     assert elsewhere.json == tmp_path / "t.json"
-    assert elsewhere.picture is None
+    assert elsewhere.pictures == []
     assert json.loads(elsewhere.json.read_text())["split"] == "train"
     assert len(list(run.iterdir())) == 3
     evaluate(str(run / "model.safetensors"), str(judged.data), out=str(tmp_path / "out"), **QUICK)
@@ -171,7 +172,7 @@ def test_weights_without_a_card_take_the_names_of_the_data(judged: Judged, tmp_p
     given = {"task": "classification", "model": "fishnet_nano", "size": 32}
     found = evaluate(str(tmp_path / "w.pth"), str(judged.data), **given, **QUICK)
     assert [row["class"] for row in found.evaluation.per_class] == judged.classes
-    assert (found.json, found.picture) == (None, None)
+    assert (found.json, found.pictures) == (None, [])
     torch.save(create_model("fishnet_nano", num_classes=4).state_dict(), tmp_path / "w.pth")
     with pytest.raises(FishnetError, match=rf"has {len(judged.classes)} classes, the model 4"):
         evaluate(str(tmp_path / "w.pth"), str(judged.data), **given, **QUICK)
@@ -220,7 +221,7 @@ def test_multi_label(judged: Judged, tmp_path: Path, capsys: pytest.CaptureFixtu
     found = evaluate(run, str(data), **QUICK)
     assert list(found.metrics) == ["map", "f1", "loss"]
     assert [row["images"] for row in found.evaluation.per_class] == [15, 10, 8]
-    assert found.picture is None
+    assert found.pictures == []
     assert "mAP" in capsys.readouterr().out
     single = write_run(tmp_path / "single", small_network(3), names)
     with pytest.raises(FishnetError, match="several labels per image, the model one label"):
@@ -261,7 +262,8 @@ def test_of_many_classes_the_worst_are_shown() -> None:
         for i in range(30)
     ]  # fmt: skip
     rows[0] |= {"images": 0, "recall": None}
-    text = summary(Evaluation({"top1": 0.5}, rows, None, 290), "a model", ["x.jpg"] * 12)
+    level = ClassificationLevel(ModelCard("classification", "fishnet_nano", ["a"], 1, 32))
+    text = summary(level, Evaluation({"top1": 0.5}, rows, None, 290), "a model", ["x.jpg"] * 12)
     table = text[text.index("class  ") :].splitlines()[1:21]
     assert "the 20 worst of 30 classes" in text
     assert [line.split()[0] for line in table[:3]] == ["c10", "c20", "c1"]

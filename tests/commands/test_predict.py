@@ -18,6 +18,7 @@ from fishnet.errors import FishnetError, UsageError
 from fishnet.models import create_model
 from fishnet.predictor import Predictor
 from fishnet.runs import ModelCard, save_model
+from fishnet.tasks import classification_level
 
 CLASSES = [f"kind {i}" for i in range(8)]
 
@@ -84,18 +85,18 @@ def test_results_and_contact_sheet(run: str, photos: Path, tmp_path: Path, capsy
         assert [p["label"] for p in entry["predictions"]] == answer["labels"]
         assert [p["index"] for p in entry["predictions"]] == answer["indices"]
         assert [p["score"] for p in entry["predictions"]] == pytest.approx(answer["scores"], abs=1e-5)
-    assert found.sheets == [out / "contact_sheet.png"]
+    assert found.pictures == [out / "contact_sheet.png"]
     assert size_of(out / "contact_sheet.png")[0] > 500
     assert sorted(path.name for path in out.iterdir()) == ["contact_sheet.png", "results.json"]
     assert "12 images, 0 left out" in capsys.readouterr().out
 
 
 def test_many_pages_and_workers(run: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "SHEET_IMAGES", 5)
+    monkeypatch.setattr(classification_level, "SHEET_IMAGES", 5)
     monkeypatch.setattr(command, "_FEW", 1)
     out = tmp_path / "out"
     found = predict(run, [str(photos)], str(out), device="cpu", batch_size=4, workers=1, top=2)
-    assert [sheet.name for sheet in found.sheets] == [f"contact_sheet_0{i}.png" for i in (1, 2, 3)]
+    assert [sheet.name for sheet in found.pictures] == [f"contact_sheet_0{i}.png" for i in (1, 2, 3)]
     assert all(len(entry["predictions"]) == 2 for entry in found.images)
     with pytest.raises(UsageError, match=r"holds results already.*--overwrite"):
         predict(run, [str(photos)], str(out), device="cpu")
@@ -107,11 +108,11 @@ def test_many_pages_and_workers(run: str, photos: Path, tmp_path: Path, monkeypa
 def test_only_so_many_images_are_drawn(
     run: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr(command, "SHEET_IMAGES", 4)
-    monkeypatch.setattr(command, "_SHEETS", 2)
+    monkeypatch.setattr(classification_level, "SHEET_IMAGES", 4)
+    monkeypatch.setattr(classification_level, "_SHEETS", 2)
     found = predict(run, [str(photos)], str(tmp_path / "out"), device="cpu", workers=0)
     assert len(found.images) == 12
-    assert len(found.sheets) == 2
+    assert len(found.pictures) == 2
     assert "contact_sheet_02.png (the first 8 images)" in capsys.readouterr().out
 
 
@@ -123,7 +124,7 @@ def test_multi_label_names_all_above_the_threshold(photos: Path, tmp_path: Path)
     assert min(scores) >= 0.55
     nothing = predict(run, [str(photos)], str(tmp_path / "b"), device="cpu", threshold=1.0)
     assert all(entry["predictions"] == [] for entry in nothing.images)
-    assert nothing.sheets
+    assert nothing.pictures
 
 
 def test_an_unreadable_image_stops_or_is_listed(run: str, photos: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import Dataset
@@ -108,3 +109,29 @@ def test_an_error_for_the_user_comes_out_of_a_worker_as_one_line(workers: int) -
 def test_workers_started_by_spawn_give_the_same_batches() -> None:
     expected = keys(make_loader(Numbers(24), TrainBatches(24, 8, seed=2), workers=0))
     assert keys(make_loader(Numbers(24), TrainBatches(24, 8, seed=2), workers=1, start="spawn")) == expected
+
+
+def test_batches_of_one_group_hold_every_sample_once() -> None:
+    groups = np.arange(103) % 3 == 0
+    batches = TrainBatches(103, batch_size=10, seed=3, groups=groups.astype(int))
+    for epoch in range(3):
+        batches.set_epoch(epoch)
+        steps = [[key.sample for key in batch] for batch in batches]
+        assert len(steps) == 10
+        assert len({sample for step in steps for sample in step}) == 100
+        mixed = [step for step in steps if len({bool(groups[sample]) for sample in step}) > 1]
+        assert len(mixed) <= 1
+
+
+def test_rare_samples_come_more_often_each_time_with_a_number_of_its_own() -> None:
+    repeats = np.ones(60)
+    repeats[:6] = 2.5
+    batches = TrainBatches(60, batch_size=10, seed=1, repeats=repeats)
+    assert batches.steps == 6
+    counts = np.zeros(60)
+    for epoch in range(60):
+        batches.set_epoch(epoch)
+        numbers = [key.sample for batch in batches for key in batch]
+        assert len(set(numbers)) == len(numbers)
+        counts += np.bincount(np.array(numbers) % 60, minlength=60)
+    assert counts[:6].mean() / counts[6:].mean() == pytest.approx(2.5, rel=0.1)

@@ -243,7 +243,7 @@ def test_pickles_and_tells_what_it_does():
         assert torch.equal(copy(image), expected)
     steps = [line.split("(")[0].strip() for line in repr(transform).splitlines()]
     assert steps == [
-        "Pipeline:", "RandomResizedCrop", "RandomHorizontalFlip", "RandAugment", "ColorJitter", "ToTensor", "Lighting",
+        "Pipeline:", "RandomResizedCrop", "Flip", "RandAugment", "ColorJitter", "ToTensor", "Lighting",
         "Normalize", "RandomErasing",
     ]  # fmt: skip
     assert "rand-m9-mstd0.5-inc1" in repr(transform)

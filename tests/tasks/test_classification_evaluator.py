@@ -22,7 +22,9 @@ from sklearn.metrics import (
 from torch import nn
 
 from fishnet.errors import FishnetError
-from fishnet.tasks.classification_evaluator import ClassificationEvaluator, evaluate_model, good_items
+from fishnet.tasks import levels
+from fishnet.tasks.classification_evaluator import ClassificationEvaluator, good_items
+from fishnet.tasks.classification_level import judge_batch
 
 
 def names(count: int) -> list[str]:
@@ -219,15 +221,18 @@ def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
                 np.testing.assert_array_equal(together.confusion, wanted.confusion)
 
 
-def test_evaluate_model_runs_in_eval_mode_and_puts_training_back() -> None:
+def test_judging_runs_in_eval_mode_and_puts_every_mode_back() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.9))
     images, targets = torch.randn(10, 3, 8, 8), torch.randint(4, (10,))
     batches = [{"image": images[:6], "target": targets[:6]}, {"image": images[6:], "target": targets[6:]}]
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    found = evaluate_model(model, batches, ClassificationEvaluator(names(4)))
+    model[1].eval()
+    mover = levels.mover(torch.device("cpu"))
+    found = levels.judge(model, batches, judge_batch, ClassificationEvaluator(names(4)), mover)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert model.training
+    assert not model[1].training
     with torch.no_grad():
         logits = model.eval()(images)
     assert found.metrics["top1"] == float((logits.argmax(1) == targets).double().mean())

@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 import json as json_module
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from fishnet.errors import FishnetError, UsageError
+from fishnet.errors import UsageError
 
 if TYPE_CHECKING:
-    from fishnet.data.classification import ClassificationDataset
-    from fishnet.runs import ModelCard
-    from fishnet.tasks.classification_evaluator import Evaluation
+    from fishnet.tasks import Evaluation
+    from fishnet.tasks.levels import Level
 
 FORMAT_VERSION = 1
-ROWS = 20
-_TITLES = {
-    "top1": "top-1",
-    "top5": "top-5",
-    "macro_accuracy": "macro accuracy",
-    "ece": "calibration error",
-    "map": "mAP",
-    "f1": "F1",
-    "loss": "loss",
-}
 
 
 @dataclass
@@ -35,7 +24,7 @@ class EvaluationReport:
     document: dict[str, Any]
     evaluation: Evaluation
     json: Path | None
-    picture: Path | None
+    pictures: list[Path]
     bad_images: list[str]
 
     @property
@@ -61,7 +50,7 @@ def evaluate(
     out: str | None = None,
     runtime: Literal["torch"] = "torch",
 ) -> EvaluationReport:
-    """Judge a model on a split: metrics, a table per class, a confusion matrix picture, JSON.
+    """Judge a model on a split: figures, a table per class, a confusion matrix or precision-recall curves, JSON.
 
     Args:
         run: Run folder or weights file.
@@ -82,12 +71,14 @@ def evaluate(
     """
     from fishnet.commands.predict import read_names
     from fishnet.runs import load_model
+    from fishnet.tasks.levels import make_level
 
     if batch_size < 1 or workers < 0:
         raise UsageError("--batch-size must be 1 or more, --workers 0 or more")
     network, card = load_model(run, device, task=task, model=model, classes=read_names(classes), size=size)
-    dataset = open_split(Path(data), split, card, bad_images)
-    evaluation, bad = _judge(network, card, dataset, batch_size, workers, precision)
+    level = make_level(card)
+    dataset = level.open_split(Path(data), split, bad_images)
+    evaluation, documents, bad = _judge(network, level, dataset, batch_size, workers, precision)
     document = {
         "format_version": FORMAT_VERSION,
         "source": str(run),
@@ -97,54 +88,31 @@ def evaluate(
         "bad_images": bad,
         "card": card.to_dict(),
     }
-    print(summary(evaluation, f"{card.model} on {split} of {data}", bad))
+    print(summary(level, evaluation, f"{card.model} on {split} of {data}", bad))
     folder = Path(out) if out is not None else Path(run) if Path(run).is_dir() else None
-    written, picture = _write(evaluation, document, folder, json, split)
-    return EvaluationReport(document, evaluation, written, picture, bad)
-
-
-def open_split(
-    root: Path, split: str, card: ModelCard, bad_images: Literal["stop", "skip"] = "stop"
-) -> ClassificationDataset:
-    """Return a split whose targets are numbered as the model's outputs, with the model's preprocessing.
-
-    A model whose class names are unknown takes those of the data, where their number fits; `card` then gets them.
-
-    Raises:
-        FishnetError: where split or classes do not fit.
-    """
-    from fishnet.data.classification import open_classification
-    from fishnet.predictor import input_transform
-
-    if card.extra.get("unnamed_classes"):
-        dataset = open_classification(root, split, bad_images=bad_images)
-        if len(dataset.classes) != card.num_classes:
-            raise FishnetError(f"{root} has {len(dataset.classes)} classes, the model {card.num_classes}")
-        card.classes, card.multi_label = list(dataset.classes), dataset.multi_label
-    else:
-        dataset = open_classification(root, split, classes=card.classes, bad_images=bad_images)
-    if dataset.multi_label != card.multi_label:
-        kinds = ("one label", "several labels")
-        raise FishnetError(f"{root} has {kinds[dataset.multi_label]} per image, the model {kinds[card.multi_label]}")
-    dataset.transform = input_transform(card)
-    return dataset
+    target = Path(json) if json is not None else None if folder is None else folder / f"evaluate_{split}.json"
+    pictures = _write(level, evaluation, {target: document}, documents, folder, split)
+    return EvaluationReport(document, evaluation, target, pictures, bad)
 
 
 def _judge(
-    network: Any, card: ModelCard, dataset: ClassificationDataset, batch_size: int, workers: int, precision: str
-) -> tuple[Evaluation, list[str]]:
-    """Return what the evaluator found and the images left out."""
+    network: Any, level: Level, dataset: Any, batch_size: int, workers: int, precision: str
+) -> tuple[Evaluation, Mapping[str, Any], list[str]]:
+    """Return what the evaluator found, what else it has to say, and the images left out."""
+    import torch
     from tqdm import tqdm
 
     from fishnet.data.loader import EvalBatches, make_loader, reraise_plainly
-    from fishnet.tasks.classification_evaluator import ClassificationEvaluator, evaluate_model
+    from fishnet.tasks.levels import autocast, judge, mover
 
     if precision == "auto":
-        precision = card.extra.get("precision", "fp32")
+        precision = level.card.extra.get("precision", "fp32")
     device = next(network.parameters()).device
-    loader = make_loader(dataset, EvalBatches(len(dataset), batch_size), workers, device.type == "cuda")
+    network.to(memory_format=torch.channels_last)
+    batches = EvalBatches(len(dataset), batch_size)
+    loader = make_loader(dataset, batches, workers, device.type == "cuda", collate=level.collate)
     bad = dict.fromkeys(dataset.bad_images)
-    evaluator = ClassificationEvaluator(card.classes, card.multi_label, device=device)
+    evaluator = level.evaluator(dataset, device)
     with tqdm(total=len(dataset), desc="evaluating", unit="image", disable=None, leave=False) as bar:
 
         def watched() -> Any:
@@ -153,56 +121,44 @@ def _judge(
                 yield batch
                 bar.update(len(batch["image"]))
 
-        evaluation = evaluate_model(network, watched(), evaluator, device, precision=precision)
-    return evaluation, list(bad)
+        arithmetic = autocast(device, precision)
+        evaluation = judge(network, watched(), level.evaluate_batch, evaluator, mover(device), arithmetic)
+    return evaluation, level.documents(evaluator), list(bad)
 
 
-def summary(evaluation: Evaluation, title: str, bad: Sequence[str] = ()) -> str:
-    """Return the result as text: the figures, then a row per class (of more than 20 the worst)."""
-    lines = [f"{title}: {evaluation.images} images" + (f", {len(bad)} unreadable left out" if bad else "")]
-    for name, value in evaluation.metrics.items():
-        shown = f"{value:8.4f}" if name in ("loss", "ece") else f"{100 * value:7.2f} %"
-        lines.append(f"  {_TITLES.get(name, name):<18}{shown:>9}")
-    rows = evaluation.per_class
-    measure = "ap" if rows and "ap" in rows[0] else "recall"
-    names = ["images", "correct", "recall", "precision", "f1"] + (["ap"] if measure == "ap" else [])
-    if len(rows) > ROWS:
-        lines.append(f"the {ROWS} worst of {len(rows)} classes by {measure}:")
-        judged = [row for row in rows if row[measure] is not None]
-        rows = sorted(judged, key=lambda row: (row[measure], -row["images"]))[:ROWS]
-    width = min(40, max(len("class"), *(len(row["class"]) for row in rows)))
-    lines.append("  " + "class".ljust(width) + "".join(f"{name:>11}" for name in names))
-    for row in rows:
-        cells = "".join(f"{_cell(row[name]):>11}" for name in names)
-        lines.append("  " + row["class"][:width].ljust(width) + cells)
+def summary(level: Level, evaluation: Evaluation, title: str, bad: Sequence[str] = ()) -> str:
+    """Return the result as text: what was judged, the figures, the images left out."""
+    images: int = evaluation.to_dict()["images"]
+    lines = [f"{title}: {images} images" + (f", {len(bad)} unreadable left out" if bad else "")]
+    lines += level.describe(evaluation)
     lines += [f"left out, cannot be read: {name}" for name in bad[:10]]
     if len(bad) > 10:
         lines.append(f"... and {len(bad) - 10} more left out")
     return "\n".join(lines)
 
 
-def _cell(value: float | int | None) -> str:
-    if value is None:
-        return "-"
-    return str(value) if isinstance(value, int) else f"{100 * value:.1f} %"
-
-
 def _write(
-    evaluation: Evaluation, document: dict[str, Any], folder: Path | None, json: str | None, split: str
-) -> tuple[Path | None, Path | None]:
-    """Write JSON and picture where they are wanted and return their paths."""
+    level: Level,
+    evaluation: Evaluation,
+    main: dict[Path | None, Any],
+    documents: Mapping[str, Any],
+    folder: Path | None,
+    split: str,
+) -> list[Path]:
+    """Write JSON and pictures where they are wanted, say where, and return the paths of the pictures."""
     from fishnet.files import atomic_write
 
-    target = Path(json) if json is not None else folder / f"evaluate_{split}.json" if folder is not None else None
-    picture = None
-    if target is not None:
-        atomic_write(target, json_module.dumps(document, ensure_ascii=False, indent=1, allow_nan=False))
-    if folder is not None and evaluation.confusion is not None:
-        from fishnet.report.confusion import draw_confusion
+    contents: dict[Path, Any] = {path: content for path, content in main.items() if path is not None}
+    pictures: list[Path] = []
+    if folder is not None:
+        contents |= {folder / f"{name}_{split}.json": content for name, content in documents.items()}
+    for path, content in contents.items():
+        atomic_write(path, json_module.dumps(content, ensure_ascii=False, indent=1, allow_nan=False))
+    if folder is not None:
         from fishnet.report.style import save_figure
 
-        picture = folder / f"confusion_{split}.png"
-        save_figure(draw_confusion(evaluation.confusion, [row["class"] for row in evaluation.per_class]), picture)
-    written = [str(path) for path in (target, picture) if path is not None]
+        for name, figure in level.pictures(evaluation).items():
+            pictures.append(save_figure(figure, folder / f"{name}_{split}.png"))
+    written = [str(path) for path in (*contents, *pictures)]
     print("written: " + ", ".join(written) if written else "nothing written: --out or --json keeps the figures")
-    return target, picture
+    return pictures

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +13,9 @@ from fishnet.errors import FishnetError, UsageError
 
 if TYPE_CHECKING:
     from fishnet.predictor import Predictor
+    from fishnet.tasks.levels import Level, Painter
 
 FORMAT_VERSION = 1
-SHEET_IMAGES = 48
-SHEET_LINES = 5
-_SHEETS = 20
 _FEW = 16
 
 
@@ -28,7 +25,7 @@ class Prediction:
 
     document: dict[str, Any]
     results_json: Path
-    sheets: list[Path]
+    pictures: list[Path]
     bad_images: list[str]
 
     @property
@@ -42,8 +39,12 @@ def predict(
     inputs: list[str],
     out: str,
     device: str = "auto",
-    top: int = 5,
-    threshold: float = 0.5,
+    top: int | None = None,
+    threshold: float | None = None,
+    score: float | None = None,
+    max_detections: int | None = None,
+    tile: int | None = None,
+    overlap: float | None = None,
     batch_size: int = 32,
     workers: int = 2,
     bad_images: Literal["stop", "skip"] = "stop",
@@ -54,15 +55,19 @@ def predict(
     classes: str | None = None,
     runtime: Literal["torch"] = "torch",
 ) -> Prediction:
-    """Predict on images: writes results.json and contact sheets.
+    """Predict on images: writes results.json, and contact sheets (classes) or a picture per image (objects).
 
     Args:
         run: Run folder or weights file.
         inputs: Images, folders (searched with their subfolders) or quoted patterns such as "photos/**/*.jpg".
-        out: Folder to write results.json and contact_sheet.png into.
+        out: Folder to write results.json and the pictures into.
         device: auto, cpu, cuda, cuda:1, ...
-        top: Number of classes per image (single-label models).
-        threshold: Smallest score of a class that is named (multi-label models).
+        top: Number of classes per image (single-label models; 5).
+        threshold: Smallest score of a class that is named (multi-label models; 0.5).
+        score: Smallest score of an object that is named (detectors; 0.5).
+        max_detections: Most objects per image (detectors; 100).
+        tile: Side of overlapping parts in pixels that large images are cut into (detectors).
+        overlap: Share of such a part that its neighbour sees too (0.2).
         batch_size: Images per forward pass.
         workers: Processes that read images.
         bad_images: stop at an image that cannot be read, or skip it and list it.
@@ -84,14 +89,14 @@ def predict(
         raise UsageError(f"{folder} holds results already: choose another --out or give --overwrite")
     files = find_images(inputs, leave_out=folder)
     _make(folder)
-    predictor = Predictor(run, device, top, threshold, task, model, read_names(classes), size)
-    entries, sheets, bad = _predict_files(predictor, files, folder, batch_size, workers, bad_images)
+    options = {"top": top, "threshold": threshold, "score": score, "max_detections": max_detections}
+    options |= {"tile": tile, "overlap": overlap}
+    predictor = Predictor(run, device, task, model, read_names(classes), size, **options)
+    entries, painter, bad = _predict_files(predictor, files, folder, batch_size, workers, bad_images)
     document = _head(predictor) | {"images": entries, "bad_images": bad}
     atomic_write(results, json.dumps(document, ensure_ascii=False, indent=1))
-    for old in set(folder.glob("contact_sheet*.png")) - set(sheets):
-        old.unlink()
-    _say(results, sheets, entries, bad)
-    return Prediction(document, results, sheets, bad)
+    _say(predictor, results, painter, entries, bad)
+    return Prediction(document, results, painter.written, bad)
 
 
 def _head(predictor: Predictor) -> dict[str, Any]:
@@ -170,8 +175,8 @@ def _nothing_found(text: str, path: Path, any_match: bool) -> str:
 class _Files:
     """The images as a map-style data set; an unreadable one comes as its error."""
 
-    def __init__(self, predictor: Predictor, files: list[Path], thumbnails: int) -> None:
-        self.transform, self.files, self.thumbnails = predictor.transform, files, thumbnails
+    def __init__(self, level: Level, painter: Painter, files: list[Path]) -> None:
+        self.level, self.painter, self.files = level, painter, files
 
     def __len__(self) -> int:
         return len(self.files)
@@ -185,10 +190,9 @@ class _Files:
             image = read_image(path)
         except FishnetError as error:
             return item | {"error": str(error)}
-        item |= {"width": image.width, "height": image.height, "input": self.transform(image)}
-        if index < self.thumbnails:
-            image.thumbnail((320, 320))
-            item["thumbnail"] = image
+        item |= {"width": image.width, "height": image.height, "input": self.level.prepare(image)}
+        if self.painter.wants(index):
+            item["thumbnail"] = self.painter.thumbnail(image)
         return item
 
 
@@ -198,19 +202,19 @@ def _as_list(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _predict_files(
     predictor: Predictor, files: list[Path], out: Path, batch_size: int, workers: int, bad_images: str
-) -> tuple[list[dict[str, Any]], list[Path], list[str]]:
-    """Return the entries of results.json, the pictures written and the images left out."""
-    import torch
+) -> tuple[list[dict[str, Any]], Painter, list[str]]:
+    """Return the entries of results.json, what drew the pictures, and the images left out."""
     from torch.utils.data import DataLoader
     from tqdm import tqdm
 
-    dataset: Any = _Files(predictor, files, _SHEETS * SHEET_IMAGES)
+    level = predictor.level
+    painter = level.painter(out, len(files))
+    dataset: Any = _Files(level, painter, files)
     if len(files) <= _FEW:
         workers = 0  # starting them would take longer than the work
     loader = DataLoader(dataset, batch_size, num_workers=workers, collate_fn=_as_list)
     entries: list[dict[str, Any]] = []
     bad: list[str] = []
-    sheets = _Sheets(out, len(files))
     with tqdm(total=len(files), desc="predicting", unit="image", disable=None, leave=False) as bar:
         for items in loader:
             good = []
@@ -221,68 +225,28 @@ def _predict_files(
                     raise FishnetError(item["error"])
                 else:
                     bad.append(item["file"])
-            answers = predictor.answer(torch.stack([item["input"] for item in good])) if good else []
+            answers = predictor.answer([item["input"] for item in good]) if good else []
             for item, answer in zip(good, answers, strict=True):
-                entries.append(_entry(item, answer))
-                sheets.add(item, answer)
+                about = {name: item[name] for name in ("file", "width", "height")}
+                entries.append(about | level.entry(answer))
+                painter.add(item, answer)
             bar.update(len(items))
     if not entries:
         raise FishnetError(f"none of the {len(files)} images can be read, the first is {bad[0]}")
-    sheets.write()
-    return entries, sheets.written, bad
+    painter.finish()
+    return entries, painter, bad
 
 
-def _entry(item: dict[str, Any], answer: dict[str, list[Any]]) -> dict[str, Any]:
-    predictions = [
-        {"label": label, "index": index, "score": round(score, 6)}
-        for label, index, score in zip(answer["labels"], answer["indices"], answer["scores"], strict=True)
-    ]
-    return {"file": item["file"], "width": item["width"], "height": item["height"], "predictions": predictions}
-
-
-class _Sheets:
-    """Contact sheets, written page by page so that memory does not grow with the number of images."""
-
-    def __init__(self, out: Path, images: int) -> None:
-        self.out, self.pages = out, min(_SHEETS, math.ceil(images / SHEET_IMAGES))
-        self.cards: list[dict[str, Any]] = []
-        self.written: list[Path] = []
-
-    def add(self, item: dict[str, Any], answer: dict[str, list[Any]]) -> None:
-        """Put an image on the page; a full page is written."""
-        if item["thumbnail"] is None:
-            return
-        lines = list(zip(answer["labels"], answer["scores"], strict=True))[:SHEET_LINES]
-        self.cards.append({"image": item["thumbnail"], "title": Path(item["file"]).name, "lines": lines})
-        if len(self.cards) == SHEET_IMAGES:
-            self.write()
-
-    def write(self) -> None:
-        """Write the page that was begun, if any."""
-        from fishnet.files import atomic_path
-        from fishnet.report.drawing import contact_sheet
-
-        if not self.cards:
-            return
-        number = f"_{len(self.written) + 1:02d}" if self.pages > 1 else ""
-        path = self.out / f"contact_sheet{number}.png"
-        with atomic_path(path) as partial:
-            contact_sheet(self.cards).save(partial)
-        self.written.append(path)
-        self.cards = []
-
-
-def _say(results: Path, sheets: list[Path], entries: list[dict[str, Any]], bad: list[str]) -> None:
+def _say(predictor: Predictor, results: Path, painter: Painter, entries: list[dict[str, Any]], bad: list[str]) -> None:
     for entry in entries[:10]:
-        best = ", ".join(f"{p['label']} {100 * p['score']:.1f} %" for p in entry["predictions"][:3])
-        print(f"{entry['file']}: {best or 'nothing above the threshold'}")
+        print(f"{entry['file']}: {predictor.level.headline(entry)}")
     if len(entries) > 10:
         print(f"... and {len(entries) - 10} more")
     for file in bad[:10]:
         print(f"left out, cannot be read: {file}")
     if len(bad) > 10:
         print(f"... and {len(bad) - 10} more left out")
-    shown = min(len(entries), len(sheets) * SHEET_IMAGES)
-    more = f" (the first {shown} images)" if shown < len(entries) else ""
-    pictures = f"{sheets[0]}{f' ... {sheets[-1].name}' if len(sheets) > 1 else ''}{more}"
-    print(f"{len(entries)} images, {len(bad)} left out: {results}, {pictures}")
+    pictures = painter.written
+    more = f" (the first {painter.drawn} images)" if painter.drawn < len(entries) else ""
+    shown = f"{pictures[0]}{f' ... {pictures[-1].name}' if len(pictures) > 1 else ''}{more}"
+    print(f"{len(entries)} images, {len(bad)} left out: {results}, {shown}")

@@ -23,7 +23,7 @@ RUN_FILES = (
 
 
 def train(
-    task: Literal["classification"],
+    task: Literal["classification", "detection"],
     recipe: str | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -34,7 +34,8 @@ def train(
 
     Args:
         task: What is predicted.
-        recipe: Name of a built-in recipe or a YAML file; settings override it.
+        recipe: Name of a built-in recipe or a YAML file; settings override it. Detection without one takes finetune
+            where weights are given, else scratch_small.
         resume: Go on with the run in `out`.
         overwrite: Replace the run in `out`.
         allow_changes: Let a resumed run differ from what it was started with.
@@ -51,7 +52,7 @@ def train(
         raise UsageError("--out RUN is missing: the folder that the run is written to")
     run = RunFolder(Path(out))
     saved = read_settings(run.config_yaml) if resume and run.config_yaml.exists() else None
-    config = resolve(recipe, settings, base=saved)
+    config = resolve(recipe, settings, base=saved, task=task)
     if not config.data:
         raise UsageError("--data DIR is missing: the folder of the data set")
     if resume:

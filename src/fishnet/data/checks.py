@@ -68,11 +68,16 @@ class Problem:
 
 @dataclass
 class CheckReport:
-    """What `check_classification` found."""
+    """What a check found; `kinds` gives severity and title of every kind of finding, in the order of the listing."""
 
     root: Path
     problems: list[Problem]
     summary: dict[str, Any] = field(default_factory=dict)
+    kinds: dict[str, tuple[Severity, str]] = field(default_factory=lambda: _KINDS)
+
+    def add(self, kind: str, path: str, detail: str, severity: Severity | None = None) -> None:
+        """Note a finding, by default of the severity of its kind."""
+        self.problems.append(Problem(kind, path, detail, severity or self.kinds[kind][0]))
 
     @property
     def exit_code(self) -> int:
@@ -92,12 +97,12 @@ class CheckReport:
         """Return a listing grouped by kind, errors first, with the first `limit` paths of each."""
         lines = []
         for split, counts in self.summary.get("splits", {}).items():
-            lines.append(f"{split or self.root}: {counts['images']} images, {counts['classes']} classes")
+            lines.append(f"{split or self.root}: " + ", ".join(f"{n} {name}" for name, n in counts.items()))
         groups: dict[str, list[Problem]] = defaultdict(list)
         for problem in self.problems:
             groups[problem.kind].append(problem)
-        for kind in (kind for kind in _KINDS if kind in groups):
-            severity, title = _KINDS[kind]
+        for kind in (kind for kind in self.kinds if kind in groups):
+            severity, title = self.kinds[kind]
             found = groups[kind]
             lines.append(f"\n{severity}: {title}: {len(found)}")
             lines += ["  " + ": ".join(text for text in (p.path, p.detail) if text) for p in found[:limit]]
@@ -152,7 +157,7 @@ def check_classification(
         inspected = inspect_listings(root, listings.values(), min_size, workers, progress)
         for entry, facts in zip(entries, inspected, strict=True):
             for kind, detail in facts.findings:
-                _add(report, kind, entry.name, detail)
+                report.add(kind, entry.name, detail)
             if facts.readable:
                 digests[facts.digest].append(entry)
     for split, listing in listings.items():
@@ -241,10 +246,6 @@ def _traits(image: Image.Image, name: str, min_size: int) -> Iterator[tuple[str,
         yield "alpha", ""
 
 
-def _add(report: CheckReport, kind: str, path: str, detail: str, severity: Severity | None = None) -> None:
-    report.problems.append(Problem(kind, path, detail, severity or _KINDS[kind][0]))
-
-
 def _list_all(root: Path, report: CheckReport) -> dict[str, Listing]:
     """Return the listing of every split; class folders without splits count as one split without a name."""
     splits = available_splits(root)
@@ -252,18 +253,18 @@ def _list_all(root: Path, report: CheckReport) -> dict[str, Listing]:
         if not any(next(image_files(folder), None) for folder in subfolders(root)):
             raise FishnetError(f"{root} holds no data of a known layout; expected {LAYOUTS}")
         splits = [""]
-        _add(report, "missing split", "", f"there is no train and val; `fishnet data split {root}` makes both")
+        report.add("missing split", "", f"there is no train and val; `fishnet data split {root}` makes both")
     listings = {}
     for split in splits:
         try:
             listings[split] = list_split(root, split)
         except FishnetError as error:
-            _add(report, "layout", split, str(error))
+            report.add("layout", split, str(error))
     if splits != [""] and not any(split.startswith("val") for split in splits):
         advice = f"; `fishnet data split {root}` makes one from train" if "train" in splits else ""
-        _add(report, "missing split", "val", f"there is no val split{advice}")
+        report.add("missing split", "val", f"there is no val split{advice}")
     if splits != [""] and not any(split.startswith("train") for split in splits):
-        _add(report, "missing split", "train", "there is no train split", "note")
+        report.add("missing split", "train", "there is no train split", "note")
     report.summary["splits"] = {
         split: {"images": len(listing.names), "classes": len(listing.classes)} for split, listing in listings.items()
     }
@@ -283,11 +284,11 @@ def _check_other_files(root: Path, split: str, listing: Listing, report: CheckRe
         if name in listed or root / path == listing.place:
             continue
         if path.suffix.lower() in IMAGE_EXTENSIONS:
-            _add(report, "unlisted", name, "" if listing.kind != "folders" else "it lies in no class folder")
+            report.add("unlisted", name, "" if listing.kind != "folders" else "it lies in no class folder")
         elif kind := _identify(root / path):
-            _add(report, "overlooked image", name, f"the content is {kind}, rename it")
+            report.add("overlooked image", name, f"the content is {kind}, rename it")
         else:
-            _add(report, "other file", name, "")
+            report.add("other file", name, "")
 
 
 def _identify(path: Path) -> str | None:
@@ -308,13 +309,13 @@ def _check_classes(listings: dict[str, Listing], report: CheckReport) -> None:
         severity: Severity = "note" if listing.multi_label and split != train else "error"
         for number, name in enumerate(listing.classes):
             if not counts[number]:
-                _add(report, "empty class", split, f"{name} has no image", severity)
+                report.add("empty class", split, f"{name} has no image", severity)
         if train is None or split == train:
             continue
         for name in sorted(set(listings[train].classes) - set(listing.classes)):
-            _add(report, "missing class", split, f"{name} is in {train} only", severity)
+            report.add("missing class", split, f"{name} is in {train} only", severity)
         for name in sorted(set(listing.classes) - set(listings[train].classes)):
-            _add(report, "missing class", split, f"{name} is in {split} only", "error")
+            report.add("missing class", split, f"{name} is in {split} only", "error")
 
 
 def _check_duplicates(group: list[_Entry], report: CheckReport) -> None:
@@ -326,11 +327,11 @@ def _check_duplicates(group: list[_Entry], report: CheckReport) -> None:
         by_split[entry.split].append(entry)
     if len(by_split) > 1:
         first, *others = (entries[0].name for entries in by_split.values())
-        _add(report, "duplicate across splits", first, f"same as {', '.join(others)}")
+        report.add("duplicate across splits", first, f"same as {', '.join(others)}")
     for entries in by_split.values():
         if len(entries) < 2:
             continue
         kind = "contradiction" if len({entry.target for entry in entries}) > 1 else "duplicate"
         names = [entry.name for entry in entries[1:]]
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        _add(report, kind, entries[0].name, f"same as {', '.join(names[:3])}{more}")
+        report.add(kind, entries[0].name, f"same as {', '.join(names[:3])}{more}")

@@ -8,7 +8,7 @@ computes and takes its own part of.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,9 +37,25 @@ class TrainBatches(Sampler[list[SampleKey]]):
         rank: Number of this process.
         world: Number of processes.
         seed: Seed of the permutations.
+        groups: Group of every sample; a step takes samples of one group only, where enough are left.
+        repeats: How often every sample is shown per epoch on average, 1 or more; copy c of sample i has the number
+            i + c x length, and an augmentation of its own.
     """
 
-    def __init__(self, length: int, batch_size: int, accumulate: int = 1, rank: int = 0, world: int = 1, seed: int = 0):
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        accumulate: int = 1,
+        rank: int = 0,
+        world: int = 1,
+        seed: int = 0,
+        groups: np.ndarray | None = None,
+        repeats: np.ndarray | None = None,
+    ):
+        self.samples, self.groups, self.repeats = length, groups, repeats
+        if repeats is not None:
+            length = int(np.floor(repeats.sum()))
         parts = accumulate * world
         batch_size = min(batch_size, length - length % parts)
         if batch_size < parts or batch_size % parts:
@@ -71,12 +87,43 @@ class TrainBatches(Sampler[list[SampleKey]]):
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         epoch, start, self.start = self.epoch, self.start, 0
-        order = np.random.default_rng((self.seed, epoch)).permutation(self.length).tolist()
+        order = self._order(np.random.default_rng((self.seed, epoch))).tolist()
         size = self.batch_size // (self.accumulate * self.world)
         for batch in range(start, len(self)):
             step, part = divmod(batch, self.accumulate)
             first = step * self.batch_size + (part * self.world + self.rank) * size
             yield [SampleKey(epoch, index) for index in order[first : first + size]]
+
+    def _order(self, generator: np.random.Generator) -> np.ndarray:
+        """Return the numbers of an epoch's samples in the order in which steps take them."""
+        if self.repeats is None:
+            order = generator.permutation(self.length)
+        else:
+            whole = np.floor(self.repeats).astype(np.int64)
+            copies = whole + (generator.random(self.samples) < self.repeats - whole)
+            first = np.repeat(np.arange(self.samples), copies)
+            which = np.arange(len(first)) - np.repeat(np.cumsum(copies) - copies, copies)
+            order = generator.permutation(first + self.samples * which)
+            # the draw varies around its mean; the number of steps must not
+            order = np.resize(order, self.length)
+        return order if self.groups is None else self._grouped(order, generator)
+
+    def _grouped(self, order: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        """Return the samples sorted into steps of one group each; what is left of the groups makes the last steps."""
+        assert self.groups is not None
+        steps: list[np.ndarray] = []
+        rest: list[np.ndarray] = []
+        of_sample = self.groups[order % self.samples]
+        for group in np.unique(of_sample):
+            members = order[of_sample == group]
+            full = len(members) // self.batch_size * self.batch_size
+            steps += np.split(members[:full], full // self.batch_size) if full else []
+            rest.append(members[full:])
+        left = np.concatenate(rest)
+        mixed = len(left) // self.batch_size * self.batch_size
+        steps += np.split(left[:mixed], mixed // self.batch_size) if mixed else []
+        shuffled = [steps[place] for place in generator.permutation(len(steps))]
+        return np.concatenate([*shuffled, left[mixed:]])
 
 
 class EvalBatches(Sampler[list[SampleKey]]):
@@ -146,6 +193,7 @@ def make_loader(
     workers: int,
     pin_memory: bool = False,
     start: str = "default",
+    collate: Callable[[list[Any]], Any] | None = None,
 ) -> DataLoader[Any]:
     """Return a loader of the given batches.
 
@@ -155,8 +203,9 @@ def make_loader(
         workers: Processes that load; 0 loads in this one.
         pin_memory: Keep batches in page-locked memory, for a GPU.
         start: How worker processes start: fork, spawn, forkserver, or the platform's default.
+        collate: List of samples -> batch; nothing stacks tensors.
     """
-    options: dict[str, Any] = {"num_workers": workers, "pin_memory": pin_memory}
+    options: dict[str, Any] = {"num_workers": workers, "pin_memory": pin_memory, "collate_fn": collate}
     if workers:
         options |= {"persistent_workers": True, "prefetch_factor": 4}
         options["multiprocessing_context"] = None if start == "default" else start

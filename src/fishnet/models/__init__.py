@@ -23,6 +23,13 @@ def list_models() -> list[str]:
     return list(VARIANTS)
 
 
+def check_name(name: str) -> None:
+    """Raise UsageError for a name that neither the family nor timm knows."""
+    if name not in VARIANTS and not timm.is_model(name.partition(".")[0]):
+        hint = did_you_mean(name, timm.list_models())
+        raise UsageError(f"unknown model '{name}'.{hint} Fish: {', '.join(VARIANTS)}; or any timm model")
+
+
 def create_model(
     name: str, weights: str | Path | None = None, num_classes: int = 1000, in_chans: int = 3, **config: Any
 ) -> nn.Module:
@@ -44,9 +51,7 @@ def create_model(
         UsageError: The name or a keyword is unknown, or the values do not make a network.
         FishnetError: The weights cannot be read or do not fit.
     """
-    if name not in VARIANTS and not timm.is_model(name.partition(".")[0]):
-        hint = did_you_mean(name, timm.list_models())
-        raise UsageError(f"unknown model '{name}'.{hint} Fish: {', '.join(VARIANTS)}; or any timm model")
+    check_name(name)
     if name in VARIANTS:
         known = [field.name for field in fields(FishConfig)] + list(_MODEL_ARGUMENTS)
         for option in config:

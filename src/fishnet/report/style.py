@@ -127,11 +127,15 @@ def jpeg_uri(image: Image.Image, quality: int = 88) -> str:
 @lru_cache(maxsize=32)
 def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """Return a font of `size` pixels for PIL: the one that matplotlib ships (many scripts), else PIL's own."""
+    path = font_file(bold)
+    return ImageFont.load_default(size) if path is None else ImageFont.truetype(path, size)
+
+
+def font_file(bold: bool = False) -> str | None:
+    """Return the path of the font that matplotlib ships, or nothing where it does not."""
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name
-    if path.is_file():
-        return ImageFont.truetype(str(path), size)
-    return ImageFont.load_default(size)
+    return str(path) if path.is_file() else None
 
 
 def printable(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -45,6 +46,11 @@ class Task(Protocol):
     config: TrainConfig
 
     @property
+    def collate(self) -> Callable[[list[Any]], Any] | None:
+        """List of samples -> batch; nothing stacks tensors."""
+        ...
+
+    @property
     def train_data(self) -> Dataset[Any]:
         """The training split, a map-style data set of known length."""
         ...
@@ -52,6 +58,10 @@ class Task(Protocol):
     @property
     def val_data(self) -> Dataset[Any]:
         """The validation split."""
+        ...
+
+    def train_order(self) -> dict[str, Any]:
+        """Return what `TrainBatches` should know of the training split: `groups`, `repeats`, or nothing."""
         ...
 
     def build_model(self) -> nn.Module:
@@ -62,8 +72,8 @@ class Task(Protocol):
         """Return what predicting and judging need to know of the network."""
         ...
 
-    def training_loss(self, model: nn.Module, batch: dict[str, Any], epoch: int) -> Tensor:
-        """Return the mean loss of a batch, a scalar with gradient."""
+    def training_loss(self, model: nn.Module, batch: dict[str, Any], epoch: int) -> dict[str, Tensor]:
+        """Return the mean losses of a batch by name, scalars with gradient whose sum is minimised."""
         ...
 
     def evaluator(self, device: Any) -> Evaluator:
@@ -93,9 +103,13 @@ def make_task(name: str, config: TrainConfig) -> Task:
         from fishnet.tasks.classification import ClassificationTask
 
         return ClassificationTask(config)
+    if name == "detection":
+        from fishnet.tasks.detection import DetectionTask
+
+        return DetectionTask(config)
     raise UsageError(f"unknown task {name!r}.{did_you_mean(name, TASK_NAMES)} Known are {', '.join(TASK_NAMES)}")
 
 
-TASK_NAMES = ("classification",)
+TASK_NAMES = ("classification", "detection")
 
 __all__ = ["TASK_NAMES", "Evaluation", "Evaluator", "Task", "make_task"]

@@ -18,7 +18,8 @@ from fishnet.data.classification import ClassificationDataset, open_classificati
 from fishnet.data.transforms import eval_transform, train_transform
 from fishnet.errors import FishnetError
 from fishnet.runs import ModelCard
-from fishnet.tasks.classification_evaluator import ClassificationEvaluator, good_items
+from fishnet.tasks.classification_evaluator import ClassificationEvaluator
+from fishnet.tasks.classification_level import judge_batch
 
 
 def grown_size(config: TrainConfig, epoch: int) -> int:
@@ -41,6 +42,7 @@ class ClassificationTask:
     """
 
     name = "classification"
+    collate = None
 
     def __init__(self, config: TrainConfig):
         self.config = config
@@ -76,9 +78,14 @@ class ClassificationTask:
         weights = counts.sum() / (len(counts) * counts)
         return torch.from_numpy(weights).float()
 
+    def train_order(self) -> dict[str, Any]:
+        """Return nothing: every image is shown once per epoch, in any order."""
+        return {}
+
     def build_model(self) -> nn.Module:
         """Return the network with `config.weights` loaded, if any; a classifier of another size stays fresh."""
         from fishnet.models import create_model
+        from fishnet.models.norms import apply_norm_policy
         from fishnet.models.weights import load_weights
 
         config = self.config
@@ -89,6 +96,8 @@ class ClassificationTask:
             options["pretrained"] = True
         torch.manual_seed(config.seed)
         model = create_model(config.model, num_classes=len(self.classes), **options)
+        if config.norm == "group":
+            model = apply_norm_policy(model, "group")
         if config.weights and config.weights != "pretrained":
             print(load_weights(model, config.weights, skip_classifier="resize"))
         return model
@@ -106,11 +115,11 @@ class ClassificationTask:
             multi_label=self.multi_label,
             size=config.size,
             preprocess=config.preprocess,
-            extra={"precision": config.precision},
+            extra={"precision": config.precision, "group_norm": config.norm == "group"},
         )
 
-    def training_loss(self, model: nn.Module, batch: dict[str, Any], epoch: int) -> Tensor:
-        """Return the mean loss of a batch: cross entropy, or binary cross entropy for several labels per image.
+    def training_loss(self, model: nn.Module, batch: dict[str, Any], epoch: int) -> dict[str, Tensor]:
+        """Return the mean `loss` of a batch: cross entropy, or binary cross entropy for several labels per image.
 
         Args:
             model: Network, in training mode.
@@ -123,10 +132,11 @@ class ClassificationTask:
             images = F.interpolate(images, (side, side), mode="bilinear", antialias=True)
         logits = model(images)
         weights = None if self._weights is None else self._weights.to(logits.device)
+        smooth = self.config.label_smoothing
         if self.multi_label:
-            smooth = self.config.label_smoothing
-            return F.binary_cross_entropy_with_logits(logits, targets * (1 - smooth) + smooth / 2, pos_weight=weights)
-        return F.cross_entropy(logits, targets, weight=weights, label_smoothing=self.config.label_smoothing)
+            targets = targets * (1 - smooth) + smooth / 2
+            return {"loss": F.binary_cross_entropy_with_logits(logits, targets, pos_weight=weights)}
+        return {"loss": F.cross_entropy(logits, targets, weight=weights, label_smoothing=smooth)}
 
     def _mix(self, images: Tensor, targets: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
         """Mix the batch with one of the mixers; draws from torch's global generator."""
@@ -143,10 +153,7 @@ class ClassificationTask:
 
     def evaluate_batch(self, model: nn.Module, batch: dict[str, Any], evaluator: ClassificationEvaluator) -> None:
         """Predict one batch and hand it to the evaluator; stand-ins for unreadable images are left out."""
-        batch = good_items(batch)
-        if not len(batch["target"]):
-            return
-        evaluator.update(model(batch["image"]).float(), batch["target"])
+        judge_batch(model, batch, evaluator)
 
     def draw_batch(self, batch: dict[str, Any]) -> Image.Image:
         """Return a picture of an augmented (and mixed) training batch with its labels."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,7 +25,6 @@ from torchmetrics.classification import (
 
 from fishnet.errors import FishnetError
 
-_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 CONFUSION_LIMIT = 2000
 """More classes than this get no confusion matrix: it grows with their square."""
 
@@ -258,39 +256,3 @@ def good_items(batch: dict[str, Any]) -> dict[str, Any]:
         name: value[keep] if isinstance(value, Tensor) else [v for v, k in zip(value, keep.tolist(), strict=True) if k]
         for name, value in batch.items()
     }
-
-
-def evaluate_model(
-    model: nn.Module,
-    batches: Iterable[dict[str, Any]],
-    evaluator: ClassificationEvaluator,
-    device: str | torch.device = "cpu",
-    channels_last: bool = True,
-    precision: str = "fp32",
-) -> Evaluation:
-    """Run the model (in eval mode, then put back) over all batches and return what the evaluator found.
-
-    Args:
-        model: gives logits of shape (N, classes).
-        batches: dictionaries with `image` (N, C, H, W) and `target`; `bad` marks stand-ins, which are left out.
-        evaluator: is reset first.
-        device: where to run; model and evaluator are moved there.
-        channels_last: keep images and weights in NHWC memory order.
-        precision: fp32, bf16 or fp16; the latter two by autocast.
-    """
-    order = torch.channels_last if channels_last else torch.contiguous_format
-    kind = torch.device(device).type
-    arithmetic = torch.autocast(kind, _AUTOCAST[precision]) if precision in _AUTOCAST else nullcontext()
-    was_training = model.training
-    model.to(device=device, memory_format=order).eval()  # type: ignore[call-overload]
-    evaluator.to(device).reset()
-    try:
-        for batch in map(good_items, batches):
-            images = batch["image"].to(device, non_blocking=True, memory_format=order)
-            if len(images):
-                with torch.inference_mode(), arithmetic:
-                    logits = model(images)
-                evaluator.update(logits, batch["target"].to(device, non_blocking=True))
-    finally:
-        model.train(was_training)
-    return evaluator.compute()

@@ -1,0 +1,253 @@
+"""Images with boxes, masks and keypoints, from a COCO folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+
+from fishnet.data.coco import CocoFile, Fault, read_coco, summarise
+from fishnet.data.images import BadImageError, bad_image, read_image
+from fishnet.data.layouts import check_root
+from fishnet.data.seeding import sample_seed
+from fishnet.errors import FishnetError, did_you_mean
+
+Sample = dict[str, Any]
+Transform = Callable[[Sample, Callable[[], Sample] | None], Sample]
+_LONGEST_BAD_RUN = 1000
+
+
+def annotation_file(root: Path, split: str) -> Path:
+    """Return the instances file of a split; `train` also finds `train2017`.
+
+    Raises:
+        FishnetError: There is none; says which exist.
+    """
+    check_root(root)
+    folder = root / "annotations"
+    splits = {path.stem.removeprefix("instances_"): path for path in sorted(folder.glob("instances_*.json"))}
+    if not splits:
+        raise FishnetError(
+            f"{root} holds no detection data: {folder}/instances_{split}.json is missing. "
+            "`fishnet data convert` turns VOC and YOLO folders into COCO's layout"
+        )
+    if split in splits:
+        return splits[split]
+    dated = [name for name in splits if name.startswith(split) and name[len(split) :].isdigit()]
+    if len(dated) == 1:
+        return splits[dated[0]]
+    raise FishnetError(f"{folder} has no split {split!r}, it has {', '.join(splits)}.{did_you_mean(split, splits)}")
+
+
+def image_folder(root: Path, split: str, file_names: list[str]) -> Path:
+    """Return the folder that a split's file names are relative to: DIR/<split>/images, DIR/<split> or DIR."""
+    for folder in (root / split / "images", root / split, root):
+        if file_names and (folder / file_names[0]).exists():
+            return folder
+    return root / split
+
+
+class DetectionDataset(Dataset[Sample]):
+    """The images of one split with their objects, read when asked for; made by `open_detection`.
+
+    `dataset[key]`, with key = (epoch, index) or index alone (epoch 0), returns
+    - image: uint8 tensor (3, H, W) after `transform`
+    - target: boxes float32 (N, 4) x1 y1 x2 y2 in pixels of that tensor, labels int64 (N,), with `masks` on masks uint8
+      (N, H, W), with keypoints on keypoints float32 (N, K, 3). Crowds are left out, N may be 0.
+    - size: (height, width) of the image in its file
+    - index: the index that was asked for
+    - bad: empty, or the path of the image that was asked for and could not be read; the next good one stands in.
+
+    Attributes:
+        file: Everything that the annotation file says.
+        folder: Where the images lie.
+        transform: (sample, draw) -> sample, where draw() gives another raw sample to mix in; may be set. It draws from
+            the global generators, seeded by (seed, epoch, index).
+        mix_until: Epoch from which on draw is None: no image is mixed with others any more; may be set.
+        masks, keypoints: Whether targets hold them; may be set.
+        seed: Seed of all draws; may be set.
+        bad_images: Paths that could not be read so far, by this process.
+    """
+
+    def __init__(self, file: CocoFile, folder: Path) -> None:
+        self.file, self.folder = file, folder
+        self.transform: Transform | None = None
+        self.masks = self.keypoints = False
+        self.mix_until: int | None = None
+        self.seed = 0
+        self.skip_bad = False
+        self.bad_images: list[str] = []
+
+    @property
+    def classes(self) -> list[str]:
+        """Names by class index."""
+        return self.file.classes
+
+    def __len__(self) -> int:
+        return len(self.file)
+
+    def path(self, index: int) -> Path:
+        """Return the path of an image."""
+        return self.folder / self.file.file_names[index]
+
+    def load(self, index: int) -> Image.Image:
+        """Return one image as RGB in the size that the annotations are made for.
+
+        Raises:
+            BadImageError: It is missing, damaged or of another size.
+        """
+        path = self.path(index)
+        image = read_image(path)
+        wanted = int(self.file.widths[index]), int(self.file.heights[index])
+        if image.size != wanted and image.size == wanted[::-1]:
+            image = _unrotated(path, image)
+        if image.size != wanted:
+            stated = f"{wanted[0]}x{wanted[1]}"
+            raise bad_image(str(path), f"it has {image.width}x{image.height} pixels, {self.file.path} says {stated}")
+        return image
+
+    def sample(self, index: int) -> Sample:
+        """Return image and target before any transform; the image is read, bad ones are not replaced."""
+        image = self.load(index)
+        objects = self.file.objects(index)
+        objects = objects[~self.file.crowd[objects]]
+        size = image.height, image.width
+        corners = self.file.boxes[objects].copy()
+        corners[:, 2:] += corners[:, :2]
+        boxes = torch.from_numpy(corners).float().reshape(-1, 4)
+        boxes[:, 0::2].clamp_(0, image.width)
+        boxes[:, 1::2].clamp_(0, image.height)
+        target: dict[str, Any] = {
+            "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size),
+            "labels": torch.from_numpy(self.file.class_of[objects]),
+        }
+        if self.masks:
+            target["masks"] = tv_tensors.Mask(self._masks(objects, size))
+        if self.keypoints and self.file.keypoints is not None:
+            target["keypoints"] = torch.from_numpy(self.file.keypoints[objects].copy())
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+        return {"image": tv_tensors.Image(pixels), "target": target, "size": size, "index": index}
+
+    def _masks(self, objects: np.ndarray, size: tuple[int, int]) -> Tensor:
+        from faster_coco_eval.core import mask as rle_of
+
+        if not len(objects):
+            return torch.zeros(0, *size, dtype=torch.uint8)
+        decoded = rle_of.decode([self.file.mask(int(index)) for index in objects])
+        return torch.from_numpy(np.ascontiguousarray(decoded.transpose(2, 0, 1)))
+
+    def __getitem__(self, key: int | tuple[int, int]) -> Sample:
+        epoch, number = key if isinstance(key, tuple) else (0, key)
+        index = number % len(self)  # a repeated sample has a number of its own, and so its own augmentation
+        tries = min(len(self), _LONGEST_BAD_RUN)
+        for step in range(tries):
+            place = (index + step) % len(self)
+            try:
+                with sample_seed(self.seed, epoch, number):
+                    sample = self.sample(place)
+                    if self.transform is not None:
+                        mixes = self.mix_until is None or epoch < self.mix_until
+                        sample = self.transform(sample, self._draw if mixes else None)
+            except BadImageError:
+                if not self.skip_bad:
+                    raise
+                self._record(str(self.path(place)))
+                continue
+            bad = "" if place == index else str(self.path(index))
+            return {**sample, "index": index, "bad": bad}
+        raise FishnetError(
+            f"{tries} images in a row cannot be read, from {self.path(index)} on; is the data still there? "
+            "`fishnet data check detection DIR` lists every problem"
+        )
+
+    def _draw(self) -> Sample:
+        """Return another sample, drawn from the generator of the sample under way."""
+        return self.sample(int(torch.randint(len(self), ())))
+
+    def _record(self, path: str) -> None:
+        if path not in self.bad_images:
+            self.bad_images.append(path)
+
+
+def _unrotated(path: Path, upright: Image.Image) -> Image.Image:
+    """Return the image as its pixels are stored: annotations of cameras' photos are often made without EXIF."""
+    with Image.open(path) as image:
+        return image.convert("RGB") if image.size != upright.size else upright
+
+
+def open_detection(
+    root: Path | str,
+    split: str,
+    *,
+    classes: list[str] | None = None,
+    bad_images: Literal["stop", "skip"] = "stop",
+) -> DetectionDataset:
+    """Open one split of a COCO folder; reads the annotation file, no image.
+
+    Args:
+        root: Data folder, with annotations/instances_<split>.json and the images in <split>/ or <split>/images/.
+        split: Name of the split; `train` also finds `train2017`.
+        classes: Class names that the split must have, those of the training split or of a model.
+        bad_images: stop: objects and images that cannot be used are an error, here or when they are asked for; skip:
+            they are left out.
+
+    Raises:
+        FishnetError: Folder, split or images are missing, the file is damaged, or holds what cannot be used.
+    """
+    root = Path(root)
+    path = annotation_file(root, split)
+    file = read_coco(path)
+    if not len(file):
+        raise FishnetError(f"{path} lists no image")
+    folder = image_folder(root, path.stem.removeprefix("instances_"), file.file_names)
+    problems = file.problems + missing_files(file, folder)
+    if problems and bad_images == "stop":
+        raise FishnetError(
+            f"{path} has {len(problems)} problems: {summarise(problems)}. `fishnet data check detection {root} --fix "
+            "OUT.json` mends what can be mended; --bad-images skip leaves the others out"
+        )
+    if classes is not None and classes != file.classes:
+        missing, extra = sorted(set(classes) - set(file.classes)), sorted(set(file.classes) - set(classes))
+        raise FishnetError(
+            f"the categories of {path} differ from those of the training split or model: missing "
+            f"{', '.join(missing[:10]) or 'none'}, unknown {', '.join(extra[:10]) or 'none'}"
+            + ("" if missing or extra else "; their ids are in another order")
+        )
+    dataset = DetectionDataset(file, folder)
+    dataset.skip_bad = bad_images == "skip"
+    return dataset
+
+
+def missing_files(file: CocoFile, folder: Path) -> list[Fault]:
+    """Return a problem for every image whose file is not there."""
+    present: dict[Path, set[str]] = {}
+    problems = []
+    for name in file.file_names:
+        path = folder / name
+        if path.parent not in present:
+            present[path.parent] = {p.name for p in path.parent.iterdir()} if path.parent.is_dir() else set()
+        if path.name not in present[path.parent]:
+            problems.append(Fault("missing image file", str(path), "there is no such file"))
+    return problems
+
+
+def collate(samples: list[Sample]) -> dict[str, Any]:
+    """Return a batch: lists of images and targets, since both differ in size from image to image."""
+    return {
+        "image": [_plain(sample["image"]) for sample in samples],
+        "target": [{name: _plain(value) for name, value in sample["target"].items()} for sample in samples],
+        "size": [sample["size"] for sample in samples],
+        "index": torch.tensor([sample["index"] for sample in samples]),
+        "bad": [sample["bad"] for sample in samples],
+    }
+
+
+def _plain(value: Any) -> Tensor:
+    return value.as_subclass(Tensor) if isinstance(value, tv_tensors.TVTensor) else value

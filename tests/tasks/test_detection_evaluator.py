@@ -1,0 +1,197 @@
+"""COCO's figures against pycocotools, on real annotations with perturbed predictions."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from faster_coco_eval.core import mask as run_lengths
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from fishnet.data.coco import CocoFile, read_coco
+from fishnet.errors import FishnetError
+from fishnet.tasks.detection_evaluator import (
+    BOX_FIGURES,
+    KEYPOINT_FIGURES,
+    DetectionEvaluator,
+    coco_results,
+    judge,
+    keypoint_sigmas,
+)
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+
+
+def oracle(path: Path, results: list[dict[str, Any]], kind: str, images: list[int] | None = None) -> list[float]:
+    """Return the figures of pycocotools."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(path))
+        found = truth.loadRes([dict(entry) for entry in results])
+        run = COCOeval(truth, found, kind)
+        if images is not None:
+            run.params.imgIds = images
+        run.evaluate()
+        run.accumulate()
+        run.summarize()
+    return run.stats.tolist()
+
+
+def perturbed(file: CocoFile, seed: int) -> dict[int, dict[str, Any]]:
+    """Return predictions per image: shifted, dropped, rescored, doubled, of the wrong class, and on crowds."""
+    generator = np.random.default_rng(seed)
+    found = {}
+    for image in range(len(file)):
+        height, width = int(file.heights[image]), int(file.widths[image])
+        boxes, labels, scores, masks = [], [], [], []
+        for index in file.objects(image).tolist():
+            if generator.random() < 0.2:
+                continue
+            for _ in range(1 + (generator.random() < 0.2)):
+                x, y, w, h = file.boxes[index]
+                move = generator.normal(0, 0.08, 4) * [w, h, w, h]
+                x1, y1 = np.clip([x + move[0], y + move[1]], 0, [width - 1, height - 1])
+                x2, y2 = np.clip([x + w + move[2], y + h + move[3]], [x1 + 0.5, y1 + 0.5], [width, height])
+                boxes.append([x1, y1, x2, y2])
+                wrong = generator.random() < 0.1
+                labels.append(int(generator.integers(len(file.classes))) if wrong else int(file.class_of[index]))
+                # equal scores must be ordered alike
+                scores.append(round(float(generator.random()), 2))
+                masks.append(shifted(file, index, generator))
+        found[image] = {"boxes": np.array(boxes).reshape(-1, 4), "labels": labels, "scores": scores, "masks": masks}
+    return found
+
+
+def shifted(file: CocoFile, index: int, generator: np.random.Generator) -> dict[str, Any]:
+    mask = run_lengths.decode(file.mask(index))
+    moved = np.roll(mask, generator.integers(-4, 5, 2), (0, 1))
+    return run_lengths.encode(np.asfortranarray(moved))
+
+
+@pytest.fixture(scope="module")
+def real(unpack: Callable[..., Path]) -> Path:
+    return unpack("coco", mini=False) / "annotations" / "instances_val2017.json"
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_figures_equal_those_of_pycocotools(real: Path, seed: int) -> None:
+    file = read_coco(real)
+    assert file.crowd.any()
+    evaluator = DetectionEvaluator(file, ("box", "mask"))
+    for image, found in perturbed(file, seed).items():
+        evaluator.add(image, found)
+    metrics = evaluator.compute().metrics
+    results = evaluator.results()
+    for kind, name in (("box", "bbox"), ("mask", "segm")):
+        keys = ("image_id", "category_id", "score", {"box": "bbox", "mask": "segmentation"}[kind])
+        expected = oracle(real, [{key: entry[key] for key in keys} for entry in results], name)
+        assert expected[0] > 0.2
+        for figure, value in zip(BOX_FIGURES, expected, strict=True):
+            assert metrics[f"{kind}_{figure}"] == pytest.approx(value, abs=1e-6), (kind, figure)
+
+
+def test_truth_against_itself_is_perfect(real: Path) -> None:
+    file = read_coco(real)
+    found = {}
+    for image in range(len(file)):
+        objects = [index for index in file.objects(image).tolist() if not file.crowd[index]]
+        corners = file.boxes[objects].copy().reshape(-1, 4)
+        corners[:, 2:] += corners[:, :2]
+        found[image] = {
+            "boxes": corners, "labels": file.class_of[objects], "scores": [1.0] * len(objects),
+            "masks": [file.mask(index) for index in objects],
+        }  # fmt: skip
+    evaluation = judge(file, {i: coco_results(file, i, one) for i, one in found.items()}, ("box", "mask"))
+    assert evaluation.metrics["box_ap"] == pytest.approx(1)
+    assert evaluation.metrics["mask_ap"] == pytest.approx(1)
+    rows = [row for row in evaluation.per_class if row["objects"]]
+    assert all(row["box_ap"] == pytest.approx(1) for row in rows)
+    assert evaluation.curves["box"]["0.5"] == pytest.approx([1.0] * 101)
+    assert evaluation.images == len(file)
+
+
+def keypoint_file(folder: Path, count: int) -> tuple[Path, CocoFile, dict[int, dict[str, Any]]]:
+    generator = np.random.default_rng(3)
+    images = [{"id": 5 + 3 * i, "file_name": f"{i}.jpg", "width": 200, "height": 160} for i in range(6)]
+    annotations, found = [], {}
+    for place, image in enumerate(images):
+        boxes, points, scores = [], [], []
+        for _ in range(3):
+            x, y = generator.uniform(0, 80, 2)
+            w, h = generator.uniform(40, 70, 2)
+            own = np.column_stack([generator.uniform(x, x + w, count), generator.uniform(y, y + h, count)])
+            seen = generator.integers(0, 3, count)
+            annotations.append({
+                "id": len(annotations) + 1, "image_id": image["id"], "category_id": 1, "iscrowd": 0,
+                "bbox": [x, y, w, h], "area": w * h / 2, "num_keypoints": int((seen > 0).sum()),
+                "keypoints": np.column_stack([own, seen]).flatten().tolist(),
+            })  # fmt: skip
+            boxes.append([x, y, x + w, y + h])
+            points.append(np.column_stack([own + generator.normal(0, 2, own.shape), np.ones(count)]))
+            scores.append(float(generator.random()))
+        found[place] = {"boxes": np.array(boxes), "labels": [0] * 3, "scores": scores, "keypoints": np.array(points)}
+    category = {"id": 1, "name": "person", "keypoints": [f"k{i}" for i in range(count)], "skeleton": []}
+    path = folder / "instances_val.json"
+    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": [category]}))
+    return path, read_coco(path), found
+
+
+def test_keypoints_equal_pycocotools(tmp_path: Path) -> None:
+    path, file, found = keypoint_file(tmp_path, 17)
+    evaluator = DetectionEvaluator(file, ("box", "keypoint"))
+    for image, one in found.items():
+        evaluator.add(image, one)
+    metrics = evaluator.compute().metrics
+    keys = ("image_id", "category_id", "score", "keypoints")
+    expected = oracle(path, [{key: entry[key] for key in keys} for entry in evaluator.results()], "keypoints")
+    assert 0.1 < expected[0] < 1
+    for figure, value in zip(KEYPOINT_FIGURES, expected, strict=True):
+        assert metrics[f"keypoint_{figure}"] == pytest.approx(value, abs=1e-6), figure
+
+
+def test_another_number_of_keypoints_is_judged_too(tmp_path: Path) -> None:
+    _, file, found = keypoint_file(tmp_path, 5)
+    evaluation = judge(file, {i: coco_results(file, i, one) for i, one in found.items()}, ("keypoint",))
+    assert 0 < evaluation.metrics["keypoint_ap"] <= 1
+    assert len(keypoint_sigmas(5)) == 5
+
+
+def test_only_images_that_were_seen_count(real: Path) -> None:
+    file = read_coco(real)
+    found = perturbed(file, 2)
+    half = {image: found[image] for image in range(0, len(file), 2)}
+    evaluator = DetectionEvaluator(file)
+    for image, one in half.items():
+        evaluator.add(image, one)
+    keys = ("image_id", "category_id", "score", "bbox")
+    results = [{key: entry[key] for key in keys} for entry in evaluator.results()]
+    ids = [int(file.image_ids[image]) for image in half]
+    assert evaluator.compute().metrics["box_ap"] == pytest.approx(oracle(real, results, "bbox", ids)[0], abs=1e-6)
+
+
+def test_no_detection_at_all_is_zero_and_no_image_is_an_error(real: Path) -> None:
+    file = read_coco(real)
+    evaluator = DetectionEvaluator(file, ("box", "mask"))
+    with pytest.raises(FishnetError, match="no image was evaluated"):
+        evaluator.compute()
+    for image in range(len(file)):
+        evaluator.add(image, {"boxes": np.zeros((0, 4)), "labels": [], "scores": [], "masks": []})
+    metrics = evaluator.compute().metrics
+    assert metrics["box_ap"] == metrics["mask_ap"] == 0
+    evaluator.reset()
+    with pytest.raises(FishnetError, match="no image was evaluated"):
+        evaluator.compute()
+
+
+def test_numbers_that_are_none_are_an_error(real: Path) -> None:
+    evaluator = DetectionEvaluator(read_coco(real))
+    with pytest.raises(FishnetError, match="NaN or infinite"):
+        evaluator.add(0, {"boxes": [[0, 0, float("nan"), 5]], "labels": [0], "scores": [0.5]})
+    with pytest.raises(FishnetError, match="cannot judge"):
+        DetectionEvaluator(read_coco(real), ("smell",))
