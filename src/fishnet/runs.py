@@ -326,6 +326,8 @@ def _build(card: ModelCard) -> nn.Module:
     if card.task == "detection":
         from fishnet.models.detection import DetectorPlan, build_detector
 
+        if "plan" not in card.extra:
+            raise FishnetError("a detector's weights say nothing of its heads: give the model.safetensors of its run")
         plan = DetectorPlan.from_dict(card.extra["plan"])
         return build_detector(card.model, card.num_classes, plan, **card.model_option)
     if card.task != "classification":

@@ -158,6 +158,19 @@ def test_damaged_and_wrong_sized_images_are_found(tmp_path: Path) -> None:
     assert data[0]["bad"].endswith("trainö 0.png")
     assert data[0]["target"]["labels"].tolist() == [2]
     assert len(data.bad_images) == 2
+    data.bad_images.clear()
+
+    def mix(sample: Any, draw: Any) -> Any:
+        """Draw partners, bad ones among them: that is not the fault of the image itself."""
+        for _ in range(20):
+            draw()
+        return sample
+
+    data.transform = mix
+    assert data[2]["bad"] == ""
+    assert len(data.bad_images) == 2
+    with pytest.raises(IndexError):
+        data[3]
 
 
 def test_masks_that_do_not_fit_their_box_are_found(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def _check_detection(root: Path, workers: int, picture: str | None, fix: str | N
     from fishnet.data.detection_checks import check_detection, fix_coco, split_to_fix
 
     report = check_detection(root, workers)
-    if picture is not None:
+    if picture is not None and report.summary["splits"]:
         from fishnet.report.objects import draw_objects
         from fishnet.report.style import save_figure
 

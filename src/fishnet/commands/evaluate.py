@@ -128,8 +128,7 @@ def _judge(
 
 def summary(level: Level, evaluation: Evaluation, title: str, bad: Sequence[str] = ()) -> str:
     """Return the result as text: what was judged, the figures, the images left out."""
-    images: int = evaluation.to_dict()["images"]
-    lines = [f"{title}: {images} images" + (f", {len(bad)} unreadable left out" if bad else "")]
+    lines = [f"{title}: {evaluation.images} images" + (f", {len(bad)} unreadable left out" if bad else "")]
     lines += level.describe(evaluation)
     lines += [f"left out, cannot be read: {name}" for name in bad[:10]]
     if len(bad) > 10:

@@ -145,23 +145,27 @@ class DetectionDataset(Dataset[Sample]):
 
     def __getitem__(self, key: int | tuple[int, int]) -> Sample:
         epoch, number = key if isinstance(key, tuple) else (0, key)
+        if not isinstance(key, tuple) and not 0 <= key < len(self):
+            raise IndexError(f"sample {key} of {len(self)}")
         index = number % len(self)  # a repeated sample has a number of its own, and so its own augmentation
+        sample, place = self._load_good(index)
+        if self.transform is not None:
+            with sample_seed(self.seed, epoch, number):
+                mixes = self.mix_until is None or epoch < self.mix_until
+                sample = self.transform(sample, self._draw if mixes else None)
+        return {**sample, "index": index, "bad": "" if place == index else str(self.path(index))}
+
+    def _load_good(self, index: int) -> tuple[Sample, int]:
+        """Return the raw sample at `index` with its index; where bad ones may be skipped, the next one that is good."""
         tries = min(len(self), _LONGEST_BAD_RUN)
         for step in range(tries):
             place = (index + step) % len(self)
             try:
-                with sample_seed(self.seed, epoch, number):
-                    sample = self.sample(place)
-                    if self.transform is not None:
-                        mixes = self.mix_until is None or epoch < self.mix_until
-                        sample = self.transform(sample, self._draw if mixes else None)
+                return self.sample(place), place
             except BadImageError:
                 if not self.skip_bad:
                     raise
                 self._record(str(self.path(place)))
-                continue
-            bad = "" if place == index else str(self.path(index))
-            return {**sample, "index": index, "bad": bad}
         raise FishnetError(
             f"{tries} images in a row cannot be read, from {self.path(index)} on; is the data still there? "
             "`fishnet data check detection DIR` lists every problem"
@@ -169,7 +173,7 @@ class DetectionDataset(Dataset[Sample]):
 
     def _draw(self) -> Sample:
         """Return another sample, drawn from the generator of the sample under way."""
-        return self.sample(int(torch.randint(len(self), ())))
+        return self._load_good(int(torch.randint(len(self), ())))[0]
 
     def _record(self, path: str) -> None:
         if path not in self.bad_images:

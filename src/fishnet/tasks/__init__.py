@@ -19,6 +19,7 @@ class Evaluation(Protocol):
     """What an evaluator found: named figures and what a report shows of them."""
 
     metrics: dict[str, float]
+    images: int
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain values for JSON."""
