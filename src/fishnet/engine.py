@@ -30,6 +30,7 @@ from fishnet.errors import FishnetError, UsageError, did_you_mean
 from fishnet.files import atomic_path
 from fishnet.metrics import MetricsFile
 from fishnet.models.norms import apply_norm_policy, check_norm_policy, has_batch_norms, hold_norms
+from fishnet.models.precision import guard_bf16_on_cpu
 from fishnet.runs import RunFolder
 from fishnet.tasks import Evaluation, Task
 from fishnet.tasks.levels import judge
@@ -144,6 +145,8 @@ class TrainingModule(pl.LightningModule):
             switch(True)
         if config.channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)
+        if config.precision == "bf16" and runs_on_cpu(config):
+            self.model = guard_bf16_on_cpu(self.model)
 
     @property
     def judged_model(self) -> nn.Module:
@@ -316,13 +319,18 @@ def with_progress(items: Iterator[Any], total: int, what: str, enabled: bool) ->
     return iter(tqdm(items, total=total, desc=what, leave=False, disable=not enabled))
 
 
+def runs_on_cpu(config: TrainConfig) -> bool:
+    """Whether the settings put training on the CPU of this machine."""
+    return config.accelerator == "cpu" or (config.accelerator == "auto" and not torch.cuda.is_available())
+
+
 def build_trainer(config: TrainConfig, callbacks: list[pl.Callback], run: RunFolder) -> pl.Trainer:
     """Return the Lightning trainer for the settings.
 
     Raises:
         UsageError: A precision or device count that this machine cannot do.
     """
-    on_cpu = config.accelerator == "cpu" or (config.accelerator == "auto" and not torch.cuda.is_available())
+    on_cpu = runs_on_cpu(config)
     if on_cpu and config.precision == "fp16":
         raise UsageError("precision fp16 needs a GPU; use --precision bf16 or fp32 on a CPU")
     if config.accelerator == "gpu" and not torch.cuda.is_available():

@@ -103,12 +103,15 @@ def _judge(
     from tqdm import tqdm
 
     from fishnet.data.loader import EvalBatches, make_loader, reraise_plainly
+    from fishnet.models.precision import guard_bf16_on_cpu
     from fishnet.tasks.levels import autocast, judge, mover
 
     if precision == "auto":
         precision = level.card.extra.get("precision", "fp32")
     device = next(network.parameters()).device
     network.to(memory_format=torch.channels_last)
+    if precision == "bf16" and device.type == "cpu":
+        network = guard_bf16_on_cpu(network)  # as in training
     batches = EvalBatches(len(dataset), batch_size)
     loader = make_loader(dataset, batches, workers, device.type == "cuda", collate=level.collate)
     bad = dict.fromkeys(dataset.bad_images)

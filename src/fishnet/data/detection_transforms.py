@@ -269,16 +269,17 @@ def train_pipeline(
     if augment.copy_paste:
         mixing.append(CopyPaste(augment.copy_paste, Flip(0.5)))
     steps: list[Any] = []
-    if augment.photometric:
-        steps.append(Photometric())
     if augment.iou_crop:
         steps.append(IouCrop())
-    if augment.flip:
-        steps.append(Flip(augment.flip, keypoint_names))
+    # what costs time per pixel comes after the resizing, most photos being larger than what is trained on
     if augment.scale_jitter is not None:
         steps.append(ScaleJitter(size, augment.scale_jitter))
     else:
         steps.append(Resize(list(augment.short_edges) or [size], longest))
+    if augment.flip:
+        steps.append(Flip(augment.flip, keypoint_names))
+    if augment.photometric:
+        steps.append(Photometric())
     return Pipeline([*steps, sanitise], mixing)
 
 

@@ -1,0 +1,40 @@
+"""Where half precision cannot be trusted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class FullPrecisionConv2d(nn.Conv2d):
+    """A convolution that computes in fp32 under autocast too; weights, names and settings are those of `nn.Conv2d`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the convolution of the input, in fp32."""
+        with torch.autocast(input.device.type, enabled=False):
+            return super().forward(input.float())
+
+
+def guard_bf16_on_cpu(model: nn.Module) -> nn.Module:
+    """Keep the dilated convolutions of a network in fp32, for bf16 autocast on CPUs; works in place.
+
+    oneDNN's kernel for the weight gradient of a dilated bf16 convolution in NHWC memory (CPUs with AVX-512 bf16)
+    returns garbage where the input channels are no multiple of 16, and writes past its buffers with groups: found as
+    a relative error above 1 against fp32, `tests/models/test_precision.py`. The body of a fish is dilated.
+    """
+    for module in model.modules():
+        for name, child in module.named_children():
+            if type(child) is nn.Conv2d and max(child.dilation) > 1:
+                setattr(module, name, _in_full_precision(child))
+    return model
+
+
+def _in_full_precision(conv: nn.Conv2d) -> FullPrecisionConv2d:
+    sizes: Any = (conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation)
+    bias = conv.bias is not None
+    with torch.device("meta"):
+        guarded = FullPrecisionConv2d(*sizes, conv.groups, bias, conv.padding_mode)
+    guarded.weight, guarded.bias = conv.weight, conv.bias
+    return guarded.train(conv.training)
