@@ -8,11 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
-from fishnet.metrics import MetricsFile
-from tests.training import run, signal_at_step, start
+from tests.training import assert_equal_runs, run, signal_at_step, start
 
 STEPS_PER_EPOCH = 2000 // 160
 EPOCHS = "2"
@@ -38,28 +35,11 @@ def straight(mini: Callable[[str], Path], tmp_path_factory: pytest.TempPathFacto
     return out
 
 
-def assert_equal_runs(one: Path, other: Path) -> None:
-    for name in ("checkpoints/last.ckpt", "checkpoints/best.ckpt"):
-        first, second = (torch.load(folder / name, weights_only=True) for folder in (one, other))
-        assert first["global_step"] == second["global_step"]
-        assert first["state_dict"].keys() == second["state_dict"].keys()
-        for key, value in first["state_dict"].items():
-            assert torch.equal(value, second["state_dict"][key]), f"{name}: {key} differs"
-    weights, others = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
-    assert all(torch.equal(weights[key], others[key]) for key in weights)
-    rows, other_rows = MetricsFile(one / "metrics.csv").read(), MetricsFile(other / "metrics.csv").read()
-    assert rows == other_rows
-    places = [(row["step"], row["split"], row["name"]) for row in rows]
-    assert len(places) == len(set(places))
-    steps = [int(row["step"]) for row in rows if row["split"] == "train" and row["name"] == "loss"]
-    assert steps == list(range(1, STEPS + 1))
-
-
 def kill_and_resume(data: Path, straight: Path, out: Path, step: int) -> None:
     killed = start(*train(data, out))
     signal_at_step(killed, out / "metrics.csv", step, signal.SIGKILL)
     run(*train(data, out, "--resume"))
-    assert_equal_runs(straight, out)
+    assert_equal_runs(straight, out, STEPS)
 
 
 def test_a_killed_run_resumes_bit_identical(mini: Callable[[str], Path], straight: Path, tmp_path: Path) -> None:
@@ -85,7 +65,7 @@ def test_a_signal_saves_and_exits_and_the_resumed_run_is_the_same(
     assert "the state is saved, go on with --resume" in output
     assert "Traceback" not in output
     run(*train(mini("cifar10"), out, "--resume"))
-    assert_equal_runs(straight, out)
+    assert_equal_runs(straight, out, STEPS)
 
 
 def test_resume_with_changed_settings_is_refused_with_their_names(

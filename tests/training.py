@@ -9,6 +9,9 @@ import sys
 import time
 from pathlib import Path
 
+import torch
+from safetensors.torch import load_file
+
 from fishnet.metrics import MetricsFile
 
 COMMAND = [sys.executable, "-W", "error::ResourceWarning", "-m", "fishnet"]
@@ -41,3 +44,21 @@ def signal_at_step(process: subprocess.Popen[str], metrics: Path, step: int, sig
     assert process.poll() is None, f"the run ended before step {step}:\n{process.communicate()[0]}"
     process.send_signal(signum)
     return process.communicate(timeout=120)[0]
+
+
+def assert_equal_runs(one: Path, other: Path, steps: int) -> None:
+    """Compare two run folders bit for bit: checkpoints, weights, and a metrics file without gaps or duplicates."""
+    for name in ("checkpoints/last.ckpt", "checkpoints/best.ckpt"):
+        first, second = (torch.load(folder / name, weights_only=True) for folder in (one, other))
+        assert first["global_step"] == second["global_step"]
+        assert first["state_dict"].keys() == second["state_dict"].keys()
+        for key, value in first["state_dict"].items():
+            assert torch.equal(value, second["state_dict"][key]), f"{name}: {key} differs"
+    weights, others = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
+    assert all(torch.equal(weights[key], others[key]) for key in weights)
+    rows, other_rows = MetricsFile(one / "metrics.csv").read(), MetricsFile(other / "metrics.csv").read()
+    assert rows == other_rows
+    places = [(row["step"], row["split"], row["name"]) for row in rows]
+    assert len(places) == len(set(places))
+    logged = [int(row["step"]) for row in rows if row["split"] == "train" and row["name"] == "loss"]
+    assert logged == list(range(1, steps + 1))

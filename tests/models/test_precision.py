@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fishnet.models import create_model
-from fishnet.models.precision import FullPrecisionConv2d, guard_bf16_on_cpu
+from fishnet.models.precision import guard_bf16_on_cpu
 
 
 def gradients(conv: nn.Module, images: Tensor, bf16: bool) -> tuple[Tensor, ...]:

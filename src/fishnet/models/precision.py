@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -32,9 +30,17 @@ def guard_bf16_on_cpu(model: nn.Module) -> nn.Module:
 
 
 def _in_full_precision(conv: nn.Conv2d) -> FullPrecisionConv2d:
-    sizes: Any = (conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation)
-    bias = conv.bias is not None
     with torch.device("meta"):
-        guarded = FullPrecisionConv2d(*sizes, conv.groups, bias, conv.padding_mode)
+        guarded = FullPrecisionConv2d(
+            conv.in_channels,
+            conv.out_channels,
+            kernel_size=conv.kernel_size,  # type: ignore[arg-type]
+            stride=conv.stride,  # type: ignore[arg-type]
+            padding=conv.padding,  # type: ignore[arg-type]
+            dilation=conv.dilation,  # type: ignore[arg-type]
+            groups=conv.groups,
+            bias=conv.bias is not None,
+            padding_mode=conv.padding_mode,
+        )
     guarded.weight, guarded.bias = conv.weight, conv.bias
     return guarded.train(conv.training)

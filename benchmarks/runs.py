@@ -1,0 +1,32 @@
+"""Training through the command line, and what the run folder says of it afterwards."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from fishnet.metrics import MetricsFile
+
+
+def fishnet(*arguments: str | Path) -> float:
+    """Run `fishnet ARGUMENTS` and return its minutes, start-up included; its output is shown.
+
+    Raises:
+        CalledProcessError: It failed.
+    """
+    begin = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "fishnet", *map(str, arguments)], check=True)
+    return (time.perf_counter() - begin) / 60
+
+
+def series(out: Path, name: str, split: str = "val") -> list[float]:
+    """Return the values of one figure of a run, in the order in which they were written."""
+    rows = MetricsFile(out / "metrics.csv").read()
+    return [float(row["value"]) for row in rows if row["split"] == split and row["name"] == name]
+
+
+def last(out: Path, name: str, split: str = "val") -> float:
+    """Return the last value of one figure of a run."""
+    return series(out, name, split)[-1]
