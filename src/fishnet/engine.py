@@ -98,13 +98,17 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
 def freeze(model: nn.Module, parts: list[str]) -> None:
     """Stop the gradient of the named parts of a model and keep their BatchNorm statistics.
 
+    Parts of the backbone of a detector need not be named from the top: `stem` is that of its trunk.
+
     Raises:
         UsageError: A name that is no part of the model.
     """
-    modules = dict(model.named_modules())
+    trunk = getattr(model, "trunk", None)
+    owners = [model, trunk] if isinstance(trunk, nn.Module) else [model]
+    modules = {name: module for owner in reversed(owners) for name, module in owner.named_modules()}
     for part in parts:
         if part not in modules:
-            known = [name for name, _ in model.named_children()]
+            known = [name for owner in reversed(owners) for name, _ in owner.named_children()]
             raise UsageError(
                 f"freeze: {part!r} is no part of the model (parts: {', '.join(known)}).{did_you_mean(part, modules)}"
             )

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 
+from fishnet.engine import freeze
 from fishnet.errors import UsageError
 from fishnet.models.cascade import CascadeRoIHeads
-from fishnet.models.detection import DETECTORS, WITH_MASKS, DetectorPlan, build_detector, resolve_heads
+from fishnet.models.detection import DETECTORS, WITH_MASKS, DetectorPlan, ObjectDetector, build_detector, resolve_heads
 from fishnet.models.pyramid import build_trunk
 
 CLASSES, KEYPOINTS = 3, 5
@@ -257,3 +259,40 @@ def shift(boxes: Tensor, deltas: Tensor, weight: float) -> Tensor:
     centre = boxes[:, :2] + size / 2 + deltas[:, :2] / weight * size
     size = size * (deltas[:, 2:] / (weight / 2)).clamp(max=math.log(1000 / 16)).exp()
     return torch.cat([centre - size / 2, centre + size / 2], 1).clamp(0, 128)
+
+
+@pytest.mark.parametrize("model", ["fishnet_nano", "resnet18"])
+def test_layer_decay_is_lowest_at_the_stem_and_one_for_neck_and_heads(model: str) -> None:
+    network = detector("faster_rcnn", model)
+    groups = param_groups_layer_decay(network, layer_decay=0.5)
+    share = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
+    named = dict(network.named_parameters())
+    trunk = {name: share[id(p)] for name, p in named.items() if ".trunk." in name}
+    assert all(share[id(p)] == 1 for name, p in named.items() if ".trunk." not in name)
+    assert max(trunk.values()) == 0.5
+    assert next(iter(trunk.values())) == min(trunk.values()) <= 0.5**4
+
+
+@pytest.mark.parametrize("model", ["fishnet_nano", "resnet18"])
+def test_recomputed_activations_give_the_same_gradients(model: str) -> None:
+    batch = images((64, 96)), [target([[8, 10, 40, 50]], (64, 96))]
+    found = []
+    for recompute in (False, True):
+        network = detector("fcos", model, group_norm=True).train()
+        assert isinstance(network, ObjectDetector)
+        network.set_grad_checkpointing(recompute)
+        torch.stack(list(network(*batch).values())).sum().backward()
+        found.append([p.grad for p in network.parameters()])
+    for one, other in zip(*found, strict=True):
+        assert one is not None
+        assert torch.allclose(one, other, atol=1e-5)
+
+
+def test_parts_of_the_trunk_are_frozen_by_their_own_names() -> None:
+    network = detector("faster_rcnn")
+    freeze(network, ["stem", "tail.t1"])
+    still = {name for name, p in network.named_parameters() if not p.requires_grad}
+    assert still
+    assert all(name.startswith(("network.backbone.trunk.stem.", "network.backbone.trunk.tail.t1.")) for name in still)
+    with pytest.raises(UsageError, match=r"parts: stem, tail, bridge, body, head, network"):
+        freeze(network, ["fin"])

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fishnet.data.images import BadImageError, read_image
+from fishnet.data.images import BadImageSkipper, read_image
 from fishnet.data.layouts import Listing, available_splits, check_root, list_split, resolve_split
 from fishnet.data.loader import SampleKey
 from fishnet.data.seeding import sample_seed
@@ -22,8 +22,6 @@ from fishnet.data.transforms import ToTensor
 from fishnet.errors import FishnetError
 
 __all__ = ["ClassificationDataset", "Sample", "SampleKey", "Samples", "available_splits", "open_classification"]
-
-_LONGEST_BAD_RUN = 1000
 
 
 class Sample(NamedTuple):
@@ -53,7 +51,7 @@ class Samples(Sequence[Sample]):
         return (self[i] for i in range(len(self)))
 
 
-class ClassificationDataset(Dataset[dict[str, Any]]):
+class ClassificationDataset(BadImageSkipper, Dataset[dict[str, Any]]):
     """The images of one split, read when asked for; made by `open_classification`.
 
     `dataset[key]`, with key = (epoch, index) or index alone (epoch 0), returns
@@ -75,7 +73,10 @@ class ClassificationDataset(Dataset[dict[str, Any]]):
         bad_images: Paths that could not be read so far, by this process.
     """
 
+    task = "classification"
+
     def __init__(self, root: Path, samples: Samples, classes: list[str], *, multi_label: bool) -> None:
+        super().__init__()
         self.root = root
         self.samples = samples
         self.classes = classes
@@ -83,8 +84,6 @@ class ClassificationDataset(Dataset[dict[str, Any]]):
         self.transform: Callable[[Image.Image], Tensor] = ToTensor()
         self.seed = 0
         self.keep = False
-        self.skip_bad = False
-        self.bad_images: list[str] = []
         self._shards: ShardIndex | None = None
         self._kept: dict[int, Image.Image] = {}
 
@@ -111,7 +110,7 @@ class ClassificationDataset(Dataset[dict[str, Any]]):
         epoch, index = key if isinstance(key, tuple) else (0, key)
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
-        image, used = self._load_good(index)
+        image, used = self.load_good(index, len(self), self.load, self._path)
         with sample_seed(self.seed, epoch, index):
             tensor = self.transform(image)
         bad = "" if used == index else self._path(index)
@@ -127,26 +126,6 @@ class ClassificationDataset(Dataset[dict[str, Any]]):
         hot = torch.zeros(len(self.classes))
         hot[list(target)] = 1
         return hot
-
-    def _load_good(self, index: int) -> tuple[Image.Image, int]:
-        """Return the image at `index` with its index; where bad ones may be skipped, the next one that can be read."""
-        tries = min(len(self), _LONGEST_BAD_RUN)
-        for step in range(tries):
-            place = (index + step) % len(self)
-            try:
-                return self.load(place), place
-            except BadImageError:
-                if not self.skip_bad:
-                    raise
-                self._record(self._path(place))
-        raise FishnetError(
-            f"{tries} images in a row cannot be read, from {self._path(index)} on; "
-            "is the data still there? `fishnet data check classification DIR` lists every problem"
-        )
-
-    def _record(self, path: str) -> None:
-        if path not in self.bad_images:
-            self.bad_images.append(path)
 
 
 def open_classification(

@@ -14,14 +14,13 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from fishnet.data.coco import CocoFile, Fault, read_coco, summarise
-from fishnet.data.images import BadImageError, bad_image, read_image
+from fishnet.data.images import BadImageSkipper, bad_image, read_image
 from fishnet.data.layouts import check_root
 from fishnet.data.seeding import sample_seed
 from fishnet.errors import FishnetError, did_you_mean
 
 Sample = dict[str, Any]
 Transform = Callable[[Sample, Callable[[], Sample] | None], Sample]
-_LONGEST_BAD_RUN = 1000
 
 
 def annotation_file(root: Path, split: str) -> Path:
@@ -54,7 +53,7 @@ def image_folder(root: Path, split: str, file_names: list[str]) -> Path:
     return root / split
 
 
-class DetectionDataset(Dataset[Sample]):
+class DetectionDataset(BadImageSkipper, Dataset[Sample]):
     """The images of one split with their objects, read when asked for; made by `open_detection`.
 
     `dataset[key]`, with key = (epoch, index) or index alone (epoch 0), returns
@@ -76,14 +75,15 @@ class DetectionDataset(Dataset[Sample]):
         bad_images: Paths that could not be read so far, by this process.
     """
 
+    task = "detection"
+
     def __init__(self, file: CocoFile, folder: Path) -> None:
+        super().__init__()
         self.file, self.folder = file, folder
         self.transform: Transform | None = None
         self.masks = self.keypoints = False
         self.mix_until: int | None = None
         self.seed = 0
-        self.skip_bad = False
-        self.bad_images: list[str] = []
 
     @property
     def classes(self) -> list[str]:
@@ -148,36 +148,17 @@ class DetectionDataset(Dataset[Sample]):
         if not isinstance(key, tuple) and not 0 <= key < len(self):
             raise IndexError(f"sample {key} of {len(self)}")
         index = number % len(self)  # a repeated sample has a number of its own, and so its own augmentation
-        sample, place = self._load_good(index)
+        sample, place = self.load_good(index, len(self), self.sample, self.path)
         if self.transform is not None:
             with sample_seed(self.seed, epoch, number):
                 mixes = self.mix_until is None or epoch < self.mix_until
                 sample = self.transform(sample, self._draw if mixes else None)
         return {**sample, "index": index, "bad": "" if place == index else str(self.path(index))}
 
-    def _load_good(self, index: int) -> tuple[Sample, int]:
-        """Return the raw sample at `index` with its index; where bad ones may be skipped, the next one that is good."""
-        tries = min(len(self), _LONGEST_BAD_RUN)
-        for step in range(tries):
-            place = (index + step) % len(self)
-            try:
-                return self.sample(place), place
-            except BadImageError:
-                if not self.skip_bad:
-                    raise
-                self._record(str(self.path(place)))
-        raise FishnetError(
-            f"{tries} images in a row cannot be read, from {self.path(index)} on; is the data still there? "
-            "`fishnet data check detection DIR` lists every problem"
-        )
-
     def _draw(self) -> Sample:
         """Return another sample, drawn from the generator of the sample under way."""
-        return self._load_good(int(torch.randint(len(self), ())))[0]
-
-    def _record(self, path: str) -> None:
-        if path not in self.bad_images:
-            self.bad_images.append(path)
+        chosen = int(torch.randint(len(self), ()))
+        return self.load_good(chosen, len(self), self.sample, self.path)[0]
 
 
 def _unrotated(path: Path, upright: Image.Image) -> Image.Image:

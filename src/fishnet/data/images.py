@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -16,6 +18,8 @@ IMAGE_EXTENSIONS = frozenset(
 )
 """Endings (lower case) of the files that count as images of a data set."""
 
+_LONGEST_BAD_RUN = 1000
+Loaded = TypeVar("Loaded")
 _ORIENTATION_TAG = 0x0112
 _SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
@@ -29,6 +33,53 @@ class BadImageError(FishnetError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message.rsplit(f"{type(self).__name__}: ", 1)[-1].strip())
+
+
+class BadImageSkipper:
+    """Part of a data set: where bad images may be skipped, the next good one stands in, and the bad one is noted.
+
+    Attributes:
+        task: Whose `data check` lists every problem.
+        skip_bad: Whether bad images may be skipped; may be set.
+        bad_images: Paths that could not be read so far, by this process.
+    """
+
+    task: ClassVar[str]
+
+    def __init__(self) -> None:
+        self.skip_bad = False
+        self.bad_images: list[str] = []
+
+    def load_good(
+        self, index: int, length: int, load: Callable[[int], Loaded], path: Callable[[int], Any]
+    ) -> tuple[Loaded, int]:
+        """Return what `load` gives for `index`, or for the next good image, and the index of the one it gave.
+
+        Args:
+            index: Image that was asked for.
+            length: Number of images.
+            load: Index -> image; raises BadImageError.
+            path: Index -> what to call the image.
+
+        Raises:
+            BadImageError: The image is bad, and bad ones may not be skipped.
+            FishnetError: Very many images in a row are bad.
+        """
+        tries = min(length, _LONGEST_BAD_RUN)
+        for step in range(tries):
+            place = (index + step) % length
+            try:
+                return load(place), place
+            except BadImageError:
+                if not self.skip_bad:
+                    raise
+                name = str(path(place))
+                if name not in self.bad_images:
+                    self.bad_images.append(name)
+        raise FishnetError(
+            f"{tries} images in a row cannot be read, from {path(index)} on; is the data still there? "
+            f"`fishnet data check {self.task} DIR` lists every problem"
+        )
 
 
 def read_image(source: Path | str | bytes, name: str = "") -> Image.Image:

@@ -200,6 +200,20 @@ class ObjectDetector(nn.Module):
         super().__init__()
         self.network, self.plan, self.shift = network, plan, shift
 
+    @property
+    def trunk(self) -> Trunk:
+        """The backbone below pyramid and heads."""
+        return self.network.backbone.trunk  # type: ignore[union-attr,return-value]
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
+        """Return timm's description of layer groups: the trunk's from its stem on; neck and heads are the last one."""
+        prefix = r"^network\.backbone\.trunk\."
+        return {name: prefix + pattern for name, pattern in self.trunk.layers().items()}
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the trunk's activations in the backward pass: less memory, about a third more time."""
+        self.trunk.set_grad_checkpointing(enable)
+
     def forward(self, images: list[Tensor], targets: list[Target] | None = None) -> Any:
         """Return losses in training, detections otherwise."""
         if self.training:

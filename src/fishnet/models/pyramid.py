@@ -7,6 +7,7 @@ its neck may be no more than a 1x1 projection per level.
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxP
 from fishnet.errors import FishnetError, UsageError
 from fishnet.models import VARIANTS, check_name, create_model
 from fishnet.models.fishnet import FishNet
+from fishnet.models.stages import Stage
 
 Taps = Literal["head", "body", "tail"]
 Neck = Literal["fpn", "none"]
@@ -52,6 +54,14 @@ class Trunk(nn.Module):
         """Return the four maps."""
         raise NotImplementedError
 
+    def layers(self) -> dict[str, str]:
+        """Return a regular expression for the parameters of every layer, in order, for rates that fall with depth."""
+        raise NotImplementedError
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute activations in the backward pass: less memory, about a third more time."""
+        raise NotImplementedError
+
 
 class FishTrunk(Trunk):
     """A fish up to the taps: head (the default), body or tail; what lies behind them is removed.
@@ -77,6 +87,7 @@ class FishTrunk(Trunk):
         self.bridge = None if taps == "tail" else fish.bridge
         self.body = None if taps == "tail" else fish.body
         self.head = fish.head if taps == "head" else None
+        self._matcher = fish.group_matcher(coarse=True)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Return the four maps."""
@@ -93,6 +104,16 @@ class FishTrunk(Trunk):
                 outputs = self.head(maps["b3"], maps["b2"], maps["b1"], maps["bridge"])
                 maps["h1"], maps["h2"], maps["h3"] = outputs
         return [maps[name] for name in self.taps]
+
+    def layers(self) -> dict[str, str]:
+        """Return the stages of the fish."""
+        return {name: pattern.removeprefix("^") for name, pattern in self._matcher.items()}
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the activations of every stage in the backward pass."""
+        for module in self.modules():
+            if isinstance(module, Stage):
+                module.grad_checkpointing = enable
 
 
 class TimmTrunk(Trunk):
@@ -122,6 +143,14 @@ class TimmTrunk(Trunk):
     def forward(self, images: Tensor) -> list[Tensor]:
         """Return the four maps."""
         return self.network(images)
+
+    def layers(self) -> dict[str, str]:
+        """Return the parts of the network in the order in which it runs them."""
+        return {name: rf"network\.{re.escape(name)}\b" for name, _ in self.network.named_children()}
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute activations where timm's network can."""
+        self.network.set_grad_checkpointing(enable)  # type: ignore[operator]
 
 
 def _reductions(name: str) -> list[int]:
