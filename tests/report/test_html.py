@@ -207,3 +207,28 @@ def test_large_pictures_become_smaller_and_damaged_ones_a_note(tmp_path: Path) -
 def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FishnetError, match="no run folder"):
         write_report(RunFolder(tmp_path / "absent"))
+
+
+def test_a_detection_run_shows_headlines_figures_and_curves(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    metrics = MetricsFile(run.metrics_csv)
+    figures = {"box_ap": 0.3, "box_ap50": 0.6, "box_ap_small": -1.0, "mask_ap": 0.25, "mask_ap50": 0.5, "mask_ar1": 0.1}
+    for step, epoch in ((1, 0), (2, 0), (3, 1)):
+        metrics.write(step, epoch, "train", {"loss": 2.0, "loss_mask": 1.0, "loss_objectness": 1.0, "lr": 0.1})
+    metrics.write(3, 1, "val", figures)
+    curves = {kind: {"0.5": [1.0] * 50 + [0.0] * 51, "0.75": []} for kind in ("box", "mask")}
+    row = {"class": "person", "objects": 7, "box_ap": 0.3, "mask_ap": None}
+    evaluation = {"epoch": 1, "metrics": figures, "per_class": [row], "curves": curves}
+    (tmp_path / "evaluation_val.json").write_text(json.dumps(evaluation))
+    page = Page(write_report(run).read_text("utf-8"))
+    assert ["", "AP", "AP50", "AP small", "AR1"] in page.rows
+    assert ["box", "30.00 %", "60.00 %", "–", "–"] in page.rows
+    assert ["mask", "25.00 %", "50.00 %", "–", "10.00 %"] in page.rows
+    assert ["person", "7", "30.00 %", "–"] in page.rows
+    assert "Precision and recall" in page.titles
+    assert next(row for row in page.rows if row[0] == "epoch") == [
+        "epoch", "train loss", "val box AP", "val box AP50", "val mask AP", "val mask AP50", "learning rate",
+    ]  # fmt: skip
+    evaluation["curves"] = {"box": 3}
+    (tmp_path / "evaluation_val.json").write_text(json.dumps(evaluation))
+    assert "precision and recall cannot be drawn" in Page(write_report(run).read_text("utf-8")).text

@@ -17,15 +17,18 @@ from fishnet.errors import FishnetError
 from fishnet.metrics import MetricsFile
 from fishnet.report import style
 
+KINDS = ("box", "mask", "keypoint")
+"""What COCO's figures are about; their names begin with it."""
 SCORES = {
     "top1": "top-1",
     "top5": "top-5",
     "map": "mAP",
     "f1": "F1",
     "macro_accuracy": "mean class accuracy",
+    **{f"{kind}_{figure}": f"{kind} {figure.upper()}" for kind in KINDS for figure in ("ap", "ap50")},
 }
 """Scores of validation in the order of their weight, with the names that people read; all lie in 0..1."""
-_DRAWN = ("top1", "top5", "map", "f1")
+_DRAWN = ("top1", "top5", "map", "f1", *(f"{kind}_{figure}" for kind in KINDS for figure in ("ap", "ap50")))
 _FEW = 25
 
 
@@ -60,6 +63,11 @@ def read_metrics(path: Path) -> dict[tuple[str, str], Series]:
     return {key: _series(found) for key, found in points.items()}
 
 
+def is_detail(name: str) -> bool:
+    """Whether a metric is one of COCO's many figures beside AP and AP50."""
+    return name not in SCORES and name.startswith(tuple(f"{kind}_a" for kind in KINDS))
+
+
 def smooth(values: list[float], share: float = 0.02) -> np.ndarray:
     """Return a centred moving average over `share` of the points; NaN and infinite values are left out of it."""
     array = np.asarray(values, dtype=np.float64)
@@ -71,7 +79,7 @@ def smooth(values: list[float], share: float = 0.02) -> np.ndarray:
 
 
 def draw_curves(metrics_csv: Path) -> Figure:
-    """Draw loss (training, smoothed, and validation), validation scores and learning rate over the optimizer steps.
+    """Draw loss (training, smoothed, and validation) with its parts, scores and learning rate over optimizer steps.
 
     What the file does not hold is left out, so runs of one epoch, without validation, or of another task are drawn too.
 
@@ -81,18 +89,23 @@ def draw_curves(metrics_csv: Path) -> Figure:
     series = read_metrics(metrics_csv)
     scores = {name: found for name in _score_names(series) if (found := series.get(("val", name)))}
     panels = [("loss", bool({("train", "loss"), ("val", "loss")} & series.keys())), ("scores", bool(scores))]
-    panels += [("lr", ("train", "lr") in series)]
+    parts = {n: found for (split, n), found in series.items() if split == "train" and n.startswith("loss_")}
+    panels += [("lr", ("train", "lr") in series), ("parts", bool(parts))]
     shown = [name for name, present in panels if present]
+    columns = 2 if len(shown) == 4 else max(len(shown), 1)
+    rows = -(-len(shown) // columns) or 1
     with style.styled():
-        figure = style.new_figure(4.3 * max(len(shown), 1), 3.1)
+        figure = style.new_figure(4.3 * columns if rows == 1 else 12.9, 3.1 * rows)
         if not shown:
             figure.text(0.5, 0.5, "No metrics yet", ha="center", va="center", color=style.MUTED)
         for place, name in enumerate(shown):
-            axes = figure.add_subplot(1, len(shown), place + 1)
+            axes = figure.add_subplot(rows, columns, place + 1)
             if name == "loss":
                 _draw_loss(axes, series)
             elif name == "scores":
                 _draw_scores(axes, scores)
+            elif name == "parts":
+                _draw_parts(axes, parts)
             else:
                 _draw_lr(axes, series["train", "lr"])
             axes.set_xlabel("optimizer step")
@@ -136,6 +149,14 @@ def _draw_scores(axes: Axes, scores: dict[str, Series]) -> None:
         axes.plot(found.steps, values, label=label, **_marks(found))
     if percent:
         axes.set_ylabel("%")
+    axes.legend(loc="best")
+
+
+def _draw_parts(axes: Axes, parts: dict[str, Series]) -> None:
+    axes.set_title("Parts of the loss")
+    for name, found in parts.items():
+        axes.plot(found.steps, smooth(found.values), label=name.removeprefix("loss_"), **_marks(found))
+    _limit(axes, [value for found in parts.values() for value in found.values])
     axes.legend(loc="best")
 
 

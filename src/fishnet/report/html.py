@@ -16,7 +16,8 @@ from fishnet.errors import FishnetError
 from fishnet.files import atomic_path
 from fishnet.report import style
 from fishnet.report.confusion import draw_confusion
-from fishnet.report.curves import SCORES, Series, draw_curves, read_metrics
+from fishnet.report.curves import KINDS, SCORES, Series, draw_curves, is_detail, read_metrics
+from fishnet.report.precision_recall import draw_precision_recall
 from fishnet.runs import RunFolder, read_card
 
 Metrics = Mapping[tuple[str, str], Series]
@@ -79,6 +80,8 @@ def write_report(run: RunFolder) -> Path:
         _headline(name, _task(run), config, metrics, evaluation, best, _seconds(run.timing_csv)),
         _section("Curves", _figure(draw_curves(run.metrics_csv), "Loss, scores and learning rate")),
         _section("Epochs", _epochs_table(metrics, best)),
+        _section("COCO's figures", _coco_figures(evaluation)),
+        _section("Precision and recall", _precision_recall(evaluation)),
         _section("Classes", note + _per_class(evaluation)),
         _section("Confusion", _confusion(evaluation)),
         _section("Predictions", _picture(run.path / "predictions.png", "Images with the best guesses")),
@@ -146,7 +149,7 @@ def _best_scores(metrics: Metrics, evaluation: Mapping[str, Any], best: int | No
         for (split, name), series in metrics.items():
             if split == "val" and best in series.epochs:
                 found[name] = series.values[series.epochs.index(best)]
-    order = [*SCORES, *(name for name in found if name not in SCORES)]
+    order = [*SCORES, *(name for name in found if name not in SCORES and not is_detail(name))]
     return [(name, float(found[name])) for name in order if isinstance(found.get(name), int | float)]
 
 
@@ -154,7 +157,7 @@ def _best_epoch(metrics: Metrics, evaluation: Mapping[str, Any]) -> int | None:
     """Return the epoch of the evaluation, else the one with the best first score (or the lowest loss)."""
     if isinstance(evaluation.get("epoch"), int):
         return int(evaluation["epoch"])
-    for name, sign in [*((score, 1) for score in ("top1", "map")), ("loss", -1)]:
+    for name, sign in [*((score, 1) for score in ("top1", "map", "mask_ap", "box_ap")), ("loss", -1)]:
         series = metrics.get(("val", name))
         points = (
             [(sign * v, -e) for v, e in zip(series.values, series.epochs, strict=True) if not math.isnan(v)]
@@ -168,7 +171,7 @@ def _best_epoch(metrics: Metrics, evaluation: Mapping[str, Any]) -> int | None:
 
 def _epochs_table(metrics: Metrics, best: int | None) -> str:
     """Return a row per epoch: the mean of the training loss, the last learning rate, every validation metric."""
-    names = [name for split, name in metrics if split == "val"]
+    names = [name for split, name in metrics if split == "val" and not is_detail(name)]
     names.sort(key=lambda name: [*SCORES, name].index(name))
     columns: dict[str, dict[int, float]] = {}
     if train := metrics.get(("train", "loss")):
@@ -203,6 +206,31 @@ def _per_class(evaluation: Mapping[str, Any]) -> str:
     text = {place for place, key in enumerate(keys) if isinstance(rows[0][key], str)}
     body = [[_number(key, row.get(key)) for key in keys] for row in rows]
     return _table([_TITLES.get(key, key) for key in keys], body, text=text)
+
+
+def _coco_figures(evaluation: Mapping[str, Any]) -> str:
+    """Return a row per kind (box, mask, keypoint) with COCO's figures; what the split does not hold is a dash."""
+    found = evaluation.get("metrics")
+    rows: dict[str, dict[str, Any]] = {}
+    for name, value in found.items() if isinstance(found, dict) else ():
+        kind, _, figure = name.partition("_")
+        if kind in KINDS and figure:
+            rows.setdefault(kind, {})[figure] = None if value == -1 else value
+    names = list(dict.fromkeys(figure for row in rows.values() for figure in row))
+    body = [[kind, *(_number(figure, row.get(figure)) for figure in names)] for kind, row in rows.items()]
+    head = [f"{name[:2].upper()}{name[2:].replace('_', ' ')}" for name in names]
+    return _table(["", *head], body, text={0}) if body else ""
+
+
+def _precision_recall(evaluation: Mapping[str, Any]) -> str:
+    curves, metrics = evaluation.get("curves"), evaluation.get("metrics")
+    if not curves or not isinstance(metrics, dict):
+        return ""
+    try:
+        figure = draw_precision_recall(curves, metrics)
+    except (ValueError, TypeError, AttributeError) as error:
+        return _note(f"precision and recall cannot be drawn: {error}")
+    return _figure(figure, "Precision over recall")
 
 
 def _confusion(evaluation: Mapping[str, Any]) -> str:

@@ -50,7 +50,8 @@ def draw_regions(
         return _as_picture(canvas)
     masks = _masks(found.get("masks"), tuple(canvas.shape[-2:]))
     if masks is not None:
-        canvas = draw_segmentation_masks(canvas, masks, alpha=0.45, colors=list(colours))
+        canvas = draw_segmentation_masks(canvas, _apart(masks), alpha=0.45, colors=list(colours))
+        canvas = draw_segmentation_masks(canvas, _apart(_rims(masks)), alpha=0.9, colors=list(colours))
     boxes = torch.as_tensor(found["boxes"]).float().clone()
     boxes[:, 0::2] *= ratio[1]
     boxes[:, 1::2] *= ratio[0]
@@ -102,6 +103,18 @@ def _masks(masks: Any, size: tuple[int, ...]) -> Tensor | None:
         masks = torch.from_numpy(np.ascontiguousarray(rle_of.decode(masks).transpose(2, 0, 1)))
     masks = masks.float()[:, None]
     return torch.nn.functional.interpolate(masks, size, mode="nearest")[:, 0] > 0.5
+
+
+def _apart(masks: Tensor) -> Tensor:
+    """Return masks without what an earlier, stronger one covers; torchvision blackens what two of them share."""
+    covered = torch.cumsum(masks.to(torch.int32), dim=0) - masks.to(torch.int32)
+    return masks & (covered == 0)
+
+
+def _rims(masks: Tensor) -> Tensor:
+    """Return the outermost pixels of masks (N, H, W), which tell objects of one class apart."""
+    inside = -torch.nn.functional.max_pool2d(-masks.float()[:, None], 3, stride=1, padding=1)[:, 0]
+    return masks & (inside < 0.5)
 
 
 def _ink_on(colour: Colour) -> str:
