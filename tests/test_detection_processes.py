@@ -22,7 +22,16 @@ SETTINGS = [
     *("--heads.preset", "nano", "--heads.proposals", "40", "--heads.samples", "16", "--norm", "group"),
     *("--heads.score", "0.01", "--accelerator", "cpu"),
     *("--region.mosaic", "0.3", "--region.copy-paste", "0.5", "--region.iou-crop", "true"),
-    *("--region.short-edges", "[64,80]", "--region.photometric", "true", "--model-option", "drop_path_rate=0.1"),
+    *(
+        "--region.short-edges",
+        "[64,80]",
+        "--region.scale-jitter",
+        "null",
+        "--region.photometric",
+        "true",
+        "--model-option",
+        "drop_path_rate=0.1",
+    ),
 ]
 
 

@@ -27,7 +27,7 @@ from fishnet.tasks.detection_level import DetectionLevel, merge_tiles, tile_plac
 
 QUICK: dict[str, Any] = {
     "model": "fishnet_nano", "epochs": 1, "max_steps": 2, "batch_size": 2, "size": 64, "longest": 96, "workers": 0,
-    "log_every": 1, "accelerator": "cpu", "region": {"short_edges": [64]},
+    "log_every": 1, "accelerator": "cpu", "norm": "group", "region": {"short_edges": [64], "scale_jitter": None},
     "heads": {"preset": "nano", "proposals": 40, "samples": 16, "score": 0.01},
 }  # fmt: skip
 
@@ -144,6 +144,15 @@ def test_pieces_of_an_object_at_the_border_of_a_tile_are_left_out() -> None:
     assert merged["scores"].tolist() == pytest.approx([0.9, 0.7, 0.6])
 
 
+def test_people_in_front_of_each_other_in_one_tile_both_stay() -> None:
+    crowd = {
+        "boxes": torch.tensor([[10.0, 10, 90, 60], [30.0, 12, 60, 58]]), "labels": torch.tensor([0, 0]),
+        "scores": torch.tensor([0.9, 0.8]),
+    }  # fmt: skip
+    empty = {name: value[:0] for name, value in crowd.items()}
+    assert merge_tiles([empty, crowd])["scores"].tolist() == pytest.approx([0.9, 0.8])
+
+
 def test_images_of_rare_classes_are_repeated(mini: Callable[[str], Path]) -> None:
     file = read_coco(mini("coco") / "annotations" / "instances_train2017.json")
     factors = repeat_factors(file, 0.25)
@@ -207,7 +216,7 @@ def test_keypoints_need_data_that_names_them(data: Path, tmp_path: Path) -> None
 
 def test_small_batches_with_batch_norm_warn(data: Path, tmp_path: Path) -> None:
     with pytest.warns(SmallBatchWarning, match="2 images per device"):
-        train("detection", data=str(data), out=str(tmp_path / "run"), **QUICK, norm="train")
+        train("detection", data=str(data), out=str(tmp_path / "run"), **{**QUICK, "norm": "train"})
 
 
 def test_odd_images_are_answered(trained: RunFolder, tmp_path: Path) -> None:

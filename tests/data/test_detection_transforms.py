@@ -143,7 +143,8 @@ def test_a_mosaic_shows_four_images_without_gaps() -> None:
 ], ids=str)  # fmt: skip
 @pytest.mark.parametrize("boxes", [BOXES, []], ids=["objects", "empty"])
 def test_every_pipeline_gives_usable_targets(settings: dict[str, Any], boxes: list[Any]) -> None:
-    pipeline = train_pipeline(RegionAugmentConfig(short_edges=[64, 80], **settings), 96, 160, NAMES)
+    edges = [] if "scale_jitter" in settings else [64, 80]
+    pipeline = train_pipeline(RegionAugmentConfig(short_edges=edges, **settings), 96, 160, NAMES)
     for seed in range(5):
         torch.manual_seed(seed)
         np.random.seed(seed)
@@ -151,13 +152,14 @@ def test_every_pipeline_gives_usable_targets(settings: dict[str, Any], boxes: li
         assert bool((target["boxes"][:, 2:] - target["boxes"][:, :2] >= 1).all())
         assert len(target["boxes"]) == len(target["labels"]) == len(target["masks"])
         assert target["masks"].dtype == torch.uint8
-    plain = train_pipeline(RegionAugmentConfig(short_edges=[64], **settings), 96, 160)(sample(boxes), None)
+    plain = train_pipeline(RegionAugmentConfig(short_edges=edges[:1], **settings), 96, 160)(sample(boxes), None)
     assert len(plain["target"]["labels"]) <= len(boxes)
 
 
 @pytest.mark.parametrize(("settings", "message"), [
     ({"flip": 1.5}, "region.flip"),
     ({"scale_jitter": (0.0, 2.0)}, "region.scale_jitter"),
+    ({"scale_jitter": (0.5, 2.0), "short_edges": [32]}, "both choose the size"),
     ({"short_edges": [0]}, "short_edges"),
 ])  # fmt: skip
 def test_settings_out_of_range(settings: dict[str, Any], message: str) -> None:

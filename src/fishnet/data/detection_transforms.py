@@ -377,6 +377,11 @@ def _check(augment: RegionAugmentConfig, size: int, longest: int) -> None:
             raise UsageError(f"region.{name}: {getattr(augment, name)} is not a probability between 0 and 1")
     if augment.scale_jitter is not None and not 0 < augment.scale_jitter[0] <= augment.scale_jitter[1]:
         raise UsageError(f"region.scale_jitter: {list(augment.scale_jitter)} is not a range above 0")
+    if augment.scale_jitter is not None and augment.short_edges:
+        raise UsageError(
+            f"region.short_edges {augment.short_edges} and scale_jitter {list(augment.scale_jitter)} both choose the "
+            "size of an image: leave one out (--region.short-edges '[]' or --region.scale-jitter null)"
+        )
     if min([size, longest, *augment.short_edges]) < 1:
         raise UsageError("region.short_edges, --size and --longest must be above 0")
     if longest < size:

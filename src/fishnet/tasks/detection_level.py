@@ -215,11 +215,13 @@ def tile_places(width: int, height: int, tile: int | None, overlap: float) -> li
 def merge_tiles(parts: list[dict[str, Any]], covered: float = 0.5) -> dict[str, Any]:
     """Return the detections of all tiles together, without those that show a part of another.
 
-    Of two of one class the weaker goes where the smaller is covered by more than a share of itself: the piece of an
-    object that a tile's border cuts off overlaps the whole object little, but lies inside it.
+    Of two of one class from different tiles the weaker goes where the smaller is covered by more than a share of
+    itself: the piece of an object that a tile's border cuts off overlaps the whole object little, but lies inside it.
+    What one tile shows is left as it is: people in front of each other cover more than that.
     """
     merged = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     order = merged["scores"].argsort(descending=True, stable=True)
+    tiles = torch.cat([torch.full((len(part["scores"]),), number) for number, part in enumerate(parts)])[order]
     merged = {name: value[order] for name, value in merged.items()}
     boxes, labels = merged["boxes"], merged["labels"]
     areas = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(1)
@@ -230,7 +232,7 @@ def merge_tiles(parts: list[dict[str, Any]], covered: float = 0.5) -> dict[str, 
         corner = torch.maximum(boxes[place, :2], boxes[:, :2])
         shared = (torch.minimum(boxes[place, 2:], boxes[:, 2:]) - corner).clamp(min=0).prod(1)
         hidden = shared > covered * torch.minimum(areas[place], areas).clamp(min=1e-6)
-        hidden &= labels == labels[place]
+        hidden &= (labels == labels[place]) & (tiles != tiles[place])
         hidden[: place + 1] = False
         alive &= ~hidden
     return {name: value[alive] for name, value in merged.items()}
