@@ -129,6 +129,8 @@ class TrainingModule(pl.LightningModule):
         self.model = task.build_model()
         self._prepare_model()
         self.ema = ModelEmaV3(self.model, decay=self.config.ema, use_warmup=True) if self.config.ema else None
+        if self.ema is not None:
+            self.ema.requires_grad_(False)  # else DDP waits for gradients that never come
         self.log_file = MetricsFile(run.metrics_csv)
         self.bad_images: set[str] = set()
         self._val_loader: DataLoader[Any] | None = None
