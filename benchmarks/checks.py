@@ -44,14 +44,14 @@ CHECKS = {
     ),
     "detectors": (
         "22_detectors",
-        "seven detectors on fishnet_tiny, fishnet99, resnet18 and resnet50: a step on a batch with an empty image, every "
+        "seven detectors on fishnet_tiny, fishnet99, resnet18 and resnet50: a step with an empty image, every "
         "gradient finite and not None; answers on three odd sizes",
         [sys.executable, "-m", "pytest", "-q", "-m", "", "tests/models/test_detection.py", "-k", "trains_and_answers"],
     ),
     "detection_resume": (
         "27a_detection_resume",
-        "detection: kill -9 at steps 2 to 6 of 8 and --resume against the run that was never killed (mosaic, copy-paste, "
-        "IoU crop, dropped paths, moving average, 2 workers)",
+        "detection: kill -9 at steps 2 to 6 of 8 and --resume against the run that was never killed (mosaic, "
+        "copy-paste, IoU crop, dropped paths, moving average, 2 workers)",
         [sys.executable, "-m", "pytest", "-q", "-s", "-m", "slow", "tests/test_detection_processes.py"],
     ),
     "detection_processes": (
