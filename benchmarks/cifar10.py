@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 from record import record
+from runs import fishnet
 
 TARGETS = {"fishnet_nano": (0.85, 30.0), "fishnet_small": (0.94, None)}
 
@@ -25,14 +23,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/cifar10"))
     arguments, more = parser.parse_known_args()
     more = [option for option in more if option != "--"]
-    command = [sys.executable, "-m", "fishnet", "train", "classification", "--recipe", "cifar10", "--overwrite"]
-    command += ["--data", str(arguments.data), "--model", arguments.model, "--out", str(arguments.out), *more]
-    begin = time.perf_counter()
-    subprocess.run(command, check=True)
-    minutes = (time.perf_counter() - begin) / 60
+    common = ["--data", arguments.data, "--model", arguments.model, "--out", arguments.out]
+    minutes = fishnet("train", "classification", "--recipe", "cifar10", "--overwrite", *common, *more)
     report = arguments.out / "evaluation.json"
-    judge = [sys.executable, "-m", "fishnet", "evaluate", str(arguments.out), "--data", str(arguments.data)]
-    subprocess.run([*judge, "--json", str(report)], check=True)
+    fishnet("evaluate", arguments.out, "--data", arguments.data, "--json", report)
     top1 = json.loads(report.read_text("utf-8"))["metrics"]["top1"]
     accuracy, limit = TARGETS.get(arguments.model, (None, None))
     target = (

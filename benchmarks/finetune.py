@@ -7,32 +7,17 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 from record import record
-
-from fishnet.metrics import MetricsFile
+from runs import fishnet, last, series
 
 COMMON = ["--recipe", "finetune", "--model", "fishnet_nano", "--model-option", "stem_stride=2"]
 # Twice the size of the photos that the weights come from; photos of pets hold more than their pet.
 COMMON += ["--size", "64", "--epochs", "40", "--workers", "1", "--cache"]
 # Low rates for early layers protect weights; without any to protect they would only slow training down.
 SCRATCH = ["--optim.layer-decay", "null"]
-
-
-def best_top1(out: Path) -> float:
-    """Return the best validation accuracy of a run."""
-    rows = MetricsFile(out / "metrics.csv").read()
-    return max(float(row["value"]) for row in rows if row["split"] == "val" and row["name"] == "top1")
-
-
-def last_top1(out: Path) -> float:
-    """Return the validation accuracy after the last epoch."""
-    rows = MetricsFile(out / "metrics.csv").read()
-    return [float(row["value"]) for row in rows if row["split"] == "val" and row["name"] == "top1"][-1]
 
 
 def main() -> None:
@@ -50,16 +35,15 @@ def main() -> None:
     for seed in range(arguments.seeds):
         for way, options in (("fine-tuned", ["--weights", str(arguments.weights)]), ("from scratch", SCRATCH)):
             out = arguments.out / f"{way.replace(' ', '_')}_{seed}"
-            command = [sys.executable, "-m", "fishnet", "train", "classification", "--data", str(arguments.data)]
-            command += ["--overwrite"]
-            subprocess.run([*command, *COMMON, *options, "--seed", str(seed), "--out", str(out), *more], check=True)
-            scores[way].append(last_top1(out))
+            options = [*COMMON, *options, "--seed", str(seed), "--out", str(out), *more]
+            fishnet("train", "classification", "--data", arguments.data, "--overwrite", *options)
+            scores[way].append(last(out, "top1"))
             table.append(
                 {
                     "way": way,
                     "seed": seed,
-                    "top-1, last epoch": f"{last_top1(out):.4f}",
-                    "best epoch": f"{best_top1(out):.4f}",
+                    "top-1, last epoch": f"{last(out, 'top1'):.4f}",
+                    "best epoch": f"{max(series(out, 'top1')):.4f}",
                 }
             )
     means = {way: statistics.mean(values) for way, values in scores.items()}
