@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -118,3 +119,23 @@ def test_numbers_that_are_none_are_an_error(real: Path) -> None:
         evaluator.add(0, {"boxes": [[0, 0, float("nan"), 5]], "labels": [0], "scores": [0.5]})
     with pytest.raises(FishnetError, match="cannot judge"):
         DetectionEvaluator(read_coco(real), ("smell",))
+
+
+@pytest.mark.parametrize("crowd", [False, True], ids=["no annotation", "a crowd only"])
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_split_without_objects_has_nothing_to_judge(tmp_path: Path, crowd: bool, count: int) -> None:
+    region = {"size": [50, 60], "counts": [0, 100, 2900]}
+    entry = {"id": 1, "image_id": 1, "category_id": 3, "bbox": [1, 1, 20, 20], "area": 400, "iscrowd": 1}
+    document = {
+        "images": [{"id": 1, "file_name": "a.jpg", "width": 60, "height": 50}],
+        "annotations": [{**entry, "segmentation": region}] if crowd else [],
+        "categories": [{"id": 3, "name": "fish"}],
+    }
+    path = tmp_path / "instances_val.json"
+    path.write_text(json.dumps(document))
+    evaluator = DetectionEvaluator(read_coco(path))
+    evaluator.add(0, {"boxes": np.array([[1.0, 1, 20, 20]] * count), "labels": [0] * count, "scores": [0.5] * count})
+    evaluation = evaluator.compute()
+    assert evaluation.metrics["box_ap"] == -1
+    assert evaluation.per_class == [{"class": "fish", "objects": 0, "box_ap": None, "box_ap50": None}]
+    assert evaluation.curves["box"] == {"0.5": [], "0.75": []}
