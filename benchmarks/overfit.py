@@ -16,13 +16,13 @@ from record import record
 from runs import fishnet, last
 
 RECIPE = ["--recipe", "scratch_small", "--size", "224", "--longest", "288"]
-RECIPE += ["--epochs", "400", "--validate-every", "100"]
+RECIPE += ["--epochs", "150", "--validate-every", "50"]
 RECIPE += ["--precision", "bf16", "--workers", "1", "--heads.preset", "tiny", "--heads.samples", "128"]
 # the photos are 256 pixels wide, their smallest objects nine
 RECIPE += ["--heads.anchor-scale", "4"]
 # nothing that hides what is to be learnt by heart
 RECIPE += ["--region.flip", "0", "--region.photometric", "false", "--region.scale-jitter", "null"]
-RECIPE += ["--optim.warmup-epochs", "20", "--optim.weight-decay", "0"]
+RECIPE += ["--optim.warmup-epochs", "10", "--optim.weight-decay", "0"]
 
 
 def eight_photos(source: Path, folder: Path) -> Path:
