@@ -1,7 +1,7 @@
 """Penn-Fudan pedestrians (136 photos, 34 to judge) from scratch: fish against ResNet, and what each choice is worth.
 
 python benchmarks/pennfudan.py members DATA [--seeds 2]
-python benchmarks/pennfudan.py ablations DATA --weights RUN [--seed 0]
+python benchmarks/pennfudan.py ablations DATA --weights RUN [--seed 0] [--jobs 2]
 
 DATA is the embedded set (`unpack.py DEST pennfudan`), RUN the CIFAR-10 run of fishnet_nano (benchmarks/cifar10.py).
 Finished runs below --out are taken as they are, so an interrupted comparison goes on where it was.
@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +37,14 @@ ABLATIONS: dict[str, list[str]] = {
 }
 
 
-def train(data: Path, out: Path, options: list[str]) -> dict[str, Any]:
+def train(data: Path, out: Path, options: list[str], threads: int | None = None) -> dict[str, Any]:
     """Return figures, size and time of a run; one that was finished with the same options is not repeated."""
     done = out / "benchmark.json"
     if done.exists():
         found = json.loads(done.read_text("utf-8"))
         if found["options"] == options:
             return found
-    minutes = fishnet("train", "detection", "--data", data, "--out", out, "--overwrite", *options)
+    minutes = fishnet("train", "detection", "--data", data, "--out", out, "--overwrite", *options, threads=threads)
     whole: Any = load_model(out)[0]
     pyramid = whole.network.backbone
     found = {
@@ -99,12 +101,17 @@ def members(arguments: argparse.Namespace, more: list[str]) -> None:
 def ablations(arguments: argparse.Namespace, more: list[str]) -> None:
     """Change one thing at a time."""
     options = ["--recipe", "scratch_small", "--seed", str(arguments.seed), "--model", "fishnet_tiny", *more]
-    table, found = [], {}
-    for name, changes in ABLATIONS.items():
+    threads = max(1, (os.cpu_count() or 1) // arguments.jobs) if arguments.jobs > 1 else None
+
+    def run(name: str) -> dict[str, Any]:
+        changes = ABLATIONS[name]
         changes = [*changes, str(arguments.weights)] if changes[-1:] == ["--weights"] else changes
         out = arguments.out / "".join(c if c.isalnum() else "_" for c in name)
-        found[name] = train(arguments.data, out, [*options, *changes])
-        table.append(row(found[name], setting=name))
+        return train(arguments.data, out, [*options, *changes], threads)
+
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        found = dict(zip(ABLATIONS, pool.map(run, ABLATIONS), strict=True))
+    table = [row(one, setting=name) for name, one in found.items()]
     first = next(iter(found.values()))
     gains = {name: run["mask_ap"] - first["mask_ap"] for name, run in found.items() if not name.startswith("fishnet_")}
     best, worst = max(gains, key=lambda n: gains[n]), min(gains, key=lambda n: gains[n])
@@ -117,7 +124,7 @@ def ablations(arguments: argparse.Namespace, more: list[str]) -> None:
         f"{worst} ({gains[worst]:+.3f}); longest run {longest:.1f} minutes",
         longest <= 10,
         table,
-        note=f"options: {' '.join(options)}; figures of the last epoch",
+        note=f"options: {' '.join(options)}; figures of the last epoch; {arguments.jobs} runs at a time",
     )
 
 
@@ -130,6 +137,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/pennfudan"))
+    parser.add_argument("--jobs", type=int, default=1, help="ablations that run side by side, the cores shared")
     arguments, more = parser.parse_known_args()
     more = [option for option in more if option != "--"]
     if arguments.what == "ablations" and arguments.weights is None:

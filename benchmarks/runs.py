@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -10,14 +11,19 @@ from pathlib import Path
 from fishnet.metrics import MetricsFile
 
 
-def fishnet(*arguments: str | Path) -> float:
+def fishnet(*arguments: str | Path, threads: int | None = None) -> float:
     """Run `fishnet ARGUMENTS` and return its minutes, start-up included; its output is shown.
+
+    Args:
+        arguments: Command line.
+        threads: Threads of the arithmetic; nothing: all cores.
 
     Raises:
         CalledProcessError: It failed.
     """
     begin = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "fishnet", *map(str, arguments)], check=True)
+    environment = {**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
+    subprocess.run([sys.executable, "-m", "fishnet", *map(str, arguments)], check=True, env=environment)
     return (time.perf_counter() - begin) / 60
 
 

@@ -60,10 +60,11 @@ def draw_regions(
     if "scores" in found:
         captions = [f"{name} {100 * float(score):.0f}" for name, score in zip(captions, found["scores"], strict=True)]
     size = max(10, min(canvas.shape[-2:]) // 28)
+    colours.reverse()  # the strongest are drawn last: their captions cover those of the others
     canvas = draw_bounding_boxes(
         canvas,
-        boxes,
-        captions,
+        boxes.flip(0),
+        captions[::-1],
         colors=list(colours),
         width=max(1, max(canvas.shape[-2:]) // 240),
         font=style.font_file(),
