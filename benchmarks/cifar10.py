@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 from record import record
-from runs import fishnet
+from runs import fishnet, parse
 
 TARGETS = {"fishnet_nano": (0.85, 30.0), "fishnet_small": (0.94, None)}
 
@@ -21,8 +21,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--model", default="fishnet_nano")
     parser.add_argument("--out", type=Path, default=Path("runs/cifar10"))
-    arguments, more = parser.parse_known_args()
-    more = [option for option in more if option != "--"]
+    arguments, more = parse(parser)
     common = ["--data", arguments.data, "--model", arguments.model, "--out", arguments.out]
     minutes = fishnet("train", "classification", "--recipe", "cifar10", "--overwrite", *common, *more)
     report = arguments.out / "evaluation.json"

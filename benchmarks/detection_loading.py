@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from record import record
-from runs import fishnet, series
+from runs import fishnet, parse, series
 
 from fishnet.metrics import MetricsFile
 from fishnet.runs import RunFolder
@@ -61,8 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--epochs", type=int, default=1)
-    arguments, more = parser.parse_known_args()
-    more = [option for option in more if option != "--"]
+    arguments, more = parse(parser)
     table, shares, costs = [], [], []
     with tempfile.TemporaryDirectory() as folder:
         for name, changes in AUGMENTATIONS.items():

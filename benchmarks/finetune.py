@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from record import record
-from runs import fishnet, last, series
+from runs import fishnet, last, parse, series
 
 COMMON = ["--recipe", "finetune", "--model", "fishnet_nano", "--model-option", "stem_stride=2"]
 # Twice the size of the photos that the weights come from; photos of pets hold more than their pet.
@@ -27,8 +27,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("runs/finetune"))
     parser.add_argument("--seeds", type=int, default=3)
-    arguments, more = parser.parse_known_args()
-    more = [option for option in more if option != "--"]
+    arguments, more = parse(parser)
     begin = time.perf_counter()
     scores: dict[str, list[float]] = {"fine-tuned": [], "from scratch": []}
     table = []

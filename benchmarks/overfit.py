@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 
 from record import record
-from runs import fishnet, last
+from runs import fishnet, last, parse
 
 RECIPE = ["--recipe", "scratch_small", "--size", "224", "--longest", "288"]
 RECIPE += ["--epochs", "150", "--validate-every", "50"]
@@ -46,8 +46,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--model", default="fishnet_tiny")
     parser.add_argument("--out", type=Path, default=Path("runs/overfit"))
-    arguments, more = parser.parse_known_args()
-    more = [option for option in more if option != "--"]
+    arguments, more = parse(parser)
     data = eight_photos(arguments.data, arguments.out.with_name(arguments.out.name + "_data"))
     options = [*RECIPE, "--model", arguments.model, *more]
     minutes = fishnet("train", "detection", "--data", data, "--out", arguments.out, "--overwrite", *options)

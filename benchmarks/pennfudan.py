@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from record import record
-from runs import fishnet, last
+from runs import fishnet, last, parse
 
 from fishnet.models.complexity import count
 from fishnet.runs import load_model
@@ -138,8 +138,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/pennfudan"))
     parser.add_argument("--jobs", type=int, default=1, help="ablations that run side by side, the cores shared")
-    arguments, more = parser.parse_known_args()
-    more = [option for option in more if option != "--"]
+    arguments, more = parse(parser)
     if arguments.what == "ablations" and arguments.weights is None:
         parser.error("ablations need --weights RUN, the CIFAR-10 run of fishnet_nano")
     (members if arguments.what == "members" else ablations)(arguments, more)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
@@ -9,6 +10,12 @@ import time
 from pathlib import Path
 
 from fishnet.metrics import MetricsFile
+
+
+def parse(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, list[str]]:
+    """Return a script's own arguments, and those behind `--` or unknown to it, which are for `fishnet train`."""
+    arguments, more = parser.parse_known_args()
+    return arguments, [option for option in more if option != "--"]
 
 
 def fishnet(*arguments: str | Path, threads: int | None = None) -> float:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from fishnet.models.blocks import Device
 from fishnet.models.config import STAGES, VARIANTS, FishConfig, FishInputError
-from fishnet.models.stages import Body, Bridge, Head, Stage, Stem, Tail
+from fishnet.models.stages import Body, Bridge, Head, Stem, Tail, set_stage_checkpointing
 
 TAPS = ("stem_conv", "b3", "h1", "h2", "h3")
 """Stages that timm gets as features: one per stride, the most refined map of each."""
@@ -133,9 +133,7 @@ class FishNet(nn.Module):
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the activations of each stage in the backward pass: less memory, about a third more time."""
-        for module in self.modules():
-            if isinstance(module, Stage):
-                module.grad_checkpointing = enable
+        set_stage_checkpointing(self, enable)
 
     @torch.jit.ignore
     def get_classifier(self) -> nn.Module:

@@ -21,7 +21,7 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxP
 from fishnet.errors import FishnetError, UsageError
 from fishnet.models import VARIANTS, check_name, create_model
 from fishnet.models.fishnet import FishNet
-from fishnet.models.stages import Stage
+from fishnet.models.stages import set_stage_checkpointing
 
 Taps = Literal["head", "body", "tail"]
 Neck = Literal["fpn", "none"]
@@ -111,9 +111,7 @@ class FishTrunk(Trunk):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the activations of every stage in the backward pass."""
-        for module in self.modules():
-            if isinstance(module, Stage):
-                module.grad_checkpointing = enable
+        set_stage_checkpointing(self, enable)
 
 
 class TimmTrunk(Trunk):

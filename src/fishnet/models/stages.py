@@ -282,3 +282,10 @@ class Head(nn.Module):
             if hasattr(self, "h3") and depth > 2:
                 outputs.append(self.h3(outputs[1], bridge))
         return outputs
+
+
+def set_stage_checkpointing(module: nn.Module, enable: bool) -> None:
+    """Switch whether every stage inside a module recomputes its activations in the backward pass."""
+    for part in module.modules():
+        if isinstance(part, Stage):
+            part.grad_checkpointing = enable
