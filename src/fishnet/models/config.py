@@ -71,6 +71,8 @@ class FishConfig:
     """Nearest neighbour, bilinear, or transposed convolution (ablation)."""
     reduction: Reduction = "sum"
     """How a body stage narrows its input: sum of neighbouring channels, or a 1x1 convolution (ablation)."""
+    zero_init_last: bool = False
+    """Start the last convolution of every block at zero, so that each block begins as its shortcut alone."""
     drop_path_rate: float = 0.0
     """Probability of dropping a residual branch in the deepest block; grows linearly from 0 at the first."""
 

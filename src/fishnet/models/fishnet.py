@@ -18,7 +18,7 @@ from timm.models import load_pretrained as load_timm_pretrained
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from fishnet.models.blocks import Device
+from fishnet.models.blocks import Block, Device
 from fishnet.models.config import STAGES, VARIANTS, FishConfig, FishInputError
 from fishnet.models.stages import Body, Bridge, Head, Stem, Tail, set_stage_checkpointing
 
@@ -95,8 +95,16 @@ class FishNet(nn.Module):
 
     @torch.jit.ignore
     def init_weights(self) -> None:
-        """Draw fresh weights: Kaiming-normal convolutions (fan out), identity norms, a classifier near zero."""
+        """Draw fresh weights: Kaiming-normal convolutions (fan out), identity norms, a classifier near zero.
+
+        With `zero_init_last` the last convolution of every block is zero, as timm starts its ResNets: a fresh network is
+        then its shortcuts, projections and resampling alone (Goyal et al., arXiv 1706.02677, section 5.1).
+        """
         self.apply(_init_weights)
+        if self.config.zero_init_last:
+            for module in self.modules():
+                if isinstance(module, Block):
+                    nn.init.zeros_(module.conv3.weight)
 
     @torch.jit.ignore
     def stages(self, x: Tensor) -> dict[str, Tensor]:
