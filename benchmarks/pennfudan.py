@@ -46,7 +46,7 @@ def train(data: Path, out: Path, options: list[str], threads: int | None = None)
             return found
     minutes = fishnet("train", "detection", "--data", data, "--out", out, "--overwrite", *options, threads=threads)
     whole: Any = load_model(out)[0]
-    pyramid = whole.network.backbone
+    pyramid = whole.pyramid
     found = {
         "options": options,
         "minutes": minutes,

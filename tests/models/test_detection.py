@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from fishnet.engine import freeze
 from fishnet.errors import UsageError
-from fishnet.models.cascade import CascadeRoIHeads
 from fishnet.models.detection import DETECTORS, WITH_MASKS, DetectorPlan, ObjectDetector, build_detector, resolve_heads
+from fishnet.models.heads.cascade import CascadeRegions
 from fishnet.models.pyramid import build_trunk
 
 CLASSES, KEYPOINTS = 3, 5
@@ -157,12 +157,12 @@ def overlap(boxes: Tensor, box: Tensor) -> Tensor:
 
 
 def test_anchors_follow_the_strides_of_the_trunk() -> None:
-    sizes = detector("faster_rcnn").network.rpn.anchor_generator.sizes
+    sizes = detector("faster_rcnn").region.proposals.anchors.sizes
     assert sizes == ((32,), (64,), (128,), (256,), (512,))
     torch.manual_seed(0)
     fine = build_detector("fishnet_nano", CLASSES, DetectorPlan("faster_rcnn"), stem_stride=2)
-    assert fine.network.rpn.anchor_generator.sizes == ((16,), (32,), (64,), (128,), (256,))
-    retina = detector("retinanet").network.anchor_generator.sizes
+    assert fine.region.proposals.anchors.sizes == ((16,), (32,), (64,), (128,), (256,))
+    retina = detector("retinanet").region.anchors.sizes
     assert retina[0] == pytest.approx((32, 32 * 2 ** (1 / 3), 32 * 2 ** (2 / 3)))
     assert len(retina) == 5
 
@@ -194,7 +194,7 @@ def test_regions_are_pooled_at_known_strides_whatever_image_came_first() -> None
     second(tiny)
     for one, other in zip(first([image])[0].values(), second([image])[0].values(), strict=True):
         assert torch.equal(one, other)
-    assert first.network.roi_heads.box_roi_pool.scales == [1 / 4, 1 / 8, 1 / 16, 1 / 32]
+    assert first.region.regions.box_roi_pool.scales == [1 / 4, 1 / 8, 1 / 16, 1 / 32]
 
 
 def test_presets_suit_the_size_of_the_trunk() -> None:
@@ -232,8 +232,8 @@ def test_a_plan_survives_its_card() -> None:
 @torch.no_grad()
 def test_a_cascade_scores_by_the_mean_of_its_stages_and_moves_boxes_three_times() -> None:
     network = detector("cascade_rcnn", heads={"score": 1e-6, "nms": 1.0, "detections": 1000}).eval()
-    heads = network.network.roi_heads
-    assert isinstance(heads, CascadeRoIHeads)
+    heads = network.region.regions
+    assert isinstance(heads, CascadeRegions)
     torch.manual_seed(1)
     for predictor in heads.box_predictor:
         nn.init.normal_(predictor.cls_score.weight, std=0.5)
@@ -246,7 +246,7 @@ def test_a_cascade_scores_by_the_mean_of_its_stages_and_moves_boxes_three_times(
         logits, deltas = heads.box_predictor[stage](heads.box_head[stage](pooled))
         scores.append(logits.softmax(-1))
         moved = [shift(moved[0], deltas, (10, 20, 30)[stage])]
-    found = heads(features, [boxes], shape)[0][0]
+    found = heads.detect(features, [boxes], shape)[0]
     expected = torch.stack(scores).mean(0)[:, 1:].flatten().sort(descending=True).values
     torch.testing.assert_close(found["scores"], expected)
     best = torch.stack(scores).mean(0)[:, 1:].max(1).values.argmax()
@@ -293,6 +293,6 @@ def test_parts_of_the_trunk_are_frozen_by_their_own_names() -> None:
     freeze(network, ["stem", "tail.t1"])
     still = {name for name, p in network.named_parameters() if not p.requires_grad}
     assert still
-    assert all(name.startswith(("network.backbone.trunk.stem.", "network.backbone.trunk.tail.t1.")) for name in still)
-    with pytest.raises(UsageError, match=r"parts: stem, tail, bridge, body, head, network"):
+    assert all(name.startswith(("pyramid.trunk.stem.", "pyramid.trunk.tail.t1.")) for name in still)
+    with pytest.raises(UsageError, match=r"parts: stem, tail, bridge, body, head, pyramid, region"):
         freeze(network, ["fin"])

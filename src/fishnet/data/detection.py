@@ -16,7 +16,7 @@ from torchvision import tv_tensors
 from fishnet.data.coco import CocoFile, Fault, read_coco, summarise
 from fishnet.data.images import BadImageSkipper, bad_image, read_image
 from fishnet.data.layouts import check_root
-from fishnet.data.seeding import sample_seed
+from fishnet.data.seeding import sample_seed, sample_words
 from fishnet.errors import FishnetError, did_you_mean
 
 Sample = dict[str, Any]
@@ -59,7 +59,8 @@ class DetectionDataset(BadImageSkipper, Dataset[Sample]):
     `dataset[key]`, with key = (epoch, index) or index alone (epoch 0), returns
     - image: uint8 tensor (3, H, W) after `transform`
     - target: boxes float32 (N, 4) x1 y1 x2 y2 in pixels of that tensor, labels int64 (N,), with `masks` on masks uint8
-      (N, H, W), with keypoints on keypoints float32 (N, K, 3). Crowds are left out, N may be 0.
+      (N, H, W), with keypoints on keypoints float32 (N, K, 3), and seed, an int64 scalar that is a function of (seed,
+      epoch, index): the regions that losses are taken of are drawn with it. Crowds are left out, N may be 0.
     - size: (height, width) of the image in its file
     - index: the index that was asked for
     - bad: empty, or the path of the image that was asked for and could not be read; the next good one stands in.
@@ -153,6 +154,8 @@ class DetectionDataset(BadImageSkipper, Dataset[Sample]):
             with sample_seed(self.seed, epoch, number):
                 mixes = self.mix_until is None or epoch < self.mix_until
                 sample = self.transform(sample, self._draw if mixes else None)
+        # 63 bits: torch's generators take no larger seed
+        sample["target"]["seed"] = torch.tensor(sample_words(self.seed, epoch, number)[2] >> 1)
         return {**sample, "index": index, "bad": "" if place == index else str(self.path(index))}
 
     def _draw(self) -> Sample:

@@ -13,20 +13,22 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection import FCOS, FasterRCNN, KeypointRCNN, MaskRCNN, RetinaNet
-from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.models.detection.fcos import FCOSHead
-from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, KeypointRCNNPredictor
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.retinanet import RetinaNetHead
-from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import initLevelMapper
 
 from fishnet.errors import UsageError, did_you_mean
-from fishnet.models.cascade import CascadePredictor, CascadeRoIHeads
+from fishnet.models.distributed import largest
+from fishnet.models.heads.boxes import Anchors
+from fishnet.models.heads.cascade import IOUS, CascadePredictor, CascadeRegions
+from fishnet.models.heads.dense import FCOS, DenseHead, RetinaNet
+from fishnet.models.heads.region import BoxPredictor, ProposalNetwork, Regions, TwoStageHead
+from fishnet.models.heads.types import Detections, Size, Target
 from fishnet.models.norms import apply_norm_policy
 from fishnet.models.pyramid import Extra, Neck, Pyramid, Taps, Trunk, build_trunk
 
@@ -35,9 +37,8 @@ Detector = Literal[
 ]
 DETECTORS: tuple[str, ...] = get_args(Detector)
 WITH_MASKS = ("mask_rcnn", "cascade_mask_rcnn")
+CASCADES = ("cascade_rcnn", "cascade_mask_rcnn")
 ONE_STAGE = ("retinanet", "fcos")
-
-Target = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Heads:
     score: float = 0.05
     """Smallest score of a detection."""
     nms: float = 0.5
-    """Overlap above which the weaker of two detections of one class falls away."""
+    """IoU threshold of non-maximum suppression (FCOS: 0.6)."""
     detections: int = 100
     """Most detections per image."""
 
@@ -79,6 +80,8 @@ PRESETS: dict[str, Heads] = {
     "base": Heads(),
 }
 """Heads by size of the trunk."""
+DIFFERENT_HEADS: dict[str, dict[str, Any]] = {"fcos": {"nms": 0.6}}
+"""What a detector's paper sets otherwise, whatever the preset."""
 _PRESET_LIMITS = (("nano", 1e6), ("tiny", 6e6), ("small", 15e6))
 
 
@@ -169,14 +172,16 @@ def build_detector(
     if plan.detector == "keypoint_rcnn" and plan.keypoints < 1:
         raise UsageError("keypoint_rcnn needs data with keypoints: no category names any")
     trunk = build_trunk(model, plan.taps, weights, **options)
-    heads = resolve_heads(plan.preset, trunk, plan.heads)
+    given = {name: value for name, value in (plan.heads or {}).items() if value is not None}
+    heads = resolve_heads(plan.preset, trunk, DIFFERENT_HEADS.get(plan.detector, {}) | given)
     one_stage = plan.detector in ONE_STAGE
     extra: Extra = "p6p7" if one_stage else "pool"
     pyramid = Pyramid(trunk, heads.width, plan.neck, plan.norm_relu, extra, finest=int(one_stage))
-    network = _NETWORKS[plan.detector](pyramid, num_classes, heads, plan)
+    head = _ONE_STAGE.get(plan.detector, _two_stages)(pyramid, num_classes, heads, plan)
+    network = ObjectDetector(pyramid, head, plan)
     if plan.group_norm:
-        network = apply_norm_policy(network, "group")
-    return ObjectDetector(network, plan, shift=0 if one_stage else 1)
+        apply_norm_policy(network, "group")
+    return network
 
 
 class ObjectDetector(nn.Module):
@@ -185,30 +190,33 @@ class ObjectDetector(nn.Module):
     Training: (images, targets) -> losses by name. Otherwise: images -> one dictionary per image.
 
     images: float tensors (3, H, W) with values in 0..1, or uint8, of any and differing size.
-    targets, per image: `boxes` float (N, 4) x1 y1 x2 y2 in pixels, `labels` int64 (N,) from 0, with masks `masks` uint8
-    (N, H, W), with keypoints `keypoints` float (N, K, 3) x y visibility. N may be 0.
-    detections, per image: `boxes`, `labels`, `scores` in falling order, with masks `masks` (N, 1, 28, 28), the
-    probability inside the box, with keypoints `keypoints` (N, K, 3) and `keypoints_scores` (N, K).
+    targets, per image: see `fishnet.models.heads.types.Target`; boxes are in pixels of the image.
+    detections, per image: see `fishnet.models.heads.types.Detections`.
 
     Args:
-        network: torchvision detector whose `transform` is a `Batcher`.
+        pyramid: Trunk and neck.
+        head: Maps -> losses or detections.
         plan: How it was built.
-        shift: Label of the first class inside the network; 1 where 0 is the background.
     """
 
-    def __init__(self, network: nn.Module, plan: DetectorPlan, shift: int) -> None:
+    def __init__(self, pyramid: Pyramid, head: TwoStageHead | DenseHead, plan: DetectorPlan) -> None:
         super().__init__()
-        self.network, self.plan, self.shift = network, plan, shift
+        self.batcher = Batcher(plan.mean, plan.std, max(pyramid.trunk.strides))
+        self.pyramid, self.region, self.plan = pyramid, head, plan
 
     @property
     def trunk(self) -> Trunk:
         """The backbone below pyramid and heads."""
-        return self.network.backbone.trunk  # type: ignore[union-attr,return-value]
+        return self.pyramid.trunk
 
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
         """Return timm's description of layer groups: the trunk's from its stem on; neck and heads are the last one."""
-        prefix = r"^network\.backbone\.trunk\."
+        prefix = r"^pyramid\.trunk\."
         return {name: prefix + pattern for name, pattern in self.trunk.layers().items()}
+
+    def no_weight_decay(self) -> set[str]:
+        """Return the parameters that the backbone wants no weight decay for, such as position embeddings."""
+        return {f"pyramid.trunk.{name}" for name in self.trunk.no_weight_decay()}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the trunk's activations in the backward pass: less memory, about a third more time."""
@@ -218,74 +226,68 @@ class ObjectDetector(nn.Module):
         """Return losses in training, detections otherwise."""
         if self.training:
             assert targets is not None, "training needs targets"
-            return self.network(images, [{**t, "labels": t["labels"] + self.shift} for t in targets])
+            batch, sizes = self.batcher(images, common=True)
+            return self.region.losses(self.region.raw(self.pyramid(batch)), _size(batch), sizes, targets)
         # Only images of one padded size share a batch: a fish pools globally, and more padding would change its answer.
-        stride = int(self.network.transform.size_divisible)  # type: ignore[union-attr,arg-type]
+        stride = self.batcher.stride
         groups: dict[tuple[int, ...], list[int]] = {}
         for place, image in enumerate(images):
             groups.setdefault(tuple(-(-side // stride) for side in image.shape[-2:]), []).append(place)
-        detections: list[dict[str, Tensor]] = [{}] * len(images)
+        detections: dict[int, Detections] = {}
         for places in groups.values():
-            for place, found in zip(places, self.network([images[p] for p in places]), strict=True):
-                detections[place] = {**found, "labels": found["labels"] - self.shift}
-        return detections
+            batch, sizes = self.batcher([images[place] for place in places])
+            found = self.region.decode(self.region.raw(self.pyramid(batch)), _size(batch), sizes)
+            detections.update(zip(places, found, strict=True))
+        return [detections[place] for place in range(len(images))]
 
 
-class Batcher(GeneralizedRCNNTransform):
-    """Normalise images and put them into one batch, padded to whole strides; nothing is resized here.
+def _size(batch: Tensor) -> Size:
+    return batch.shape[-2], batch.shape[-1]
+
+
+class Batcher:
+    """Normalise images and put them into one batch, padded with zeros to whole strides; nothing is resized here.
 
     Images come in the size that the network shall see, and results stay in its pixels, masks in their boxes: whoever
     loaded the images knows how to bring them back.
+
+    Args:
+        mean: Channel means, for images in 0..1.
+        std: Channel standard deviations.
+        stride: Number that height and width of a batch are multiples of.
     """
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], stride: int) -> None:
-        super().__init__(1, 1, list(mean), list(std), size_divisible=stride)
+        self.mean, self.std, self.stride = mean, std, stride
 
-    def normalize(self, image: Tensor) -> Tensor:
-        """Return the image with zero mean and unit deviation; 8-bit values are scaled to 0..1 first."""
-        return super().normalize(image if image.is_floating_point() else image.float() / 255)
+    def __call__(self, images: list[Tensor], common: bool = False) -> tuple[Tensor, list[Size]]:
+        """Return the batch (N, C, H, W) in NHWC memory order, and the height and width of each image in it.
 
-    def resize(self, image: Tensor, target: Target | None = None) -> tuple[Tensor, Target | None]:
-        """Leave image and target as they are."""
-        return image, target
+        Args:
+            images: Tensors (C, h, w), float in 0..1 or uint8.
+            common: Whether the batches of all processes get one size. The padding of an image then does not depend on
+                which others share its process; the largest sets the pace of a step anyway.
+        """
+        sizes: list[Size] = [_size(image) for image in images]
+        sides = [-(-max(side) // self.stride) * self.stride for side in zip(*sizes, strict=True)]
+        device = images[0].device
+        height, width = largest(sides, device) if common else sides
+        batch = torch.zeros(len(images), len(images[0]), height, width, device=device)
+        batch = batch.contiguous(memory_format=torch.channels_last)
+        for place, image in zip(batch, images, strict=True):
+            place[:, : image.shape[-2], : image.shape[-1]] = self._normalised(image)
+        return batch, sizes
 
-    def batch_images(self, images: list[Tensor], size_divisible: int = 32) -> Tensor:
-        """Return the batch in NHWC memory order, which convolutions on CPU and GPU like best."""
-        return super().batch_images(images, size_divisible).contiguous(memory_format=torch.channels_last)
-
-    def postprocess(self, result: Any, image_shapes: Any, original_image_sizes: Any) -> Any:
-        """Leave results in the pixels of the network's input."""
-        return result
-
-    def forward(self, images: list[Tensor], targets: list[Target] | None = None) -> tuple[ImageList, Any]:
-        """Return the batch and the targets."""
-        return super().forward(images, targets)
+    def _normalised(self, image: Tensor) -> Tensor:
+        values = image.float() if image.is_floating_point() else image.float() / 255
+        mean, std = (torch.tensor(value, device=image.device)[:, None, None] for value in (self.mean, self.std))
+        return (values - mean) / std
 
 
-def _batcher(pyramid: Pyramid, plan: DetectorPlan) -> Batcher:
-    return Batcher(plan.mean, plan.std, max(pyramid.trunk.strides))
-
-
-def _anchors(pyramid: Pyramid, heads: Heads) -> AnchorGenerator:
+def _anchors(pyramid: Pyramid, heads: Heads) -> Anchors:
     """Return anchors of one size per level, a fixed number of its strides."""
-    sizes = tuple((heads.anchor_scale * stride,) for stride in pyramid.strides)
-    return AnchorGenerator(sizes, (heads.aspect_ratios,) * len(sizes))
-
-
-def _region_options(pyramid: Pyramid, heads: Heads, plan: DetectorPlan) -> dict[str, Any]:
-    """Return the keywords that all detectors of two stages share."""
-    return {
-        "rpn_anchor_generator": _anchors(pyramid, heads),
-        "rpn_pre_nms_top_n_train": 2 * heads.proposals,
-        "rpn_pre_nms_top_n_test": heads.proposals,
-        "rpn_post_nms_top_n_train": 2 * heads.proposals,
-        "rpn_post_nms_top_n_test": heads.proposals,
-        "box_roi_pool": _pool(pyramid, 7),
-        "box_score_thresh": heads.score,
-        "box_nms_thresh": heads.nms,
-        "box_detections_per_img": heads.detections,
-        "box_batch_size_per_image": heads.samples,
-    }
+    sizes: list[tuple[float, ...]] = [(heads.anchor_scale * stride,) for stride in pyramid.strides]
+    return Anchors(sizes, heads.aspect_ratios, pyramid.strides)
 
 
 def _pool(pyramid: Pyramid, size: int) -> MultiScaleRoIAlign:
@@ -315,95 +317,66 @@ def _mask_parts(pyramid: Pyramid, classes: int, heads: Heads) -> dict[str, nn.Mo
     }
 
 
-def _region_network(kind: Any, pyramid: Pyramid, classes: int, heads: Heads, plan: DetectorPlan, **more: Any) -> Any:
-    network = kind(
-        pyramid,
-        box_head=_box_head(heads),
-        box_predictor=FastRCNNPredictor(heads.box_width, classes + 1),
-        **_region_options(pyramid, heads, plan),
-        **more,
-    )
-    network.transform = _batcher(pyramid, plan)
-    return network
+def _two_stages(pyramid: Pyramid, classes: int, heads: Heads, plan: DetectorPlan) -> TwoStageHead:
+    anchors = _anchors(pyramid, heads)
+    towers = RPNHead(heads.width, anchors.num_anchors_per_location()[0])
+    parts: dict[str, Any] = {}
+    if plan.detector in WITH_MASKS:
+        parts = _mask_parts(pyramid, classes, heads)
+    elif plan.detector == "keypoint_rcnn":
+        parts = _keypoint_parts(pyramid, heads, plan.keypoints)
+    options: dict[str, Any] = {
+        "box_pool": _pool(pyramid, 7),
+        "samples": heads.samples,
+        "score": heads.score,
+        "nms": heads.nms,
+        "detections": heads.detections,
+    }
+    if plan.detector in CASCADES:
+        box_heads: list[nn.Module] = [_box_head(heads) for _ in IOUS]
+        predictors: list[nn.Module] = [CascadePredictor(heads.box_width, classes + 1) for _ in IOUS]
+        regions: Regions = CascadeRegions(box_heads, predictors, **options, **parts)
+    else:
+        predictor = BoxPredictor(heads.box_width, classes + 1)
+        regions = Regions(box_head=_box_head(heads), box_predictor=predictor, **options, **parts)
+    return TwoStageHead(ProposalNetwork(anchors, towers, heads.proposals), regions, pyramid.names)
 
 
-def _faster_rcnn(pyramid: Pyramid, classes: int, heads: Heads, plan: DetectorPlan) -> nn.Module:
-    return _region_network(FasterRCNN, pyramid, classes, heads, plan)
-
-
-def _mask_rcnn(pyramid: Pyramid, classes: int, heads: Heads, plan: DetectorPlan) -> nn.Module:
-    return _region_network(MaskRCNN, pyramid, classes, heads, plan, **_mask_parts(pyramid, classes, heads))
-
-
-def _keypoint_rcnn(pyramid: Pyramid, classes: int, heads: Heads, plan: DetectorPlan) -> nn.Module:
-    parts = {
+def _keypoint_parts(pyramid: Pyramid, heads: Heads, keypoints: int) -> dict[str, nn.Module]:
+    return {
         "keypoint_roi_pool": _pool(pyramid, 14),
         "keypoint_head": KeypointRCNNHeads(heads.width, (heads.keypoint_width,) * 8),
-        "keypoint_predictor": KeypointRCNNPredictor(heads.keypoint_width, plan.keypoints),
+        "keypoint_predictor": KeypointRCNNPredictor(heads.keypoint_width, keypoints),
     }
-    return _region_network(KeypointRCNN, pyramid, classes, heads, plan, **parts)
 
 
-def _cascade_rcnn(pyramid: Pyramid, classes: int, heads: Heads, plan: DetectorPlan, masks: bool = False) -> nn.Module:
-    network = _faster_rcnn(pyramid, classes, heads, plan)
-    single: Any = network.roi_heads
-    network.roi_heads = CascadeRoIHeads(
-        [_box_head(heads) for _ in range(3)],
-        [CascadePredictor(heads.box_width, classes + 1) for _ in range(3)],
-        box_roi_pool=single.box_roi_pool,
-        batch_size_per_image=heads.samples,
-        positive_fraction=0.25,
-        score_thresh=heads.score,
-        nms_thresh=heads.nms,
-        detections_per_img=heads.detections,
-        **(_mask_parts(pyramid, classes, heads) if masks else {}),
-    )
-    return network
-
-
-def _cascade_mask_rcnn(pyramid: Pyramid, classes: int, heads: Heads, plan: DetectorPlan) -> nn.Module:
-    return _cascade_rcnn(pyramid, classes, heads, plan, masks=True)
-
-
-def _retinanet(pyramid: Pyramid, classes: int, heads: Heads, plan: DetectorPlan) -> nn.Module:
+def _retinanet(pyramid: Pyramid, classes: int, heads: Heads, plan: DetectorPlan) -> DenseHead:
     # three sizes per level, a third of an octave apart (section 4 of the paper)
-    sizes = tuple(
+    sizes = [
         tuple(0.5 * heads.anchor_scale * stride * 2 ** (third / 3) for third in range(3)) for stride in pyramid.strides
-    )
-    anchors = AnchorGenerator(sizes, (heads.aspect_ratios,) * len(sizes))
-    head = RetinaNetHead(heads.width, anchors.num_anchors_per_location()[0], classes)
-    for tower in (head.classification_head, head.regression_head):
+    ]
+    anchors = Anchors(sizes, heads.aspect_ratios, pyramid.strides)
+    towers = RetinaNetHead(heads.width, anchors.num_anchors_per_location()[0], classes)
+    for tower in (towers.classification_head, towers.regression_head):
         tower.conv = tower.conv[: heads.tower_layers]
-    network = RetinaNet(pyramid, classes, anchor_generator=anchors, head=head, **_one_stage_options(heads))
-    network.transform = _batcher(pyramid, plan)
-    return network
+    return RetinaNet(towers, anchors=anchors, **_dense_options(heads))
 
 
-def _fcos(pyramid: Pyramid, classes: int, heads: Heads, plan: DetectorPlan) -> nn.Module:
+def _fcos(pyramid: Pyramid, classes: int, heads: Heads, plan: DetectorPlan) -> DenseHead:
     if heads.width % 32:
         raise UsageError(f"heads.width: FCOS normalises 32 groups of channels; {heads.width} is no multiple of 32")
-    anchors = AnchorGenerator(tuple((stride,) for stride in pyramid.strides), ((1.0,),) * len(pyramid.strides))
-    head = FCOSHead(heads.width, 1, classes, heads.tower_layers)
-    network = FCOS(pyramid, classes, anchor_generator=anchors, head=head, **_one_stage_options(heads))
-    network.transform = _batcher(pyramid, plan)
-    return network
+    anchors = Anchors([(stride,) for stride in pyramid.strides], (1.0,), pyramid.strides)
+    towers = FCOSHead(heads.width, 1, classes, heads.tower_layers)
+    return FCOS(towers, anchors=anchors, **_dense_options(heads))
 
 
-def _one_stage_options(heads: Heads) -> dict[str, Any]:
+def _dense_options(heads: Heads) -> dict[str, Any]:
     return {
-        "score_thresh": heads.score,
-        "nms_thresh": heads.nms,
-        "detections_per_img": heads.detections,
-        "topk_candidates": heads.proposals,
+        "score": heads.score,
+        "nms": heads.nms,
+        "detections": heads.detections,
+        "candidates": heads.proposals,
     }
 
 
-_NETWORKS: dict[str, Any] = {
-    "faster_rcnn": _faster_rcnn,
-    "mask_rcnn": _mask_rcnn,
-    "keypoint_rcnn": _keypoint_rcnn,
-    "retinanet": _retinanet,
-    "fcos": _fcos,
-    "cascade_rcnn": _cascade_rcnn,
-    "cascade_mask_rcnn": _cascade_mask_rcnn,
-}
+_ONE_STAGE = {"retinanet": _retinanet, "fcos": _fcos}

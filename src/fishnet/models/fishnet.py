@@ -97,8 +97,8 @@ class FishNet(nn.Module):
     def init_weights(self) -> None:
         """Draw fresh weights: Kaiming-normal convolutions (fan out), identity norms, a classifier near zero.
 
-        With `zero_init_last` the last convolution of every block is zero, as timm starts its ResNets: a fresh network is
-        then its shortcuts, projections and resampling alone (Goyal et al., arXiv 1706.02677, section 5.1).
+        With `zero_init_last` the last convolution of every block is zero, as timm starts its ResNets: a fresh network
+        is then its shortcuts, projections and resampling alone (Goyal et al., arXiv 1706.02677, section 5.1).
         """
         self.apply(_init_weights)
         if self.config.zero_init_last:

@@ -58,6 +58,10 @@ class Trunk(nn.Module):
         """Return a regular expression for the parameters of every layer, in order, for rates that fall with depth."""
         raise NotImplementedError
 
+    def no_weight_decay(self) -> set[str]:
+        """Return the names of the parameters that the network wants no weight decay for."""
+        return set()
+
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute activations in the backward pass: less memory, about a third more time."""
         raise NotImplementedError

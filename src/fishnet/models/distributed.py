@@ -1,0 +1,46 @@
+"""What the processes of a run have to agree on; with one process every function returns its input unchanged.
+
+DistributedDataParallel averages gradients over processes. A loss that is a mean over regions, pixels or objects is the
+mean of one large batch only if it is divided by the number of items of all processes, not by its own.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def world_size() -> int:
+    """Return the number of processes of this run."""
+    return torch.distributed.get_world_size() if _is_distributed() else 1
+
+
+def balanced(loss: Tensor, count: int | Tensor) -> Tensor:
+    """Return a mean over this process's items, scaled so that its average over processes is the mean over all items.
+
+    Every process must call this the same number of times, those without items too.
+
+    Args:
+        loss: Sum over the items divided by max(1, count), a scalar.
+        count: Number of items of this process.
+    """
+    if not _is_distributed():
+        return loss
+    own = torch.as_tensor(count, dtype=torch.float64, device=loss.device)
+    total = own.clone()
+    torch.distributed.all_reduce(total)
+    factor = own.clamp(min=1) * world_size() / total.clamp(min=1)
+    return loss * factor.to(loss.dtype)
+
+
+def largest(values: list[int], device: torch.device) -> list[int]:
+    """Return the element-wise maximum of a list of integers over all processes."""
+    if not _is_distributed():
+        return values
+    found = torch.tensor(values, device=device)
+    torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MAX)
+    return found.tolist()
+
+
+def _is_distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()

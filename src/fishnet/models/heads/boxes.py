@@ -1,0 +1,75 @@
+"""Anchors, in fp32 whatever the dtype of the maps, and the choice of the regions that losses are taken of."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+
+from fishnet.models.heads.types import Size, Target
+
+
+class Anchors(AnchorGenerator):
+    """Anchors of a pyramid whose strides are known.
+
+    torchvision guesses a level's stride from the sizes of image and map, which is wrong where a map is rounded up (the
+    level beyond stride 32), and computes anchors in the dtype of the maps, which rounds them in half precision.
+
+    Args:
+        sizes: Sides of the anchors in pixels, per level.
+        ratios: Height over width of the anchors.
+        strides: Stride of each level in pixels.
+    """
+
+    def __init__(self, sizes: list[tuple[float, ...]], ratios: tuple[float, ...], strides: list[int]) -> None:
+        super().__init__(tuple(sizes), (ratios,) * len(sizes))
+        self.strides = strides
+
+    def levels(self, canvas: Size, device: torch.device) -> list[Tensor]:
+        """Return the anchors of each level (A, 4), for a batch padded to `canvas`."""
+        self.set_cell_anchors(torch.float32, device)
+        grids = [[-(-side // stride) for side in canvas] for stride in self.strides]
+        steps = [[torch.tensor(stride, device=device)] * 2 for stride in self.strides]
+        return self.grid_anchors(grids, steps)
+
+
+def drawn(labels: Tensor, count: int, positive_share: float, generator: torch.Generator | None) -> Tensor:
+    """Return the labels of regions with -1 for those that are not drawn.
+
+    At most count x positive_share positive regions are drawn at random, and negative ones up to `count` in all.
+
+    Args:
+        labels: Class of every region (N,): 0 background, -1 neither.
+        count: Number of regions to draw.
+        positive_share: Largest share of regions with an object among them.
+        generator: CPU generator to draw from; None takes torch's own.
+    """
+    positive, negative = torch.where(labels >= 1)[0], torch.where(labels == 0)[0]
+    positive = _some(positive, min(len(positive), int(count * positive_share)), generator)
+    negative = _some(negative, min(len(negative), count - len(positive)), generator)
+    result = torch.full_like(labels, -1)
+    for part in (positive, negative):
+        result[part] = labels[part]
+    return result
+
+
+def _some(places: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
+    return places[torch.randperm(len(places), generator=generator)[:count].to(places.device)]
+
+
+def generator_of(target: Target, stage: int) -> torch.Generator | None:
+    """Return the generator that draws the regions of an image in a stage of the network.
+
+    The same image in the same epoch gets the same draws, whichever process it falls to.
+    """
+    if "seed" not in target:
+        return None
+    return torch.Generator().manual_seed(int(target["seed"]) + stage)
+
+
+class TakeAll:
+    """Stands where torchvision draws at random: `drawn` has marked what is left out before."""
+
+    def __call__(self, labels: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Return masks of the positive and of the negative regions of each image."""
+        return [part >= 1 for part in labels], [part == 0 for part in labels]

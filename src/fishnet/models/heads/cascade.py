@@ -1,0 +1,132 @@
+"""Cascade R-CNN on torchvision's region heads: three box stages, each on the boxes of the one before.
+
+Cai & Vasconcelos: Cascade R-CNN, arXiv 1712.00726. Stage t is trained on regions whose IoU with an object is at least
+0.5, 0.6, 0.7; its regression starts from better boxes, so its deltas are smaller and scaled up. The score of a box is
+the mean over the stages.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.detection import _utils as detection_utils
+from torchvision.ops import boxes as box_ops
+
+from fishnet.models.distributed import balanced
+from fishnet.models.heads.region import Regions, objects_of
+from fishnet.models.heads.types import Detections, Losses, Maps, Size, Target
+
+IOUS = (0.5, 0.6, 0.7)
+"""IoU from which a region counts as an object, per stage."""
+DELTA_WEIGHTS = ((10.0, 10.0, 5.0, 5.0), (20.0, 20.0, 10.0, 10.0), (30.0, 30.0, 15.0, 15.0))
+"""Scale of the regression targets (x, y, width, height), per stage."""
+LOSS_WEIGHTS = (1.0, 0.5, 0.25)
+"""Weight of each stage's losses: later ones are fed by earlier ones and must not drown them."""
+
+
+class CascadePredictor(nn.Module):
+    """Class scores (N, classes + 1) and one box per region (N, 4), for all classes, from features (N, C); in fp32."""
+
+    def __init__(self, in_channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.cls_score = nn.Linear(in_channels, num_classes)
+        self.bbox_pred = nn.Linear(in_channels, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return scores before the softmax, and deltas."""
+        return self.cls_score(x).float(), self.bbox_pred(x).float()
+
+
+class CascadeRegions(Regions):
+    """Box heads of three stages, and a mask head as in Mask R-CNN.
+
+    Args:
+        box_heads: Regions' maps -> features, per stage.
+        box_predictors: Features -> scores and deltas, per stage.
+        options: As of `Regions`, without what a single stage needs.
+    """
+
+    def __init__(self, box_heads: list[nn.Module], box_predictors: list[nn.Module], **options: Any) -> None:
+        super().__init__(
+            box_head=nn.ModuleList(box_heads),
+            box_predictor=nn.ModuleList(box_predictors),
+            **options,
+        )
+        self.coders = [detection_utils.BoxCoder(weights) for weights in DELTA_WEIGHTS]
+        self.matchers = [detection_utils.Matcher(iou, iou, allow_low_quality_matches=False) for iou in IOUS]
+
+    def losses(self, maps: Maps, regions: list[Tensor], sizes: list[Size], targets: list[Target]) -> Losses:
+        """Return the losses of every box stage, and those of the masks on the regions of the first."""
+        regions, matched, labels, _ = self.select(regions, targets)
+        losses = self.inner_losses(maps, regions, matched, labels, sizes, targets)
+        truth, classes = [t["boxes"].float() for t in targets], [t["labels"] for t in targets]
+        for stage, weight in enumerate(LOSS_WEIGHTS):
+            if stage:
+                matched, labels = self._assigned(stage, regions, truth, classes)
+            logits, deltas = self._stage(stage, maps, regions, sizes)
+            wanted = torch.cat(self.coders[stage].encode(objects_of(truth, matched, regions), regions))
+            scoring, regression = _box_losses(logits, deltas, torch.cat(labels), wanted)
+            losses[f"loss_classifier_{stage + 1}"] = weight * scoring
+            losses[f"loss_box_reg_{stage + 1}"] = weight * regression
+            regions = [_without_empty(boxes) for boxes in self._refine(stage, deltas, regions, sizes)]
+        return losses
+
+    def detect(self, maps: Maps, regions: list[Tensor], sizes: list[Size]) -> list[Detections]:
+        """Return the detections of each image."""
+        scores: list[Tensor] = []
+        for stage in range(len(IOUS)):
+            logits, deltas = self._stage(stage, maps, regions, sizes)
+            scores.append(logits.softmax(-1))
+            regions = self._refine(stage, deltas, regions, sizes)
+        found = self._best(torch.stack(scores).mean(0), regions)
+        self.add_inner(found, maps, sizes)
+        return found
+
+    def _assigned(
+        self, stage: int, regions: list[Tensor], truth: list[Tensor], classes: list[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the object and the label of each region by the IoU of a later stage."""
+        self.proposal_matcher = self.matchers[stage]
+        try:
+            return self.assign_targets_to_proposals(regions, truth, classes)
+        finally:
+            self.proposal_matcher = self.matchers[0]
+
+    def _stage(self, stage: int, maps: Maps, boxes: list[Tensor], sizes: list[Size]) -> tuple[Tensor, Tensor]:
+        pooled = self.box_roi_pool(maps, boxes, sizes)
+        return self.box_predictor[stage](self.box_head[stage](pooled))
+
+    def _refine(self, stage: int, deltas: Tensor, boxes: list[Tensor], sizes: list[Size]) -> list[Tensor]:
+        """Return the boxes moved by a stage's deltas, inside their images; no gradient goes through them."""
+        moved = self.coders[stage].decode(deltas.detach(), boxes)[:, 0]
+        parts = moved.split([len(b) for b in boxes])
+        return [box_ops.clip_boxes_to_image(part, size) for part, size in zip(parts, sizes, strict=True)]
+
+    def _best(self, scores: Tensor, boxes: list[Tensor]) -> list[Detections]:
+        """Return the detections of each image: scores above the threshold, NMS per class, the best of them."""
+        results: list[Detections] = []
+        for part, box in zip(scores.split([len(b) for b in boxes]), boxes, strict=True):
+            row, label = torch.where(part[:, 1:] > self.score_thresh)
+            label = label + 1
+            kept, score = box[row], part[row, label]
+            good = box_ops.remove_small_boxes(kept, min_size=1e-2)
+            kept, score, label = kept[good], score[good], label[good]
+            best = box_ops.batched_nms(kept, score, label, self.nms_thresh)[: self.detections_per_img]
+            results.append({"boxes": kept[best], "labels": label[best], "scores": score[best]})
+        return results
+
+
+def _without_empty(boxes: Tensor) -> Tensor:
+    """Leave out boxes that refinement has shrunk to nothing: their deltas would not be finite."""
+    return boxes[box_ops.remove_small_boxes(boxes, min_size=1.0)]
+
+
+def _box_losses(logits: Tensor, deltas: Tensor, labels: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """Return cross entropy over all regions, and smooth L1 of the deltas of those that hold an object."""
+    positive, count = torch.where(labels > 0)[0], len(labels)
+    scoring = F.cross_entropy(logits, labels, reduction="sum") / max(1, count)
+    regression = F.smooth_l1_loss(deltas[positive], wanted[positive], beta=1 / 9, reduction="sum") / max(1, count)
+    return balanced(scoring, count), balanced(regression, count)

@@ -1,0 +1,175 @@
+"""Heads of one stage: class and box at every place of every level.
+
+RetinaNet (arXiv 1708.02002) and FCOS (1904.01355), with torchvision's towers and losses. Matching, losses and decoding
+run in fp32 whatever the arithmetic of the maps; FCOS's losses are means over the places of all processes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection._utils import BoxCoder, BoxLinearCoder, Matcher
+from torchvision.models.detection.fcos import FCOSHead
+from torchvision.models.detection.retinanet import RetinaNetHead
+from torchvision.ops import boxes as box_ops
+
+from fishnet.models.distributed import balanced
+from fishnet.models.heads.boxes import Anchors
+from fishnet.models.heads.types import Detections, Losses, Maps, Raw, Size, Target
+
+
+class DenseHead(nn.Module):
+    """Base of the heads of one stage: maps -> losses in training, detections otherwise.
+
+    Args:
+        towers: Maps -> `cls_logits` (B, A, classes), `bbox_regression` (B, A, 4) and what else the head predicts.
+        anchors: Anchors of the pyramid, A in all.
+        score: Smallest score of a detection.
+        nms: IoU threshold of non-maximum suppression.
+        detections: Most detections per image.
+        candidates: Most candidates per level that enter non-maximum suppression.
+    """
+
+    def __init__(
+        self, towers: nn.Module, anchors: Anchors, score: float, nms: float, detections: int, candidates: int
+    ) -> None:
+        super().__init__()
+        self.towers, self.anchors = towers, anchors
+        self.score, self.nms, self.detections, self.candidates = score, nms, detections, candidates
+
+    def raw(self, maps: Maps) -> Raw:
+        """Return the outputs of the towers, all levels in one."""
+        return {name: value.float() for name, value in self.towers(list(maps.values())).items()}
+
+    def losses(self, raw: Raw, canvas: Size, sizes: list[Size], targets: list[Target]) -> Losses:
+        """Return the losses by name.
+
+        Args:
+            raw: What `raw` returned.
+            canvas: Size of the padded batch.
+            sizes: Size of each image in it.
+            targets: Objects of each image.
+        """
+        levels = self.anchors.levels(canvas, raw["cls_logits"].device)
+        matched = [self.match(levels, target["boxes"]) for target in targets]
+        return self.tower_losses(raw, [torch.cat(levels)] * len(targets), matched, targets)
+
+    def match(self, levels: list[Tensor], boxes: Tensor) -> Tensor:
+        """Return the index of each anchor's object (A,); negative numbers stand for none."""
+        raise NotImplementedError
+
+    def tower_losses(self, raw: Raw, anchors: list[Tensor], matched: list[Tensor], targets: list[Target]) -> Losses:
+        """Return the losses of matched anchors."""
+        outputs: Any = targets
+        return self.towers.compute_loss(outputs, raw, anchors, matched)  # type: ignore[operator]
+
+    def scores(self, raw: Raw) -> Tensor:
+        """Return the score of every anchor and class (B, A, classes)."""
+        return raw["cls_logits"].sigmoid()
+
+    def boxes(self, deltas: Tensor, anchors: Tensor) -> Tensor:
+        """Return anchors (N, 4) moved by deltas (N, 4)."""
+        raise NotImplementedError
+
+    def decode(self, raw: Raw, canvas: Size, sizes: list[Size]) -> list[Detections]:
+        """Return the detections of each image; see `losses` for the arguments."""
+        levels = self.anchors.levels(canvas, raw["cls_logits"].device)
+        counts = [len(level) for level in levels]
+        scores = self.scores(raw)
+        return [
+            self._select(score.split(counts), deltas.split(counts), levels, size)
+            for score, deltas, size in zip(scores, raw["bbox_regression"], sizes, strict=True)
+        ]
+
+    def _select(
+        self, scores: tuple[Tensor, ...], deltas: tuple[Tensor, ...], levels: list[Tensor], size: Size
+    ) -> Detections:
+        """Return the detections of one image: the best of each level above the threshold, then NMS per class."""
+        boxes, kept, labels = [], [], []
+        for score, delta, anchors in zip(scores, deltas, levels, strict=True):
+            place, label = torch.where(score > self.score)
+            values = score[place, label]
+            values, best = values.topk(min(self.candidates, len(values)))
+            place, label = place[best], label[best]
+            boxes.append(box_ops.clip_boxes_to_image(self.boxes(delta[place], anchors[place]), size))
+            kept.append(values)
+            labels.append(label)
+        box, value, label = torch.cat(boxes), torch.cat(kept), torch.cat(labels)
+        best = box_ops.batched_nms(box, value, label, self.nms)[: self.detections]
+        return {"boxes": box[best], "labels": label[best], "scores": value[best]}
+
+
+class RetinaNet(DenseHead):
+    """Focal loss on anchors; an anchor belongs to the object with which its IoU is at least 0.5.
+
+    Args:
+        towers: torchvision's RetinaNet head; its losses are means over images, the same number in every process.
+        options: As of `DenseHead`.
+    """
+
+    def __init__(self, towers: RetinaNetHead, **options: Any) -> None:
+        super().__init__(towers, **options)
+        self.matcher = Matcher(0.5, 0.4, allow_low_quality_matches=True)
+        self.coder = BoxCoder((1.0, 1.0, 1.0, 1.0))
+
+    def match(self, levels: list[Tensor], boxes: Tensor) -> Tensor:
+        """Return the index of each anchor's object (A,)."""
+        anchors = torch.cat(levels)
+        if not len(boxes):
+            return torch.full((len(anchors),), -1, device=anchors.device)
+        return self.matcher(box_ops.box_iou(boxes, anchors))
+
+    def boxes(self, deltas: Tensor, anchors: Tensor) -> Tensor:
+        """Return anchors moved by deltas."""
+        return self.coder.decode_single(deltas, anchors)
+
+
+class FCOS(DenseHead):
+    """Distances to the four edges at every place, and how central the place is in its object.
+
+    A place belongs to the smallest object that contains it, whose centre is within 1.5 strides and whose farthest edge
+    is between 4 and 8 strides away (section 3 of the paper; centre sampling as in its improved version, 2006.09214).
+
+    Args:
+        towers: torchvision's FCOS head.
+        options: As of `DenseHead`; the anchors are squares of one stride.
+    """
+
+    RADIUS, NEAREST, FARTHEST = 1.5, 4, 8
+
+    def __init__(self, towers: FCOSHead, **options: Any) -> None:
+        super().__init__(towers, **options)
+        self.coder = BoxLinearCoder(normalize_by_size=True)
+
+    def match(self, levels: list[Tensor], boxes: Tensor) -> Tensor:
+        """Return the index of each place's object (A,)."""
+        anchors = torch.cat(levels)
+        if not len(boxes):
+            return torch.full((len(anchors),), -1, device=anchors.device)
+        centres, strides = (anchors[:, :2] + anchors[:, 2:]) / 2, anchors[:, 2] - anchors[:, 0]
+        least, most = strides * self.NEAREST, strides * self.FARTHEST
+        least[: len(levels[0])], most[-len(levels[-1]) :] = 0, torch.inf
+        offsets = (centres[:, None] - (boxes[:, :2] + boxes[:, 2:]) / 2).abs().amax(2)
+        edges = torch.cat([centres[:, None] - boxes[:, :2], boxes[:, 2:] - centres[:, None]], 2)
+        farthest = edges.amax(2)
+        fits = (offsets < self.RADIUS * strides[:, None]) & (edges.amin(2) > 0)
+        fits &= (farthest > least[:, None]) & (farthest < most[:, None])
+        areas = (boxes[:, 2:] - boxes[:, :2]).prod(1).expand(len(anchors), -1)
+        smallest, index = torch.where(fits, areas, torch.inf).min(1)
+        return torch.where(smallest.isfinite(), index, -1)
+
+    def tower_losses(self, raw: Raw, anchors: list[Tensor], matched: list[Tensor], targets: list[Target]) -> Losses:
+        """Return the losses of matched places, as means over the matched places of all processes."""
+        losses = super().tower_losses(raw, anchors, matched, targets)
+        count = sum(int((index >= 0).sum()) for index in matched)
+        return {name: balanced(loss, count) for name, loss in losses.items()}
+
+    def scores(self, raw: Raw) -> Tensor:
+        """Return the geometric mean of class score and centredness."""
+        return (raw["cls_logits"].sigmoid() * raw["bbox_ctrness"].sigmoid()).sqrt()
+
+    def boxes(self, deltas: Tensor, anchors: Tensor) -> Tensor:
+        """Return boxes whose edges lie `deltas` strides from the centres of the anchors."""
+        return self.coder.decode(deltas, anchors)

@@ -1,0 +1,291 @@
+"""Heads of two stages: proposals from every level of a pyramid, then boxes, masks and keypoints of each region.
+
+Faster R-CNN (arXiv 1506.01497), Mask R-CNN and Keypoint R-CNN (1703.06870), on torchvision's parts. Matching, sampling,
+losses and decoding run in fp32 whatever the arithmetic of the maps; losses are means over the regions of all processes.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
+from torchvision.models.detection.roi_heads import (
+    RoIHeads,
+    fastrcnn_loss,
+    keypointrcnn_inference,
+    keypoints_to_heatmap,
+    maskrcnn_inference,
+    maskrcnn_loss,
+)
+from torchvision.models.detection.rpn import RegionProposalNetwork, concat_box_prediction_layers
+from torchvision.ops import MultiScaleRoIAlign
+
+from fishnet.models.distributed import balanced
+from fishnet.models.heads.boxes import Anchors, TakeAll, drawn, generator_of
+from fishnet.models.heads.types import Detections, Losses, Maps, Raw, Size, Target
+
+POSITIVE_PROPOSALS, POSITIVE_REGIONS = 0.5, 0.25
+"""Largest share of regions with an object among those that each stage is trained on."""
+
+
+class ProposalNetwork(RegionProposalNetwork):
+    """Regions that may hold an object, from the raw outputs of every level.
+
+    Args:
+        anchors: Anchors of the pyramid.
+        head: Maps -> objectness and box deltas per level.
+        proposals: Number of regions per image that are handed on; twice as many in training.
+    """
+
+    DRAWS = 256
+
+    def __init__(self, anchors: Anchors, head: nn.Module, proposals: int) -> None:
+        counts = {"training": 2 * proposals, "testing": proposals}
+        super().__init__(anchors, head, 0.7, 0.3, self.DRAWS, POSITIVE_PROPOSALS, counts, counts, nms_thresh=0.7)
+        self.anchors = anchors
+        self.fg_bg_sampler = TakeAll()
+
+    def forward(
+        self,
+        objectness: list[Tensor],
+        deltas: list[Tensor],
+        canvas: Size,
+        sizes: list[Size],
+        targets: list[Target] | None = None,
+    ) -> tuple[list[Tensor], Losses]:
+        """Return regions (N, 4) of each image and, where targets are given, the losses.
+
+        Args:
+            objectness: Scores of each level (B, A, H, W), before the sigmoid.
+            deltas: Box deltas of each level (B, 4 A, H, W).
+            canvas: Size of the padded batch.
+            sizes: Size of each image in it.
+            targets: Objects of each image.
+        """
+        counts = [level[0].numel() for level in objectness]
+        anchors = [torch.cat(self.anchors.levels(canvas, objectness[0].device))] * len(sizes)
+        scores, moves = concat_box_prediction_layers(objectness, deltas)
+        boxes = self.box_coder.decode(moves.detach(), anchors).view(len(sizes), -1, 4)
+        regions, _ = self.filter_proposals(boxes, scores, sizes, counts)
+        return regions, {} if targets is None else self._losses(scores, moves, anchors, targets)
+
+    def _losses(self, scores: Tensor, moves: Tensor, anchors: list[Tensor], targets: list[Target]) -> Losses:
+        labels, matched = self.assign_targets_to_anchors(anchors, targets)
+        labels = [
+            drawn(part, self.DRAWS, POSITIVE_PROPOSALS, generator_of(target, 0))
+            for part, target in zip(labels, targets, strict=True)
+        ]
+        scoring, regression = self.compute_loss(scores, moves, labels, self.box_coder.encode(matched, anchors))
+        count = sum(int((part >= 0).sum()) for part in labels)
+        return {"loss_objectness": balanced(scoring, count), "loss_rpn_box_reg": balanced(regression, count)}
+
+
+class RegionStage(Protocol):
+    """What a head does with its proposals."""
+
+    def losses(self, maps: Maps, regions: list[Tensor], sizes: list[Size], targets: list[Target]) -> Losses:
+        """Return the losses of regions (N, 4) of each image; labels count from 1, 0 is the background."""
+        ...
+
+    def detect(self, maps: Maps, regions: list[Tensor], sizes: list[Size]) -> list[Detections]:
+        """Return the detections of each image; labels count from 1."""
+        ...
+
+
+class BoxPredictor(FastRCNNPredictor):
+    """Class scores (N, classes + 1) and a box per class (N, 4 (classes + 1)) from features (N, C), in fp32."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return scores before the softmax, and deltas."""
+        scores, deltas = super().forward(x)
+        return scores.float(), deltas.float()
+
+
+class Regions(RoIHeads):
+    """Boxes of all regions, and masks or keypoints of those that hold an object, on torchvision's parts.
+
+    Args:
+        box_pool: Maps and regions -> features of each region.
+        box_head: Features -> vector.
+        box_predictor: Vector -> class scores and box deltas, in fp32.
+        samples: Regions per image that are trained on.
+        score, nms, detections: Smallest score, IoU threshold of non-maximum suppression and number of detections.
+        parts: Mask and keypoint modules by torchvision's names, such as `mask_roi_pool`.
+    """
+
+    def __init__(
+        self,
+        box_pool: MultiScaleRoIAlign,
+        box_head: nn.Module,
+        box_predictor: nn.Module,
+        samples: int,
+        score: float,
+        nms: float,
+        detections: int,
+        **parts: nn.Module,
+    ) -> None:
+        super().__init__(
+            box_pool,
+            box_head,
+            box_predictor,
+            fg_iou_thresh=0.5,
+            bg_iou_thresh=0.5,
+            batch_size_per_image=samples,
+            positive_fraction=POSITIVE_REGIONS,
+            bbox_reg_weights=None,
+            score_thresh=score,
+            nms_thresh=nms,
+            detections_per_img=detections,
+            **parts,
+        )
+        self.samples = samples
+
+    def losses(self, maps: Maps, regions: list[Tensor], sizes: list[Size], targets: list[Target]) -> Losses:
+        """Return the losses of boxes, masks and keypoints."""
+        regions, matched, labels, truth = self.select(regions, targets)
+        logits, deltas = self.box_predictor(self.box_head(self.box_roi_pool(maps, regions, sizes)))
+        wanted = list(self.box_coder.encode(truth, regions))
+        scoring, regression = fastrcnn_loss(logits, deltas, labels, wanted)
+        count = sum(map(len, labels))
+        losses = {"loss_classifier": balanced(scoring, count), "loss_box_reg": balanced(regression, count)}
+        return losses | self.inner_losses(maps, regions, matched, labels, sizes, targets)
+
+    def select(
+        self, regions: list[Tensor], targets: list[Target]
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
+        """Return the regions to train on: boxes, index of the object of each, label, and box of that object.
+
+        The objects themselves are among the regions to choose from.
+        """
+        boxes, classes = [t["boxes"].float() for t in targets], [t["labels"] for t in targets]
+        regions = self.add_gt_proposals(regions, boxes)
+        matched, labels = self.assign_targets_to_proposals(regions, boxes, classes)
+        chosen = [
+            torch.where(drawn(part, self.samples, POSITIVE_REGIONS, generator_of(target, 1)) >= 0)[0]
+            for part, target in zip(labels, targets, strict=True)
+        ]
+
+        def pick(values: list[Tensor]) -> list[Tensor]:
+            return [value[places] for value, places in zip(values, chosen, strict=True)]
+
+        regions, matched, labels = pick(regions), pick(matched), pick(labels)
+        return regions, matched, labels, objects_of(boxes, matched, regions)
+
+    def inner_losses(
+        self,
+        maps: Maps,
+        regions: list[Tensor],
+        matched: list[Tensor],
+        labels: list[Tensor],
+        sizes: list[Size],
+        targets: list[Target],
+    ) -> Losses:
+        """Return the losses of masks and keypoints, taken of the regions that hold an object."""
+        positive = [torch.where(part > 0)[0] for part in labels]
+        boxes = [box[places] for box, places in zip(regions, positive, strict=True)]
+        objects = [index[places] for index, places in zip(matched, positive, strict=True)]
+        losses: Losses = {}
+        if self.has_mask():
+            masks, classes = [t["masks"] for t in targets], [t["labels"] for t in targets]
+            loss = maskrcnn_loss(self.mask_logits(maps, boxes, sizes), boxes, masks, classes, objects)
+            losses["loss_mask"] = balanced(loss, sum(map(len, boxes)))
+        if self.has_keypoint():
+            points = [t["keypoints"][index] for t, index in zip(targets, objects, strict=True)]
+            losses["loss_keypoint"] = keypoint_loss(self.keypoint_logits(maps, boxes, sizes), boxes, points)
+        return losses
+
+    def detect(self, maps: Maps, regions: list[Tensor], sizes: list[Size]) -> list[Detections]:
+        """Return the detections of each image."""
+        logits, deltas = self.box_predictor(self.box_head(self.box_roi_pool(maps, regions, sizes)))
+        boxes, scores, labels = self.postprocess_detections(logits, deltas, regions, sizes)
+        found: list[Detections] = [
+            {"boxes": box, "scores": score, "labels": label}
+            for box, score, label in zip(boxes, scores, labels, strict=True)
+        ]
+        self.add_inner(found, maps, sizes)
+        return found
+
+    def add_inner(self, found: list[Detections], maps: Maps, sizes: list[Size]) -> None:
+        """Add masks and keypoints to detections, in place."""
+        boxes = [one["boxes"] for one in found]
+        if self.has_mask():
+            logits = self.mask_logits(maps, boxes, sizes)
+            for one, mask in zip(found, maskrcnn_inference(logits, [f["labels"] for f in found]), strict=True):
+                one["masks"] = mask
+        if self.has_keypoint():
+            places, scores = keypointrcnn_inference(self.keypoint_logits(maps, boxes, sizes), boxes)
+            for one, place, score in zip(found, places, scores, strict=True):
+                one["keypoints"], one["keypoints_scores"] = place, score
+
+    def mask_logits(self, maps: Maps, boxes: list[Tensor], sizes: list[Size]) -> Tensor:
+        """Return mask scores (N, classes + 1, 28, 28) of the regions of all images, in fp32."""
+        return self.mask_predictor(self.mask_head(self.mask_roi_pool(maps, boxes, sizes))).float()
+
+    def keypoint_logits(self, maps: Maps, boxes: list[Tensor], sizes: list[Size]) -> Tensor:
+        """Return heat maps (N, K, 56, 56) of the regions of all images, in fp32."""
+        return self.keypoint_predictor(self.keypoint_head(self.keypoint_roi_pool(maps, boxes, sizes))).float()
+
+
+def objects_of(boxes: list[Tensor], matched: list[Tensor], regions: list[Tensor]) -> list[Tensor]:
+    """Return the box of each region's object; in an image without objects the region itself stands in."""
+    return [box[index] if len(box) else own for box, index, own in zip(boxes, matched, regions, strict=True)]
+
+
+def keypoint_loss(logits: Tensor, boxes: list[Tensor], points: list[Tensor]) -> Tensor:
+    """Return the cross entropy of each visible keypoint's place in the heat map of its region.
+
+    Args:
+        logits: Heat maps (N, K, S, S) of the regions of all images.
+        boxes: Regions (N_i, 4) of each image.
+        points: Keypoints (N_i, K, 3) of each region's object.
+    """
+    side = logits.shape[-1]
+    places, visible = keypoints_to_heatmap(torch.cat(points), torch.cat(boxes), side)
+    kept = torch.where(visible.flatten())[0]
+    scores = logits.view(-1, side * side)[kept]
+    loss = F.cross_entropy(scores, places.flatten()[kept], reduction="sum") / max(1, len(kept))
+    return balanced(loss, len(kept))
+
+
+class TwoStageHead(nn.Module):
+    """Proposals, then regions: maps -> losses in training, detections otherwise.
+
+    Args:
+        proposals: Maps -> regions.
+        regions: Maps and regions -> detections.
+        names: Names of the maps, the finest first.
+    """
+
+    def __init__(self, proposals: ProposalNetwork, regions: Regions, names: list[str]) -> None:
+        super().__init__()
+        self.proposals, self.regions, self.names = proposals, regions, names
+
+    def raw(self, maps: Maps) -> Raw:
+        """Return objectness and deltas of every level, and the maps that regions are cut from."""
+        objectness, deltas = self.proposals.head(list(maps.values()))
+        outputs: Raw = {}
+        for name, score, delta in zip(self.names, objectness, deltas, strict=True):
+            outputs |= {f"objectness_{name}": score.float(), f"deltas_{name}": delta.float()}
+        return outputs | {f"map_{name}": maps[name] for name in self.names}
+
+    def losses(self, raw: Raw, canvas: Size, sizes: list[Size], targets: list[Target]) -> Losses:
+        """Return the losses of both stages; see `ProposalNetwork.forward` for the arguments."""
+        counted: list[Target] = [{**target, "labels": target["labels"] + 1} for target in targets]
+        regions, losses = self.proposals(*self._levels(raw), canvas, sizes, counted)
+        return losses | self.regions.losses(self._maps(raw), regions, sizes, counted)
+
+    def decode(self, raw: Raw, canvas: Size, sizes: list[Size]) -> list[Detections]:
+        """Return the detections of each image."""
+        regions, _ = self.proposals(*self._levels(raw), canvas, sizes)
+        found = self.regions.detect(self._maps(raw), regions, sizes)
+        return [{**one, "labels": one["labels"] - 1} for one in found]
+
+    def _levels(self, raw: Raw) -> tuple[list[Tensor], list[Tensor]]:
+        return [raw[f"objectness_{name}"] for name in self.names], [raw[f"deltas_{name}"] for name in self.names]
+
+    def _maps(self, raw: Raw) -> Maps:
+        return OrderedDict((name, raw[f"map_{name}"]) for name in self.names)
