@@ -135,3 +135,17 @@ def test_rare_samples_come_more_often_each_time_with_a_number_of_its_own() -> No
         assert len(set(numbers)) == len(numbers)
         counts += np.bincount(np.array(numbers) % 60, minlength=60)
     assert counts[:6].mean() / counts[6:].mean() == pytest.approx(2.5, rel=0.1)
+
+
+def test_workers_beside_several_processes_are_not_forked_from_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fork beside the threads of a process group may hang for ever; one process keeps the platform's way."""
+    batches = TrainBatches(8, batch_size=4)
+    alone = make_loader(Numbers(8), batches, workers=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.distributed, "is_initialized", lambda: True)
+        together = make_loader(Numbers(8), batches, workers=1)
+        spawned = make_loader(Numbers(8), batches, workers=1, start="spawn")
+    assert together.multiprocessing_context.get_start_method() == "forkserver"
+    assert spawned.multiprocessing_context.get_start_method() == "spawn"
+    assert alone.multiprocessing_context is None
+    assert keys(together) == keys(make_loader(Numbers(8), batches, workers=0))

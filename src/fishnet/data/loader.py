@@ -8,10 +8,12 @@ computes and takes its own part of.
 from __future__ import annotations
 
 import math
+import multiprocessing
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from fishnet.errors import FishnetError
@@ -187,6 +189,17 @@ def reraise_plainly(batches: Iterator[Any]) -> Iterator[Any]:
         raise FishnetError(str(error).rsplit(marker, 1)[-1].strip()) from None
 
 
+def _start_method(start: str, dataset: Dataset[Any]) -> str | None:
+    """Return the start method of worker processes by name; None is the platform's own."""
+    if start != "default":
+        return start
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return None
+    # The communication between processes runs in threads, and a fork beside them may hang (seen with Python 3.11).
+    multiprocessing.set_forkserver_preload([type(dataset).__module__])  # imported once, by the server
+    return "forkserver"
+
+
 def make_loader(
     dataset: Dataset[Any],
     batches: TrainBatches | EvalBatches,
@@ -202,13 +215,14 @@ def make_loader(
         batches: Which samples make a batch; `TrainBatches` gives a `ResumableLoader`.
         workers: Processes that load; 0 loads in this one.
         pin_memory: Keep batches in page-locked memory, for a GPU.
-        start: How worker processes start: fork, spawn, forkserver, or the platform's default.
+        start: How worker processes start: fork, spawn or forkserver; "default" is the platform's way, and forkserver
+            where several processes train together.
         collate: List of samples -> batch; nothing stacks tensors.
     """
     options: dict[str, Any] = {"num_workers": workers, "pin_memory": pin_memory, "collate_fn": collate}
     if workers:
         options |= {"persistent_workers": True, "prefetch_factor": 4}
-        options["multiprocessing_context"] = None if start == "default" else start
+        options["multiprocessing_context"] = _start_method(start, dataset)
     if isinstance(batches, TrainBatches):
         return ResumableLoader(dataset, batches, **options)
     return DataLoader(dataset, batch_sampler=batches, **options)
