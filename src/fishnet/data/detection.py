@@ -14,12 +14,14 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from fishnet.data.coco import CocoFile, Fault, read_coco, summarise
+from fishnet.data.geometry import VISIBILITY, Sample, plain
 from fishnet.data.images import BadImageSkipper, bad_image, read_image
 from fishnet.data.layouts import check_root
 from fishnet.data.seeding import sample_seed, sample_words
 from fishnet.errors import FishnetError, did_you_mean
 
-Sample = dict[str, Any]
+PIXEL_CENTRE = 0.5
+"""Continuous coordinate of the centre of the pixel with index 0."""
 Transform = Callable[[Sample, Callable[[], Sample] | None], Sample]
 
 
@@ -59,8 +61,10 @@ class DetectionDataset(BadImageSkipper, Dataset[Sample]):
     `dataset[key]`, with key = (epoch, index) or index alone (epoch 0), returns
     - image: uint8 tensor (3, H, W) after `transform`
     - target: boxes float32 (N, 4) x1 y1 x2 y2 in pixels of that tensor, labels int64 (N,), with `masks` on masks uint8
-      (N, H, W), with keypoints on keypoints float32 (N, K, 3), and seed, an int64 scalar that is a function of (seed,
-      epoch, index): the regions that losses are taken of are drawn with it. Crowds are left out, N may be 0.
+      (N, H, W), with `keypoints` on keypoints float32 (N, K, 2) and keypoints_visibility (N, K): 0 absent, 1 hidden,
+      2 visible, and seed, an int64 scalar that is a function of (seed, epoch, index): the regions that losses are taken
+      of are drawn with it. Crowds are left out, N may be 0. All coordinates are continuous (`fishnet.data.geometry`):
+      half a pixel is added to the keypoints of the file, which are indices of pixels.
     - size: (height, width) of the image in its file
     - index: the index that was asked for
     - bad: empty, or the path of the image that was asked for and could not be read; the next good one stands in.
@@ -132,7 +136,9 @@ class DetectionDataset(BadImageSkipper, Dataset[Sample]):
         if self.masks:
             target["masks"] = tv_tensors.Mask(self._masks(objects, size))
         if self.keypoints and self.file.keypoints is not None:
-            target["keypoints"] = torch.from_numpy(self.file.keypoints[objects].copy())
+            places, visibility = continuous_keypoints(torch.from_numpy(self.file.keypoints[objects]), size)
+            target["keypoints"] = tv_tensors.KeyPoints(places, canvas_size=size)
+            target["keypoints" + VISIBILITY] = visibility
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
         return {"image": tv_tensors.Image(pixels), "target": target, "size": size, "index": index}
 
@@ -162,6 +168,24 @@ class DetectionDataset(BadImageSkipper, Dataset[Sample]):
         """Return another sample, drawn from the generator of the sample under way."""
         chosen = int(torch.randint(len(self), ()))
         return self.load_good(chosen, len(self), self.sample, self.path)[0]
+
+
+def continuous_keypoints(points: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Return places (N, K, 2) in continuous coordinates and visibility (N, K) of COCO's keypoints (N, K, 3).
+
+    COCO's keypoints are indices of pixels, its boxes and polygons continuous (Detectron2 reads them so too). What lies
+    beyond the border of the image by up to a pixel is moved onto it, what lies farther outside counts as absent.
+    """
+    places = points[..., :2] + PIXEL_CENTRE
+    border = torch.tensor([size[1], size[0]], dtype=places.dtype)
+    near = ((places >= -1) & (places <= border + 1)).all(-1)
+    return torch.minimum(places.clamp(min=0), border), points[..., 2] * near
+
+
+def coco_keypoints(places: Tensor, visibility: Tensor) -> Tensor:
+    """Return keypoints (N, K, 3) as torchvision's detectors want them: continuous x and y, 0 0 0 where absent."""
+    points = torch.cat([places, visibility[..., None]], dim=-1)
+    return torch.where(visibility[..., None] > 0, points, 0.0)
 
 
 def _unrotated(path: Path, upright: Image.Image) -> Image.Image:
@@ -229,13 +253,17 @@ def missing_files(file: CocoFile, folder: Path) -> list[Fault]:
 def collate(samples: list[Sample]) -> dict[str, Any]:
     """Return a batch: lists of images and targets, since both differ in size from image to image."""
     return {
-        "image": [_plain(sample["image"]) for sample in samples],
-        "target": [{name: _plain(value) for name, value in sample["target"].items()} for sample in samples],
+        "image": [plain(sample["image"]) for sample in samples],
+        "target": [_plain_target(sample["target"]) for sample in samples],
         "size": [sample["size"] for sample in samples],
         "index": torch.tensor([sample["index"] for sample in samples]),
         "bad": [sample["bad"] for sample in samples],
     }
 
 
-def _plain(value: Any) -> Tensor:
-    return value.as_subclass(Tensor) if isinstance(value, tv_tensors.TVTensor) else value
+def _plain_target(target: dict[str, Any]) -> dict[str, Tensor]:
+    """Return a target as ordinary tensors, keypoints and visibility in one (N, K, 3)."""
+    values = {name: plain(value) for name, value in target.items()}
+    if "keypoints" in values:
+        values["keypoints"] = coco_keypoints(values["keypoints"], values.pop("keypoints" + VISIBILITY))
+    return values

@@ -1,7 +1,8 @@
 """Augmentation and resizing of images with boxes, masks and keypoints, on torchvision's transforms v2.
 
-A sample is what `DetectionDataset.sample` returns. Geometry moves image, boxes, masks and keypoints together; what
-leaves the image falls away. Nothing is normalised here: the detector does that.
+A sample is what `DetectionDataset.sample` returns. `fishnet.data.geometry` moves its image, boxes, masks and keypoints
+together; objects that leave the image are removed. An object that is cut gets the box around what is left of its mask,
+where there are masks; all others keep their annotated box. Nothing is normalised here: the detector does that.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F2
 
 from fishnet.config import RegionAugmentConfig
+from fishnet.data import geometry
+from fishnet.data.geometry import Sample, canvas_size, mask_boxes, plain
+from fishnet.data.mirroring import mirrored_order
 from fishnet.errors import UsageError
 
-Sample = dict[str, Any]
 Draw = Callable[[], Sample]
 _FILL = 114  # the grey of what lies outside an image, near the mean of natural photos
 
@@ -32,23 +35,17 @@ class Resize:
     def __call__(self, sample: Sample) -> Sample:
         """Return the sample in its new size."""
         short = self.short[int(torch.randint(len(self.short), ()))] if len(self.short) > 1 else self.short[0]
-        return _scaled(sample, fit_factor(sample["image"], short, self.longest))
+        return geometry.rescale(sample, geometry.fit_factor(canvas_size(sample), short, self.longest))
 
     def __repr__(self) -> str:
         return f"Resize(short={self.short}, longest={self.longest})"
 
 
-def fit_factor(image: Tensor, short: int, longest: int) -> float:
-    """Return the scale that makes the shorter side `short` pixels, and the longer at most `longest`."""
-    height, width = image.shape[-2:]
-    return min(short / min(height, width), longest / max(height, width))
-
-
 def resized(image: Tensor, short: int, longest: int) -> Tensor:
     """Return an image (3, H, W) alone in the size of `eval_pipeline`."""
-    factor = fit_factor(image, short, longest)
-    size = [max(1, round(side * factor)) for side in image.shape[-2:]]
-    return image if size == list(image.shape[-2:]) else F2.resize(image, size, antialias=True)
+    before = image.shape[-2], image.shape[-1]
+    size = geometry.scaled_size(before, geometry.fit_factor(before, short, longest))
+    return image if size == before else F2.resize(image, list(size), antialias=True)
 
 
 class ScaleJitter:
@@ -66,20 +63,18 @@ class ScaleJitter:
         """Return a sample of size x size pixels."""
         low, high = self.scale
         factor = low + (high - low) * float(torch.rand(()))
-        sample = _scaled(sample, factor * self.size / max(sample["image"].shape[-2:]))
-        height, width = sample["image"].shape[-2:]
-        top, left = (int(torch.randint(max(0, side - self.size) + 1, ())) for side in (height, width))
-        sample = _apply(sample, F2.crop, top, left, min(height, self.size), min(width, self.size))
-        height, width = sample["image"].shape[-2:]
+        sample = geometry.rescale(sample, factor * self.size / max(canvas_size(sample)))
+        sample = random_crop(sample, self.size, self.size)
+        height, width = canvas_size(sample)
         border = [0, 0, self.size - width, self.size - height]
-        return sanitise(_padded(sample, border) if any(border) else sample)
+        return sanitise(geometry.pad(sample, border, fill=_FILL) if any(border) else sample)
 
     def __repr__(self) -> str:
         return f"ScaleJitter(size={self.size}, scale={self.scale})"
 
 
 class Flip:
-    """Mirror left and right with a probability; keypoints named left_... and right_... change places."""
+    """Mirror left and right with a probability; keypoints such as `left_eye` and `right_eye` change places."""
 
     def __init__(self, probability: float, keypoint_names: list[str] | None = None) -> None:
         self.probability = probability
@@ -89,25 +84,17 @@ class Flip:
         """Return the sample, mirrored or not."""
         if float(torch.rand(())) >= self.probability:
             return sample
-        sample = _apply(sample, F2.horizontal_flip)
-        target = sample["target"]
-        if "keypoints" in target and self.order:
-            sample = {**sample, "target": {**target, "keypoints": target["keypoints"][:, self.order]}}
-        return sample
+        sample = geometry.flip(sample)
+        if not self.order:
+            return sample
+        target = dict(sample["target"])
+        for name in ("keypoints", "keypoints_visibility"):
+            if name in target:
+                target[name] = _indexed(target[name], (slice(None), self.order))
+        return {**sample, "target": target}
 
     def __repr__(self) -> str:
         return f"Flip(p={self.probability})"
-
-
-def mirrored_order(names: list[str]) -> list[int]:
-    """Return which keypoint takes the place of each in a mirrored image."""
-    places = {name: index for index, name in enumerate(names)}
-    swaps = {"left": "right", "right": "left", "Left": "Right", "Right": "Left"}
-    order = []
-    for index, name in enumerate(names):
-        other = next((name.replace(a, b) for a, b in swaps.items() if a in name), name)
-        order.append(places.get(other, index))
-    return order
 
 
 class IouCrop:
@@ -120,12 +107,35 @@ class IouCrop:
         """Return the part; objects whose centre it leaves out are gone."""
         if not len(sample["target"]["boxes"]):
             return sample
-        # v2 marks lost boxes by shrinking them to nothing; keypoints go along as plain pairs
-        moved = _apply(sample, lambda *values: self.crop(*values), together=True)
-        return sanitise(moved)
+        place = self.crop.make_params([sample["image"], sample["target"]["boxes"]])
+        if not place:
+            return sample
+        sample = _select(sample, place.pop("is_within_crop_area"))
+        return sanitise(cropped(sample, **place))
 
     def __repr__(self) -> str:
         return "IouCrop()"
+
+
+def cropped(sample: Sample, top: int, left: int, height: int, width: int) -> Sample:
+    """Crop to a rectangle; objects of whose mask something is cut off get the box around the rest of it."""
+    moved = geometry.crop(sample, top, left, height, width)
+    if "masks" not in sample["target"]:
+        return moved
+    masks = plain(sample["target"]["masks"])
+    beyond = masks[:, :top], masks[:, top + height :], masks[:, :, :left], masks[:, :, left + width :]
+    cut = torch.zeros(len(masks), dtype=torch.bool)
+    for strip in beyond:
+        if strip.numel():
+            cut |= strip.amax((1, 2)) > 0
+    return _with_boxes(moved, cut, mask_boxes(moved["target"]["masks"][cut])) if cut.any() else moved
+
+
+def random_crop(sample: Sample, height: int, width: int) -> Sample:
+    """Crop to at most height x width pixels at a random place."""
+    before = canvas_size(sample)
+    top, left = (int(torch.randint(max(0, a - b) + 1, ())) for a, b in zip(before, (height, width), strict=True))
+    return cropped(sample, top, left, min(height, before[0]), min(width, before[1]))
 
 
 class Photometric:
@@ -167,30 +177,41 @@ class CopyPaste:
 
 def _pasted(below: Sample, above: Sample) -> Sample:
     """Return `below` with the objects of `above` at the same place, cut at its border."""
-    height, width = below["image"].shape[-2:]
-    masks = torch.zeros(len(above["target"]["labels"]), height, width, dtype=torch.uint8)
-    source = above["target"]["masks"]
-    h, w = min(height, source.shape[-2]), min(width, source.shape[-1])
-    masks[:, :h, :w] = source[:, :h, :w]
-    cover = masks.amax(0).bool()
-    image = below["image"].as_subclass(Tensor).clone()
-    image[:, :h, :w] = torch.where(cover[:h, :w], above["image"][:, :h, :w].as_subclass(Tensor), image[:, :h, :w])
-    old = below["target"]["masks"].as_subclass(Tensor) * (~cover).to(torch.uint8)
-    left = old.flatten(1).sum(1)
-    whole = below["target"]["masks"].flatten(1).sum(1).clamp(min=1)
-    target = dict(below["target"])
-    boxes = target["boxes"].as_subclass(Tensor).clone()
-    hidden = left < whole
-    if hidden.any():
-        boxes[hidden] = mask_boxes(old[hidden])
-    merged = {
-        "boxes": torch.cat([boxes, mask_boxes(masks)]),
-        "labels": torch.cat([target["labels"], above["target"]["labels"]]),
-        "masks": torch.cat([old, masks]),
-    }
+    above = _fitted(above, canvas_size(below))
+    if not len(above["target"]["labels"]):
+        return below
+    cover = plain(above["target"]["masks"]).amax(0) > 0
+    image = torch.where(cover, plain(above["image"]), plain(below["image"]))
+    before = plain(below["target"]["masks"])
+    after = before * (~cover).to(before.dtype)
+    seen, whole = after.flatten(1).sum(1), before.flatten(1).sum(1)
+    # a hole in an object leaves its box as it is
+    smaller = (mask_boxes(after) != mask_boxes(before)).any(1)
+    hidden = {**below, "target": _hidden_keypoints({**below["target"], "masks": tv_tensors.Mask(after)}, cover)}
+    hidden = _with_boxes(hidden, smaller, mask_boxes(after[smaller]))
     # an object of which less than a tenth is seen would teach the network to guess
-    keep = torch.cat([left >= 0.1 * whole, (masks > 0).flatten(1).any(1)])
-    return sanitise(_select(_rebuilt(below, image, merged), keep))
+    hidden = _select(hidden, (seen > 0) & (seen >= 0.1 * whole))
+    return sanitise(_merged(below, image, [hidden["target"], above["target"]]))
+
+
+def _fitted(sample: Sample, size: geometry.Size) -> Sample:
+    """Return a sample cut, or extended with nothing, at the bottom and right to an image of a size."""
+    height, width = canvas_size(sample)
+    sample = cropped(sample, 0, 0, min(height, size[0]), min(width, size[1]))
+    border = [0, 0, max(0, size[1] - width), max(0, size[0] - height)]
+    return sanitise(geometry.pad(sample, border))
+
+
+def _hidden_keypoints(target: Sample, cover: Tensor) -> Sample:
+    """Mark the keypoints that lie on a covered pixel (H, W) as hidden: labelled but not visible is 1 in COCO."""
+    if "keypoints" not in target:
+        return target
+    points, visibility = target["keypoints"], target["keypoints_visibility"]
+    places = plain(points).floor().long()
+    rows = places[..., 1].clamp(0, cover.shape[0] - 1)
+    columns = places[..., 0].clamp(0, cover.shape[1] - 1)
+    covered = cover[rows, columns] & geometry.inside(points)
+    return {**target, "keypoints_visibility": torch.where(covered, visibility.clamp(max=1), visibility)}
 
 
 class Mosaic:
@@ -201,7 +222,7 @@ class Mosaic:
 
     def __call__(self, sample: Sample, draw: Draw) -> Sample:
         """Return the sample, or a square of it and three others that `draw` gives."""
-        if float(torch.rand(())) >= self.probability or "keypoints" in sample["target"]:
+        if float(torch.rand(())) >= self.probability:
             return sample
         size = self.size
         middle = (size * (0.3 + 0.4 * torch.rand(2))).int().tolist()
@@ -212,19 +233,17 @@ class Mosaic:
             (middle[0], middle[1], size, size),
         ]
         parts = [self._part(one, place) for one, place in zip([sample, draw(), draw(), draw()], places, strict=True)]
-        image = sum(part["image"].as_subclass(Tensor).int() for part in parts).to(torch.uint8)
-        merged = {name: torch.cat([_plain(part["target"][name]) for part in parts]) for name in parts[0]["target"]}
-        return sanitise(_rebuilt(sample, image, merged))
+        image = torch.stack([plain(part["image"]) for part in parts]).amax(0)
+        return sanitise(_merged(sample, image, [part["target"] for part in parts]))
 
     def _part(self, sample: Sample, place: tuple[int, int, int, int]) -> Sample:
         """Return a sample on a black square, cut to its place."""
         top, left, bottom, right = place
         height, width = bottom - top, right - left
-        h, w = sample["image"].shape[-2:]
-        sample = _scaled(sample, max(height / h, width / w))
-        sample = sanitise(_apply(sample, F2.crop, 0, 0, height, width))
-        border = [left, top, self.size - right, self.size - bottom]
-        return _apply(sample, F2.pad, border, 0)
+        h, w = canvas_size(sample)
+        sample = geometry.rescale(sample, max(height / h, width / w))
+        sample = sanitise(random_crop(sample, height, width))
+        return geometry.pad(sample, [left, top, self.size - right, self.size - bottom])
 
     def __repr__(self) -> str:
         return f"Mosaic(p={self.probability}, size={self.size})"
@@ -267,7 +286,7 @@ def train_pipeline(
     if augment.mosaic:
         mixing.append(Mosaic(augment.mosaic, size))
     if augment.copy_paste:
-        mixing.append(CopyPaste(augment.copy_paste, Flip(0.5)))
+        mixing.append(CopyPaste(augment.copy_paste, Flip(augment.flip, keypoint_names)))
     steps: list[Any] = []
     if augment.iou_crop:
         steps.append(IouCrop())
@@ -289,86 +308,42 @@ def eval_pipeline(size: int, longest: int) -> Pipeline:
 
 
 def sanitise(sample: Sample) -> Sample:
-    """Cut boxes at the border of the image and leave out objects of which less than a pixel is left."""
+    """Clip boxes at the border of the image and remove objects of which less than a pixel is left."""
     target = sample["target"]
     boxes = F2.clamp_bounding_boxes(target["boxes"])
     keep = ((boxes[:, 2] - boxes[:, 0]) >= 1) & ((boxes[:, 3] - boxes[:, 1]) >= 1)
     if "masks" in target:
-        keep &= (target["masks"].as_subclass(Tensor) > 0).flatten(1).any(1)
+        keep &= plain(target["masks"]).flatten(1).any(1).bool()
     sample = {**sample, "target": {**target, "boxes": boxes}}
     return sample if bool(keep.all()) else _select(sample, keep)
 
 
-def mask_boxes(masks: Tensor) -> Tensor:
-    """Return the boxes (N, 4) around masks (N, H, W), x2 and y2 beyond the last pixel; an empty mask gives zeros."""
-    boxes = torch.zeros(len(masks), 4)
-    for index, mask in enumerate(masks):
-        seen = mask > 0
-        rows, columns = torch.where(seen.any(1))[0], torch.where(seen.any(0))[0]
-        if len(rows):
-            boxes[index] = torch.stack([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]).float()
-    return boxes
-
-
 def _select(sample: Sample, keep: Tensor) -> Sample:
     """Return the sample with some of its objects."""
+    return {**sample, "target": {name: _indexed(value, keep) for name, value in sample["target"].items()}}
+
+
+def _indexed(value: Tensor, index: Any) -> Tensor:
+    """Return value[index] as the same kind of tensor."""
+    chosen = plain(value)[index]
+    return tv_tensors.wrap(chosen, like=value) if isinstance(value, tv_tensors.TVTensor) else chosen
+
+
+def _with_boxes(sample: Sample, which: Tensor, boxes: Tensor) -> Sample:
+    """Return the sample with other boxes for some of its objects."""
     target = sample["target"]
-    chosen = {name: tv_tensors.wrap(_plain(value)[keep], like=value) for name, value in target.items()}
-    return {**sample, "target": chosen}
+    changed = plain(target["boxes"]).clone()
+    changed[which] = boxes.to(changed.dtype)
+    return {**sample, "target": {**target, "boxes": tv_tensors.wrap(changed, like=target["boxes"])}}
 
 
-def _rebuilt(like: Sample, image: Tensor, target: dict[str, Tensor]) -> Sample:
-    """Return a sample with new pixels and objects."""
-    canvas = (image.shape[-2], image.shape[-1])
-    boxes = tv_tensors.BoundingBoxes(target["boxes"], format="XYXY", canvas_size=canvas)
-    wrapped: dict[str, Any] = {**target, "boxes": boxes}
-    if "masks" in target:
-        wrapped["masks"] = tv_tensors.Mask(target["masks"])
-    return {**like, "image": tv_tensors.Image(image), "target": wrapped}
-
-
-def _plain(value: Any) -> Tensor:
-    return value.as_subclass(Tensor) if isinstance(value, tv_tensors.TVTensor) else value
-
-
-def _scaled(sample: Sample, factor: float) -> Sample:
-    height, width = sample["image"].shape[-2:]
-    size = [max(1, round(height * factor)), max(1, round(width * factor))]
-    if size == [height, width]:
-        return sample
-    return _apply(sample, F2.resize, size, antialias=True)
-
-
-def _padded(sample: Sample, border: list[int]) -> Sample:
-    """Return the sample with a grey border (left, top, right, bottom); masks get zeros there."""
-    padded = _apply(sample, F2.pad, border, 0)
-    return {**padded, "image": F2.pad(sample["image"], border, _FILL)}
-
-
-def _apply(sample: Sample, operation: Callable[..., Any], *args: Any, together: bool = False, **kwargs: Any) -> Sample:
-    """Apply a geometric operation of torchvision to the image and everything that lies on it."""
-    target = dict(sample["target"])
-    image = sample["image"]
-    boxes, masks, points = target["boxes"], target.get("masks"), target.get("keypoints")
-    values: list[Any] = [image, boxes]
-    if masks is not None:
-        values.append(masks)
-    if points is not None:
-        values.append(tv_tensors.KeyPoints(points[..., :2], canvas_size=tuple(image.shape[-2:])))
-    moved = list(operation(*values)) if together else [operation(value, *args, **kwargs) for value in values]
-    target["boxes"] = moved[1]
-    if masks is not None:
-        target["masks"] = moved[2]
-    if points is not None:
-        target["keypoints"] = _keypoints(moved[-1], points[..., 2], moved[0].shape[-2:])
-    return {**sample, "image": moved[0], "target": target}
-
-
-def _keypoints(places: Any, visibility: Tensor, size: Any) -> Tensor:
-    """Return keypoints (N, K, 3); those outside the image count as absent."""
-    places = _plain(places).float()
-    inside = (places >= 0).all(-1) & (places[..., 0] < size[1]) & (places[..., 1] < size[0])
-    return torch.cat([places, (visibility * inside)[..., None]], dim=-1)
+def _merged(like: Sample, image: Tensor, targets: list[Sample]) -> Sample:
+    """Return a sample with new pixels and the objects of several targets, all of that image's size."""
+    merged = {}
+    for name, value in targets[0].items():
+        joined = torch.cat([plain(target[name]) for target in targets])
+        merged[name] = tv_tensors.wrap(joined, like=value) if isinstance(value, tv_tensors.TVTensor) else joined
+    return {**like, "image": tv_tensors.Image(image), "target": merged}
 
 
 def _check(augment: RegionAugmentConfig, size: int, longest: int) -> None:

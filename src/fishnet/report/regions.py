@@ -103,7 +103,7 @@ def _masks(masks: Any, size: tuple[int, ...]) -> Tensor | None:
 
         masks = torch.from_numpy(np.ascontiguousarray(rle_of.decode(masks).transpose(2, 0, 1)))
     masks = masks.float()[:, None]
-    return torch.nn.functional.interpolate(masks, size, mode="nearest")[:, 0] > 0.5
+    return torch.nn.functional.interpolate(masks, size, mode="nearest-exact")[:, 0] > 0.5
 
 
 def _apart(masks: Tensor) -> Tensor:

@@ -14,8 +14,9 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from fishnet.config import TrainConfig
 from fishnet.data.coco import CocoFile
-from fishnet.data.detection import DetectionDataset, collate, open_detection
+from fishnet.data.detection import PIXEL_CENTRE, DetectionDataset, collate, open_detection
 from fishnet.data.detection_transforms import eval_pipeline, train_pipeline
+from fishnet.data.mirroring import mirror_note
 from fishnet.errors import FishnetError, UsageError
 from fishnet.models.detection import WITH_MASKS, DetectorPlan, build_detector
 from fishnet.runs import ModelCard
@@ -54,6 +55,9 @@ class DetectionTask:
             raise FishnetError(f"{file.path} names no keypoints in its categories; choose another --detector")
         if "mask" in self.kinds and file.without_outline:
             print(f"{file.without_outline} objects have no segmentation: their box counts as their mask", flush=True)
+        note = mirror_note(file.keypoint_names) if "keypoint" in self.kinds and config.region.flip else None
+        if note:
+            print(note, flush=True)
         self.train_data.seed = config.seed
         self.train_data.mix_until = config.epochs - config.region.mix_off_epochs
         self.train_data.transform = train_pipeline(config.region, config.size, config.longest, file.keypoint_names)
@@ -221,7 +225,8 @@ def detect(model: nn.Module, images: list[Tensor], sizes: list[Any], masks: bool
         masks: Whether masks are laid over the whole image; else they stay in their boxes, (N, 1, 28, 28).
 
     Returns:
-        Per image `boxes` (N, 4), `labels` (N,), `scores` (N,), `masks` a list of N run lengths, `keypoints` (N, K, 3).
+        Per image `boxes` (N, 4), `labels` (N,), `scores` (N,), `masks` a list of N run lengths, `keypoints` (N, K, 3)
+        as in COCO's files: x and y count pixels, 0 being the centre of the first.
     """
     with torch.inference_mode():
         raw = model(images)
@@ -239,7 +244,9 @@ def _original(found: dict[str, Any], seen: tuple[int, int], size: tuple[int, int
     if masks and "masks" in found:
         found["masks"] = encode_masks(found["masks"], found["boxes"], size)
     if "keypoints" in found:
-        found["keypoints"] = found["keypoints"] * torch.tensor([across, down, 1.0])
+        # COCO counts keypoints in pixel indices
+        centre = torch.tensor([PIXEL_CENTRE, PIXEL_CENTRE, 0.0])
+        found["keypoints"] = found["keypoints"] * torch.tensor([across, down, 1.0]) - centre
     return found
 
 

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.models.detection.roi_heads import keypointrcnn_loss
 
 from fishnet.models.detection import DETECTORS, resolve_heads
 from fishnet.models.heads.boxes import Anchors, drawn, generator_of
+from fishnet.models.heads.region import keypoint_loss
 from fishnet.models.pyramid import build_trunk
 from tests.models.test_detection import detector, images, target
 
@@ -103,3 +105,14 @@ def test_fcos_suppresses_at_the_threshold_of_its_paper() -> None:
     assert detector("fcos", heads={"nms": 0.4}).region.nms == 0.4
     assert detector("retinanet").region.nms == resolve_heads("nano", trunk).nms == 0.5
     assert math.isclose(detector("faster_rcnn").region.regions.nms_thresh, 0.5)
+
+
+def test_the_keypoint_loss_takes_maps_in_any_memory_order() -> None:
+    logits = torch.randn(2, 5, 8, 8, requires_grad=True)
+    boxes = [torch.tensor([[0.0, 0, 16, 16], [4, 4, 20, 12]])]
+    points = [torch.cat([torch.rand(2, 5, 2) * 8 + 4, torch.ones(2, 5, 1)], 2)]
+    first = keypoint_loss(logits, boxes, points)
+    torch.testing.assert_close(
+        keypoint_loss(logits.contiguous(memory_format=torch.channels_last), boxes, points), first
+    )
+    torch.testing.assert_close(first, keypointrcnn_loss(logits, boxes, points, [torch.arange(2)]))

@@ -246,7 +246,7 @@ def keypoint_loss(logits: Tensor, boxes: list[Tensor], points: list[Tensor]) -> 
     side = logits.shape[-1]
     places, visible = keypoints_to_heatmap(torch.cat(points), torch.cat(boxes), side)
     kept = torch.where(visible.flatten())[0]
-    scores = logits.view(-1, side * side)[kept]
+    scores = logits.reshape(-1, side * side)[kept]  # not a view: the maps are in NHWC memory order
     loss = F.cross_entropy(scores, places.flatten()[kept], reduction="sum") / max(1, len(kept))
     return balanced(loss, len(kept))
 

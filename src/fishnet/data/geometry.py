@@ -1,0 +1,193 @@
+"""Geometric operations on samples: resize, crop, pad and flip move the image and all its targets together.
+
+A sample is a dictionary, possibly nested, whose values are `tv_tensors`: `Image` (C, H, W), `BoundingBoxes` (N, 4),
+`Mask` (N, H, W) for one mask per object or (H, W) for a label map, `KeyPoints` (..., 2). Everything else (labels,
+numbers, plain tensors) is passed on as it is. All operations return a new dictionary.
+
+Coordinates of boxes and keypoints are continuous: x runs from 0 at the left edge of the image to W at its right edge,
+and the centre of the first pixel is at 0.5. A horizontal flip therefore maps x to W - x for both. (torchvision's own
+flip of `KeyPoints` maps x to W - 1 - x, which is right for pixel indices, while its resize multiplies by the ratio of
+the sizes, which is right for continuous coordinates.)
+
+The visibility of keypoints is no coordinate: it is a plain tensor (...) beside the `KeyPoints` (..., 2), under the name
+of the keypoints followed by `_visibility`. A keypoint that leaves the image gets visibility 0, and keeps it when the
+image is padded later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as F2
+
+Sample = dict[str, Any]
+Size = tuple[int, int]
+
+VISIBILITY = "_visibility"
+"""Suffix of the name of a keypoint tensor that names its visibility."""
+
+
+def canvas_size(sample: Mapping[str, Any]) -> Size:
+    """Return (height, width) of the image of a sample, or of its masks, boxes or keypoints if it has no image.
+
+    Raises:
+        ValueError: The sample holds no tv_tensor.
+    """
+    found = _first(sample, tv_tensors.Image) or _first(sample, tv_tensors.TVTensor)
+    if found is None:
+        raise ValueError(f"the sample holds no tv_tensors, only {', '.join(sample) or 'nothing'}")
+    return found
+
+
+def resize(sample: Sample, size: Size) -> Sample:
+    """Resize to (height, width) pixels.
+
+    Images are resized by antialiased bilinear interpolation; masks and label maps take the value of the pixel that
+    lies below the centre of the new one, so that they stay aligned with the image.
+    """
+    if tuple(size) == canvas_size(sample):
+        return sample
+
+    def one(value: tv_tensors.TVTensor) -> Tensor:
+        if isinstance(value, tv_tensors.Mask):
+            return _resized_mask(value, size)
+        return F2.resize(value, list(size), antialias=True)
+
+    return apply(sample, one)
+
+
+def rescale(sample: Sample, factor: float) -> Sample:
+    """Resize both sides by a factor, each rounded to whole pixels and at least 1."""
+    return resize(sample, scaled_size(canvas_size(sample), factor))
+
+
+def scaled_size(size: Size, factor: float) -> Size:
+    """Return (height, width) times a factor, each rounded to whole pixels and at least 1."""
+    return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
+
+
+def fit_factor(size: Size, short: int, longest: int) -> float:
+    """Return the factor that makes the shorter side `short` pixels, and the longer at most `longest`."""
+    return min(short / min(size), longest / max(size))
+
+
+def crop(sample: Sample, top: int, left: int, height: int, width: int) -> Sample:
+    """Crop to a rectangle inside the image; boxes are clipped at its border.
+
+    Raises:
+        ValueError: The rectangle reaches beyond the image.
+    """
+    canvas = canvas_size(sample)
+    if min(top, left) < 0 or min(height, width) < 1 or top + height > canvas[0] or left + width > canvas[1]:
+        raise ValueError(f"a crop of {height}x{width} at ({top}, {left}) is not inside an image of {canvas}")
+    return apply(sample, lambda value: F2.crop(value, top, left, height, width))
+
+
+def pad(sample: Sample, border: list[int], fill: float = 0, ignore: int | None = None) -> Sample:
+    """Pad the image.
+
+    Args:
+        sample: The sample.
+        border: Pixels to add to the left, top, right and bottom.
+        fill: Value of the new pixels of images. Masks of objects get 0.
+        ignore: Value of the new pixels of label maps, usually the index that the loss ignores.
+
+    Raises:
+        ValueError: The sample has a label map, and `ignore` is not given.
+    """
+
+    def one(value: tv_tensors.TVTensor) -> Tensor:
+        if not isinstance(value, tv_tensors.Mask):
+            return F2.pad(value, border, fill)
+        if value.ndim == 2 and ignore is None:
+            raise ValueError("to pad a label map, `ignore` must say which value its new pixels get")
+        return F2.pad(value, border, ignore if value.ndim == 2 else 0)
+
+    return apply(sample, one)
+
+
+def flip(sample: Sample) -> Sample:
+    """Flip left and right; keypoints keep their order (see `fishnet.data.mirroring`)."""
+
+    def one(value: tv_tensors.TVTensor) -> Tensor:
+        if not isinstance(value, tv_tensors.KeyPoints):
+            return F2.horizontal_flip(value)
+        places = plain(value).clone()
+        places[..., 0] = value.canvas_size[1] - places[..., 0]
+        return tv_tensors.wrap(places, like=value)
+
+    return apply(sample, one)
+
+
+def apply(sample: Sample, operation: Callable[[Any], Any]) -> Sample:
+    """Apply an operation to every tv_tensor of a sample, and mark the keypoints that it moves out of the image."""
+    moved: Sample = {}
+    for name, value in sample.items():
+        if isinstance(value, dict):
+            moved[name] = apply(value, operation)
+        else:
+            moved[name] = operation(value) if isinstance(value, tv_tensors.TVTensor) else value
+    for name, value in moved.items():
+        if isinstance(value, tv_tensors.KeyPoints) and name + VISIBILITY in moved:
+            visibility = moved[name + VISIBILITY]
+            moved[name + VISIBILITY] = visibility * inside(value).to(visibility.dtype)
+    return moved
+
+
+def inside(points: tv_tensors.KeyPoints) -> Tensor:
+    """Return which keypoints (..., 2) lie on the image, its border included: a boolean tensor (...)."""
+    places = plain(points)
+    height, width = points.canvas_size
+    return (places >= 0).all(-1) & (places[..., 0] <= width) & (places[..., 1] <= height)
+
+
+def plain(value: Tensor) -> Tensor:
+    """Return a tv_tensor as an ordinary tensor, others as they are."""
+    return value.as_subclass(Tensor) if isinstance(value, tv_tensors.TVTensor) else value
+
+
+def _first(sample: Mapping[str, Any], kind: type[Tensor]) -> Size | None:
+    """Return the canvas of the first value of a kind, looking into nested dictionaries too."""
+    for value in sample.values():
+        if isinstance(value, Mapping):
+            found = _first(value, kind)
+            if found is not None:
+                return found
+        elif isinstance(value, kind):
+            if isinstance(value, tv_tensors.BoundingBoxes | tv_tensors.KeyPoints):
+                return int(value.canvas_size[0]), int(value.canvas_size[1])
+            return int(value.shape[-2]), int(value.shape[-1])
+    return None
+
+
+def _resized_mask(mask: tv_tensors.Mask, size: Size) -> Tensor:
+    """Resize a mask (..., H, W) to the nearest pixel centres.
+
+    torchvision resizes masks by NEAREST, which takes the pixel below the corner of the new one: half a pixel off.
+    """
+    values = plain(mask)
+    stacked = values[None] if values.ndim == 2 else values
+    moved = F2.resize_image(stacked, list(size), interpolation=InterpolationMode.NEAREST_EXACT)
+    return tv_tensors.wrap(moved[0] if values.ndim == 2 else moved, like=mask)
+
+
+def mask_boxes(masks: Tensor) -> Tensor:
+    """Return the boxes (N, 4) around masks (N, H, W), x2 and y2 beyond the last pixel; an empty mask gives zeros."""
+    seen = plain(masks)
+    if not seen.numel():
+        return torch.zeros(len(seen), 4)
+    columns, rows = seen.amax(1) > 0, seen.amax(2) > 0
+    x1, x2 = _extent(columns)
+    y1, y2 = _extent(rows)
+    return torch.stack([x1, y1, x2, y2], dim=1).float() * columns.any(1, keepdim=True)
+
+
+def _extent(seen: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the first and one past the last place that holds something, for each row (N, L)."""
+    marks = seen.to(torch.uint8)
+    return marks.argmax(1), marks.shape[1] - marks.flip(1).argmax(1)
