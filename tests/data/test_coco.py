@@ -206,6 +206,27 @@ def test_damaged_and_wrong_sized_images_are_found(tmp_path: Path) -> None:
         data[3]
 
 
+def test_sizes_are_compared_with_the_stored_and_the_upright_image(tmp_path: Path) -> None:
+    """An exchanged width and height is an error unless EXIF turns the image; half a turn does not show in the size."""
+    path = make(tmp_path, lambda d: [image.update(width=50, height=30) for image in d["images"]])
+    for number, orientation in enumerate((1, 6, 3)):
+        image = Image.new("RGB", (30, 50), (number, 0, 0))
+        exif = image.getexif()
+        exif[0x0112] = orientation
+        image.save(tmp_path / "train" / f"trainö {number}.png", exif=exif)
+    found = {(p.kind, p.path, p.severity) for p in check_detection(tmp_path).problems}
+    wrong = ("wrong size", "train/trainö 0.png", "error"), ("wrong size", "train/trainö 2.png", "error")
+    assert {one for one in found if one[0] in ("wrong size", "rotated")} == set(wrong)
+    mended, _ = fix_coco(path, tmp_path / "train")
+    assert [(image["width"], image["height"]) for image in mended["images"]] == [(30, 50), (50, 30), (30, 50)]
+    path.write_text(json.dumps(mended))
+    data = open_detection(tmp_path, "train")
+    assert [data[index]["image"].shape[1:] for index in range(3)] == [(50, 30), (30, 50), (50, 30)]
+    found = {(p.kind, p.path, p.severity) for p in check_detection(tmp_path).problems}
+    assert ("rotated", "train/trainö 2.png", "note") in found
+    assert not {one for one in found if one[0] == "wrong size"}
+
+
 def test_masks_that_do_not_fit_their_box_are_found(tmp_path: Path) -> None:
     make(tmp_path, lambda d: d["annotations"][0].update(bbox=[35, 5, 20, 20]))
     assert "mask disagrees" in {problem.kind for problem in check_detection(tmp_path).problems}
