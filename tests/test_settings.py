@@ -1,22 +1,92 @@
 from __future__ import annotations
 
 import dataclasses
+import random
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
+import fishnet.recipes
+from fishnet.cli import COMMANDS, find_command, parse
 from fishnet.config import TrainConfig
+from fishnet.data.detection_transforms import eval_pipeline, train_pipeline
+from fishnet.data.transforms import eval_transform, train_transform
+from fishnet.engine import base_lr
 from fishnet.errors import UsageError
 from fishnet.settings import build_config, differences, list_recipes, read_recipe, read_settings, resolve, save_settings
+from tests.fuzzing import mutate
+
+RECIPES = [(task, name) for task in ("classification", "detection") for name in list_recipes(task)]
 
 
-@pytest.mark.parametrize("name", list_recipes())
-def test_every_recipe_is_valid_and_says_where_it_comes_from(name: str) -> None:
-    config = build_config(read_recipe(name), name)
-    assert config.epochs > 0
-    header = (Path(__file__).parents[1] / "src/fishnet/recipes" / f"{name}.yaml").read_text("utf-8").split("\nmodel")[0]
-    for part in ("# Command:", "# Cost:", "# Score:"):
-        assert part in header
+def build_pipelines(task: str, config: TrainConfig) -> None:
+    if task == "classification":
+        train_transform(config.augment, config.preprocess, config.size)
+        eval_transform(config.preprocess, config.size)
+    else:
+        train_pipeline(config.region, config.size, config.longest, ["left_eye", "right_eye"])
+        eval_pipeline(config.size, config.longest)
+
+
+@pytest.mark.parametrize(("task", "name"), RECIPES)
+def test_every_recipe_works_and_says_where_it_comes_from(task: str, name: str) -> None:
+    config = resolve(name, {}, task=task)
+    build_pipelines(task, config)
+    if config.optim.schedule == "step":
+        assert all(0 < epoch < config.epochs for epoch in config.optim.step_at)
+    folder = Path(fishnet.recipes.__file__).parent / ("" if task == "classification" else task)
+    lines = (folder / f"{name}.yaml").read_text("utf-8").splitlines()
+    header = [line for line in lines if line.startswith("#")]
+    assert lines[: len(header)] == header
+    parts = {part: [line for line in header if line.startswith(f"# {part}:")] for part in PARTS}
+    assert all(len(found) == 1 and len(found[0].split(":", 1)[1].split()) > 0 for found in parts.values()), parts
+    words = parts["Command"][0].split(":", 1)[1].split()
+    assert words[0] == "fishnet"
+    command, rest = find_command(words[1:])
+    values = parse(command, COMMANDS[command], COMMANDS[command].load(), rest)
+    if command == "train":
+        assert values is not None
+        assert (values.pop("task"), values.pop("recipe")) == (task, name)
+        assert resolve(name, values, task=task).model == values["model"]
+
+
+PARTS = ("Source", "Command", "Cost", "Score")
+
+
+@pytest.mark.parametrize("name", ["coco_1x", "coco_3x"])
+@pytest.mark.parametrize(
+    ("detector", "published"),
+    [("faster_rcnn", 0.02), ("mask_rcnn", 0.02), ("cascade_rcnn", 0.02), ("retinanet", 0.01), ("fcos", 0.01)],
+)
+def test_rates_on_coco_are_the_published_ones_for_16_images(name: str, detector: str, published: float) -> None:
+    config = resolve(name, {"detector": detector}, task="detection")
+    assert config.batch_size == 16
+    assert base_lr(config) == pytest.approx(published)
+    by_hand = resolve(name, {"detector": detector, "optim": {"lr": 0.5}}, task="detection")
+    assert by_hand.optim.lr == 0.5
+
+
+def test_settings_by_detector_follow_the_detector_wherever_it_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("size: 100\nby_detector: {fcos: {size: 200}, mask_rcnn: {size: 300}}\n")
+    read = partial(resolve, str(file), task="detection")
+    assert [read({"detector": "fcos"}).size, read({}).size, read({"detector": "retinanet"}).size] == [200, 300, 100]
+    assert read({}, base={"detector": "fcos"}).size == 200
+    assert read({"detector": "fcos", "size": 7}).size == 7
+    file.write_text("detector: fcos\nsize: 100\nby_detector: {fcos: {size: 200}, mask_rcnn: {size: 300}}\n")
+    assert read({}, base={"detector": "mask_rcnn"}).size == 200
+    for text, says in (
+        ("by_detector: {fcoss: {size: 200}}", "unknown detector 'fcoss'.*Did you mean 'fcos'"),
+        ("by_detector: {fcos: {sise: 200}}", "unknown setting 'sise'.*Did you mean 'size'"),
+        ("by_detector: {fcos: {detector: retinanet}}", "other than detector"),
+        ("by_detector: 5", "must be a mapping"),
+    ):
+        file.write_text(text)
+        with pytest.raises(UsageError, match=f"mine.yaml.*{says}"):
+            read({})
 
 
 def test_settings_given_by_hand_win_over_the_recipe_and_groups_merge() -> None:
@@ -39,6 +109,16 @@ def test_settings_given_by_hand_win_over_the_recipe_and_groups_merge() -> None:
         ({"precision": "fp8"}, "fp16"),
         ({"epochs": 0}, "at least 1"),
         ({"ema": 1.5}, "between 0 and 1"),
+        ({"lr": float("nan")}, "lr is nan; it must be a finite number"),
+        ({"optim": {"lr": 10**400}}, "lr"),
+        ({"size": 2**70}, "size is 1180591620717411303424; no number as large"),
+        ({"epochs": None}, "epochs must not be null"),
+        ({"optim": {"lr": None}}, "optim.lr must not be null"),
+        ({"region": {"short_edges": [None]}}, "region.short_edges must not be null"),
+        ({"heads": {"proposals": 0}}, "heads.proposals is 0; it must be at least 1"),
+        ({"region": {"short_edges": [600, -1]}}, "region.short_edges is -1; it must be at least 1"),
+        ({"optim": {"momentum": 1.0}}, "optim.momentum is 1.0; it must be at least 0 and below 1"),
+        ({"out": "a\nb"}, "out is 'a\\nb'; it must be text of one line"),
     ],
 )
 def test_a_bad_setting_is_one_clear_line(tree: dict, says: str) -> None:
@@ -56,9 +136,73 @@ def test_a_yaml_with_unknown_keys_or_a_class_is_refused(tmp_path: Path) -> None:
     file.write_text("modle: fishnet99\n")
     with pytest.raises(UsageError, match="Did you mean 'model'"):
         resolve(str(file), {})
-    file.write_text("!!python/object/apply:os.system ['true']\n")
-    with pytest.raises(UsageError, match="no valid YAML"):
+    for text in (
+        "!!python/object/apply:os.system ['true']\n", "seed: 2024-13-45", "seed: !!int x", "seed: !!timestamp x",
+        "\x00", "[" * 5000,
+    ):  # fmt: skip
+        file.write_text(text)
+        with pytest.raises(UsageError, match=r"mine\.yaml is no valid YAML"):
+            resolve(str(file), {})
+    file.write_bytes("model: fishnet99 # ä".encode("latin-1"))
+    with pytest.raises(UsageError, match=r"mine\.yaml is no valid YAML"):
         resolve(str(file), {})
+    bomb = "\n".join([f"x{n}: &a{n} [{f'*a{n - 1},' * 9}]" if n else "x0: &a0 [1]" for n in range(12)])
+    for endless in (bomb, "freeze: &a [*a]"):
+        file.write_text(endless)
+        with pytest.raises(UsageError, match=r"mine\.yaml holds more than"):
+            resolve(str(file), {})
+
+
+def test_a_bad_value_of_a_recipe_is_named_with_its_file(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    for text, says in (("epochs: many", "epochs"), ("optim: {lr: .nan}", "optim.lr is nan")):
+        file.write_text(text)
+        with pytest.raises(UsageError, match=rf"mine\.yaml: .*{says}"):
+            resolve(str(file), {"size": 64})
+    file.write_text("epochs: 3")
+    with pytest.raises(UsageError, match=r"^size is 0; it must be at least 1"):
+        resolve(str(file), {"size": 0})
+
+
+def exercise(file: Path, task: str, tree: Any) -> bool:
+    """Resolve a recipe and build its pipelines; return whether it was refused, in one line that names the file."""
+    try:
+        file.write_text(yaml.safe_dump(tree, allow_unicode=True))
+    except (UnicodeEncodeError, yaml.YAMLError):
+        file.write_text("no: mapping of settings")
+    try:
+        build_pipelines(task, resolve(str(file), {}, task=task))
+    except UsageError as error:
+        return check_message(str(error))
+    return False
+
+
+def check_message(text: str) -> bool:
+    assert "\n" not in text
+    assert len(text) < 1000
+    return True
+
+
+def run(root: Path, seed: int, count: int) -> int:
+    rng, refused = random.Random(seed), 0
+    bases = [(task, read_recipe(name, task)) for task, name in RECIPES]
+    for number in range(count):
+        task, tree = rng.choice(bases)
+        mutated = mutate(tree, rng)
+        try:
+            refused += exercise(root / "mine.yaml", task, mutated)
+        except Exception as error:
+            raise AssertionError(f"mutation {number} of seed {seed}: {str(mutated)[:2000]}") from error
+    return refused
+
+
+def test_damaged_recipes_end_in_one_line(tmp_path: Path) -> None:
+    assert 30 < run(tmp_path, seed=0, count=100) < 100
+
+
+@pytest.mark.slow
+def test_many_damaged_recipes(tmp_path: Path) -> None:
+    run(tmp_path, seed=1, count=3000)
 
 
 def test_an_unknown_recipe_names_the_nearest() -> None:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import os
+import re
+import reprlib
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -39,29 +43,92 @@ def default_recipe(task: str, settings: Mapping[str, Any]) -> str | None:
     return None
 
 
-def read_recipe(recipe: str, task: str = "classification") -> Tree:
+def read_recipe(recipe: str, task: str = "classification", detector: str | None = None) -> Tree:
     """Return the settings of a task's built-in recipe or of a YAML file.
+
+    A recipe may hold a group `by_detector` of settings that differ from detector to detector, such as a learning rate:
+    those of the detector in use replace what the recipe says otherwise.
+
+    Args:
+        recipe: Name of a built-in recipe, or a YAML file.
+        task: Whose recipes.
+        detector: Detector in use; None takes the recipe's, or the default.
 
     Raises:
         UsageError: No recipe or file of that name, or a file that is no mapping of known settings.
     """
     known = list_recipes(task)
     if recipe in known:
-        text, where = (_recipe_folder(task) / f"{recipe}.yaml").read_text("utf-8"), recipe
-    elif Path(recipe).is_file():
-        text, where = Path(recipe).read_text("utf-8"), recipe
+        tree = parse_settings((_recipe_folder(task) / f"{recipe}.yaml").read_bytes(), recipe)
+    elif os.path.isfile(recipe):  # noqa: PTH113  a name that is too long is no error
+        tree = parse_settings(Path(recipe).read_bytes(), recipe)
     else:
         raise UsageError(
             f"unknown recipe {recipe!r}: neither a file nor one of {', '.join(known)}.{did_you_mean(recipe, known)}"
         )
+    special = _by_detector(tree.pop(BY_DETECTOR, {}), recipe)
+    check_keys(tree, recipe)
+    return merge(tree, special.get(str(detector or tree.get("detector", TrainConfig.detector)), {}))
+
+
+BY_DETECTOR = "by_detector"
+
+
+def _by_detector(groups: Any, where: str) -> dict[str, Tree]:
+    """Return the settings that a recipe has for each of some detectors, checked."""
+    known = typing.get_args(typing.get_type_hints(TrainConfig)["detector"])
+    if not isinstance(groups, dict):
+        raise UsageError(f"{where}: {BY_DETECTOR} must be a mapping from detectors to settings")
+    for name, tree in groups.items():
+        if name not in known:
+            raise UsageError(f"{where}: unknown detector {name!r} in {BY_DETECTOR}.{did_you_mean(str(name), known)}")
+        if not isinstance(tree, dict) or "detector" in tree:
+            raise UsageError(f"{where}: {BY_DETECTOR}.{name} must be a mapping of settings other than detector")
+        check_keys(tree, f"{where}, {BY_DETECTOR}.{name}")
+    return groups
+
+
+def parse_settings(content: bytes, where: str) -> Tree:
+    """Return the mapping that a YAML file holds; an empty one where the file is empty.
+
+    Raises:
+        UsageError: It is no YAML, no mapping, or refers to itself.
+    """
     try:
-        tree = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise UsageError(f"{where} is no valid YAML: {' '.join(str(error).split())}") from None
+        tree = yaml.safe_load(content.decode("utf-8"))
+    except (
+        yaml.YAMLError,
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:
+        # the last ones come out of PyYAML's constructors, for a month 13 and the like
+        raise UsageError(f"{where} is no valid YAML: {one_line(error)}") from None
+    if tree is None:
+        return {}
     if not isinstance(tree, dict):
         raise UsageError(f"{where} is no mapping of settings")
-    check_keys(tree, where)
+    waiting, count = [tree], 0
+    while waiting and count < _MOST_VALUES:  # aliases can make a short file endless
+        node = waiting.pop()
+        count += 1
+        waiting += node.values() if isinstance(node, dict) else node if isinstance(node, list | tuple) else ()
+    if waiting:
+        raise UsageError(f"{where} holds more than {_MOST_VALUES} values; no settings are as long")
     return tree
+
+
+_MOST_VALUES = 100_000
+_LONGEST_MESSAGE = 400
+
+
+def one_line(error: Exception) -> str:
+    """Return what an error of a library says as one line that is not too long to be read."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= _LONGEST_MESSAGE else f"{text[:_LONGEST_MESSAGE]}..."
 
 
 @cache
@@ -103,8 +170,9 @@ def merge(*trees: Mapping[str, Any]) -> Tree:
     return merged
 
 
+@cache
 def settings_parser() -> ArgumentParser:
-    """Return a parser of all settings, as long options without the leading dashes' aliases."""
+    """Return the parser of all settings, as long options without the leading dashes' aliases."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(TrainConfig, as_group=False)
     return parser
@@ -117,12 +185,37 @@ def build_config(tree: Mapping[str, Any], where: str) -> TrainConfig:
         UsageError: An unknown setting or a value of the wrong type.
     """
     check_keys(tree, where)
+    _check_plain(tree, where)
     parser = settings_parser()
     try:
         namespace = parser.parse_object(dict(tree))
         return TrainConfig(**vars(parser.instantiate(namespace)))
-    except (ArgumentError, TypeError, ValueError) as error:
-        raise UsageError(f"{where}: {' '.join(str(error).split())}") from None
+    except (ArgumentError, ArithmeticError, LookupError, RecursionError, TypeError, ValueError) as error:
+        raise UsageError(f"{where}: {one_line(error)}") from None
+
+
+def _check_plain(tree: Mapping[str, Any], where: str) -> None:
+    """Refuse what the parser of settings lets through: null where there is no such choice, and endless numbers."""
+    for name, value in flat(tree).items():
+        values = value if isinstance(value, list) else [value]
+        if None in values and (value is not None or name not in _nullable()) and not name.startswith("model_option."):
+            raise UsageError(f"{where}: {name} must not be null; leave it out to have its default")
+        if too_large := [one for one in values if type(one) is int and abs(one) >= 2**63]:
+            raise UsageError(f"{where}: {name} is {reprlib.repr(too_large[0])}; no number as large works there")
+
+
+@cache
+def _nullable() -> frozenset[str]:
+    """Return the full names of the settings that may be None."""
+
+    def names(kind: type, prefix: str) -> Iterator[str]:
+        for name, hint in typing.get_type_hints(kind).items():
+            if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+                yield from names(hint, f"{prefix}{name}.")
+            elif type(None) in typing.get_args(hint):
+                yield prefix + name
+
+    return frozenset(names(TrainConfig, ""))
 
 
 def resolve(
@@ -132,29 +225,71 @@ def resolve(
     check_keys(settings, "settings")
     if recipe is None and base is None:
         recipe = default_recipe(task, settings)
-    config = build_config(merge(base or {}, read_recipe(recipe, task) if recipe else {}, settings), "settings")
-    check_values(config)
+    detector = settings.get("detector")
+    chosen = read_recipe(recipe, task, detector) if recipe else {}
+    if recipe and base and not detector and "detector" not in chosen:
+        chosen = read_recipe(recipe, task, base.get("detector"))
+    try:
+        config = build_config(merge(base or {}, chosen, settings), "settings")
+        check_values(config)
+    except UsageError:
+        if recipe:  # name the file, where it is at fault
+            check_values(build_config(chosen, recipe), recipe)
+        raise
     return config
 
 
-def check_values(config: TrainConfig) -> None:
-    """Refuse values that no run can work with."""
-    for name, least in (
-        ("epochs", 1),
-        ("batch_size", 1),
-        ("accumulate", 1),
-        ("size", 1),
-        ("devices", 1),
-        ("workers", 0),
-        ("log_every", 1),
-        ("validate_every", 1),
-    ):
-        if getattr(config, name) < least:
-            raise UsageError(f"{name} is {getattr(config, name)}; it must be at least {least}")
-    if config.ema is not None and not 0 < config.ema < 1:
-        raise UsageError(f"ema is {config.ema}; it must lie between 0 and 1, such as 0.999")
-    if config.lr is not None and config.lr <= 0:
-        raise UsageError(f"lr is {config.lr}; it must be positive")
+_RULES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
+    (
+        "must be at least 1",
+        lambda value: value >= 1,
+        "epochs batch_size accumulate size longest devices nodes log_every validate_every max_steps augment.grow_from "
+        "optim.step_epochs optim.step_at heads.width heads.box_width heads.mask_width heads.mask_layers "
+        "heads.keypoint_width heads.tower_layers heads.proposals heads.samples heads.detections region.short_edges",
+    ),
+    (
+        "must not be negative",
+        lambda value: value >= 0,
+        "workers checkpoint_minutes augment.pad augment.mixup augment.cutmix augment.mix_off_epochs "
+        "optim.weight_decay optim.warmup_epochs optim.final_lr region.mix_off_epochs",
+    ),
+    (
+        "must be positive",
+        lambda value: value > 0,
+        "lr optim.lr optim.step_gamma optim.layer_decay optim.clip_grad augment.grow_share heads.anchor_scale "
+        "heads.aspect_ratios",
+    ),
+    (
+        "must lie between 0 and 1",
+        lambda value: 0 <= value <= 1,
+        "augment.mix_probability heads.score heads.nms region.repeat_threshold",
+    ),
+    ("must be at least 0 and below 1", lambda value: 0 <= value < 1, "label_smoothing drop_rate optim.momentum"),
+    ("must lie between 0 and 1, such as 0.999", lambda value: 0 < value < 1, "ema"),
+)
+"""What must hold for numbers, and for every number of a list: what to say, whether it holds, names of settings."""
+
+
+def check_values(config: TrainConfig, where: str = "") -> None:
+    """Refuse values that no run can work with; `where` names the file that they come from."""
+    prefix = f"{where}: " if where else ""
+    values: dict[str, list[Any]] = {}
+    for name, value in flat(dataclasses.asdict(config)).items():
+        values[name] = value if isinstance(value, list) else [value]
+        for one in values[name]:
+            if isinstance(one, str) and _UNPRINTABLE.search(one):
+                raise UsageError(f"{prefix}{name} is {one[:80]!a}; it must be text of one line")
+            if isinstance(one, float) and not math.isfinite(one):
+                raise UsageError(f"{prefix}{name} is {one}; it must be a finite number")
+            if type(one) is int and abs(one) >= (2**63 if name == "seed" else 2**31):
+                raise UsageError(f"{prefix}{name} is {reprlib.repr(one)}; no number as large works there")
+    for text, holds, names in _RULES:
+        for name in names.split():
+            if wrong := [one for one in values[name] if one is not None and not holds(one)]:
+                raise UsageError(f"{prefix}{name} is {wrong[0]}; it {text}")
+
+
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 
 def to_plain(config: TrainConfig) -> Tree:
@@ -179,29 +314,30 @@ def save_settings(path: Path, task: str, config: TrainConfig) -> None:
 def read_settings(path: Path) -> Tree:
     """Return the settings that a run folder holds."""
     try:
-        tree = yaml.safe_load(path.read_text("utf-8"))
-    except yaml.YAMLError as error:
-        raise FishnetError(f"{path} is damaged: {' '.join(str(error).split())}") from None
-    if not isinstance(tree, dict):
-        raise FishnetError(f"{path} is damaged: no mapping of settings")
+        tree = parse_settings(path.read_bytes(), str(path))
+    except UsageError as error:
+        raise FishnetError(f"{error}: it is damaged") from None
+    if not tree:
+        raise FishnetError(f"{path} is damaged: it is empty")
     check_keys(tree, str(path))
     return tree
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> Tree:
+    """Return the settings by their full names, such as optim.lr; tuples become lists."""
+    leaves: Tree = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            leaves |= flat(value, f"{prefix}{name}.")
+        elif not isinstance(value, Mapping):
+            leaves[f"{prefix}{name}"] = list(value) if isinstance(value, tuple) else value
+    return leaves
 
 
 def differences(
     before: Mapping[str, Any], now: Mapping[str, Any], ignore: Iterable[str] = ()
 ) -> list[tuple[str, Any, Any]]:
     """Return (name, before, now) of every setting that differs; tuples and lists of equal values are equal."""
-
-    def flat(tree: Mapping[str, Any], prefix: str = "") -> Tree:
-        leaves: Tree = {}
-        for name, value in tree.items():
-            if isinstance(value, Mapping) and value:
-                leaves |= flat(value, f"{prefix}{name}.")
-            elif not isinstance(value, Mapping):
-                leaves[f"{prefix}{name}"] = list(value) if isinstance(value, tuple) else value
-        return leaves
-
     defaults = flat(dataclasses.asdict(TrainConfig()))
     old, new = {**defaults, **flat(before)}, {**defaults, **flat(now)}
     names = [name for name in dict.fromkeys([*old, *new]) if name not in set(ignore)]

@@ -95,7 +95,7 @@ def test_real_annotations_are_those_of_pycocotools(unpack: Callable[..., Path]) 
 
 
 SPOILT: list[tuple[str, Callable[[Document], None]]] = [
-    ("box without area", lambda d: d["annotations"][0].update(bbox=[10, 10, 0, 5])),
+    ("negative box", lambda d: d["annotations"][0].update(bbox=[10, 10, -5, 5])),
     ("box not finite", lambda d: d["annotations"][0].update(bbox=[10, 10, math.nan, 5])),
     ("box outside", lambda d: d["annotations"][0].update(bbox=[100, 10, 5, 5])),
     ("box beyond the border", lambda d: d["annotations"][0].update(bbox=[40, 10, 50, 5])),
@@ -105,6 +105,11 @@ SPOILT: list[tuple[str, Callable[[Document], None]]] = [
     ("duplicate annotation id", lambda d: d["annotations"][1].update(id=1)),
     ("duplicate image id", lambda d: d["images"].append(dict(d["images"][0]))),
     ("polygon", lambda d: d["annotations"][0].update(segmentation=[[1, 2, 3, 4]])),
+    ("polygon", lambda d: d["annotations"][0].update(segmentation=[[10, 10, 30, 10, 10, 1e6]])),
+    ("run lengths", lambda d: d["annotations"][3]["segmentation"].update(counts=[0, 64 * 20, 64 * 19])),
+    ("run lengths", lambda d: d["annotations"][3]["segmentation"].update(counts="0")),
+    ("area entry", lambda d: d["annotations"][0].update(area="12")),
+    ("annotation entry", lambda d: d["annotations"][0].update(iscrowd="0")),
     ("mask size", lambda d: d["annotations"][3]["segmentation"].update(size=[40, 64])),
     ("missing image file", lambda d: d["images"][1].update(file_name="gone.png")),
 ]
@@ -129,6 +134,34 @@ def test_what_cannot_be_used_is_refused_left_out_or_mended(
     path.write_text(json.dumps(mended))
     assert not read_coco(path).problems
     open_detection(tmp_path, "train")
+
+
+def test_boxes_without_area_are_left_out_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The official train2017 holds two of them."""
+
+    def flatten(document: Document) -> None:
+        document["annotations"][0].update(bbox=[10, 10, 20, 0], id=918)
+        document["annotations"][1].update(bbox=[3, 4, 0.0, 7], id=77)
+
+    path = make(tmp_path, flatten)
+    make(tmp_path, split="val")
+    data = open_detection(tmp_path, "train")
+    said = capsys.readouterr().out.strip()
+    assert said == f"{path}: left out 2 objects whose box has no area (annotations 918, 77)"
+    assert [len(data[index]["target"]["labels"]) for index in range(3)] == [1, 0, 0]
+    report = check_detection(tmp_path)
+    found = [problem for problem in report.problems if problem.kind == "box without area"]
+    assert [(problem.severity, problem.path) for problem in found] == [
+        ("note", "instances_train.json, annotation 918"),
+        ("note", "instances_train.json, annotation 77"),
+    ]
+    mended, changes = fix_coco(path, tmp_path / "train")
+    assert changes == ["2 boxes without area or outside the image removed"]
+    path.write_text(json.dumps(mended))
+    assert not read_coco(path).left_out
+    make(tmp_path, lambda d: (flatten(d), d["annotations"][2].update(bbox=[200, 200, 5, 5])))
+    with pytest.raises(FishnetError, match="1 problems: 1 x box outside"):
+        open_detection(tmp_path, "train")
 
 
 def test_a_clean_folder_is_clean(tmp_path: Path) -> None:
@@ -171,6 +204,27 @@ def test_damaged_and_wrong_sized_images_are_found(tmp_path: Path) -> None:
     assert len(data.bad_images) == 2
     with pytest.raises(IndexError):
         data[3]
+
+
+def test_sizes_are_compared_with_the_stored_and_the_upright_image(tmp_path: Path) -> None:
+    """An exchanged width and height is an error unless EXIF turns the image; half a turn does not show in the size."""
+    path = make(tmp_path, lambda d: [image.update(width=50, height=30) for image in d["images"]])
+    for number, orientation in enumerate((1, 6, 3)):
+        image = Image.new("RGB", (30, 50), (number, 0, 0))
+        exif = image.getexif()
+        exif[0x0112] = orientation
+        image.save(tmp_path / "train" / f"trainö {number}.png", exif=exif)
+    found = {(p.kind, p.path, p.severity) for p in check_detection(tmp_path).problems}
+    wrong = ("wrong size", "train/trainö 0.png", "error"), ("wrong size", "train/trainö 2.png", "error")
+    assert {one for one in found if one[0] in ("wrong size", "rotated")} == set(wrong)
+    mended, _ = fix_coco(path, tmp_path / "train")
+    assert [(image["width"], image["height"]) for image in mended["images"]] == [(30, 50), (50, 30), (30, 50)]
+    path.write_text(json.dumps(mended))
+    data = open_detection(tmp_path, "train")
+    assert [data[index]["image"].shape[1:] for index in range(3)] == [(50, 30), (30, 50), (50, 30)]
+    found = {(p.kind, p.path, p.severity) for p in check_detection(tmp_path).problems}
+    assert ("rotated", "train/trainö 2.png", "note") in found
+    assert not {one for one in found if one[0] == "wrong size"}
 
 
 def test_masks_that_do_not_fit_their_box_are_found(tmp_path: Path) -> None:

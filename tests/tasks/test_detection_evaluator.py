@@ -139,3 +139,16 @@ def test_a_split_without_objects_has_nothing_to_judge(tmp_path: Path, crowd: boo
     assert evaluation.metrics["box_ap"] == -1
     assert evaluation.per_class == [{"class": "fish", "objects": 0, "box_ap": None, "box_ap50": None}]
     assert evaluation.curves["box"] == {"0.5": [], "0.75": []}
+
+
+def test_an_annotation_of_id_0_can_be_found(tmp_path: Path) -> None:
+    entries = [
+        {"id": n, "image_id": 0, "category_id": 1, "bbox": [30 * n, 5, 20, 20], "area": 400, "iscrowd": 0}
+        for n in (0, 1)
+    ]
+    path = tmp_path / "instances_val.json"
+    images = [{"id": 0, "file_name": "0.jpg", "width": 60, "height": 40}]
+    path.write_text(json.dumps({"images": images, "annotations": entries, "categories": [{"id": 1, "name": "cat"}]}))
+    file = read_coco(path)
+    found = {"boxes": [[0, 5, 20, 25], [30, 5, 50, 25]], "labels": [0, 0], "scores": [0.9, 0.8]}
+    assert judge(file, {0: coco_results(file, 0, found)}).metrics["box_ap"] == pytest.approx(1.0)

@@ -7,7 +7,11 @@ https://cocodataset.org/#format-data
 
 from __future__ import annotations
 
+import gc
 import json
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +19,18 @@ from typing import Any
 
 import numpy as np
 
+from fishnet.data.coco_entries import (
+    EntryError,
+    Fault,
+    ImagePlace,
+    ParsedObject,
+    faulty_keypoints,
+    faulty_outlines,
+    is_id,
+    parse_categories,
+    parse_image,
+    parse_object,
+)
 from fishnet.errors import FishnetError
 
 NONE, POLYGONS, RLE = 0, 1, 2
@@ -32,8 +48,8 @@ class Outlines:
     """int64 (P,): where each polygon ends in `values`."""
     first: np.ndarray
     """int64 (N + 1,): the polygons of object i are those from first[i] to first[i + 1]."""
-    runs: dict[int, Any]
-    """Compressed (bytes) or plain (int array) run lengths, and size, by object."""
+    runs: dict[int, bytes | np.ndarray]
+    """Compressed (bytes) or plain (uint32 array) run lengths by object; they cover the image of the object exactly."""
 
     def polygons(self, index: int) -> list[np.ndarray]:
         """Return the polygons of an object."""
@@ -45,13 +61,13 @@ class Outlines:
         from faster_coco_eval.core import mask as rle_of
 
         if self.kind[index] == RLE:
-            counts, size = self.runs[index]
+            counts = self.runs[index]
             if isinstance(counts, bytes):
-                return {"size": list(size), "counts": counts}
-            return rle_of.frPyObjects({"size": list(size), "counts": counts.tolist()}, *size)
+                return {"size": [height, width], "counts": counts}
+            return rle_of.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
         if self.kind[index] == POLYGONS:
-            shapes = [polygon.tolist() for polygon in self.polygons(index) if len(polygon) >= 6]
-            return rle_of.merge(rle_of.frPyObjects(shapes, height, width)) if shapes else None
+            shapes = [polygon.tolist() for polygon in self.polygons(index)]
+            return rle_of.merge(rle_of.frPyObjects(shapes, height, width))
         return None
 
 
@@ -83,6 +99,9 @@ class CocoFile:
     """float32 (N, K, 3): x, y and 0 absent, 1 hidden, 2 visible."""
     problems: list[Fault] = field(default_factory=list)
     """What is wrong with objects and images; objects with a problem are not in the arrays."""
+    left_out: list[Fault] = field(default_factory=list)
+    """Objects whose box has no area. They are not in the arrays either, and no reason to stop: even COCO's own files
+    hold some (train2017 two of them)."""
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -115,59 +134,74 @@ class CocoFile:
         return np.bincount(self.class_of[~self.crowd], minlength=len(self.classes))
 
 
-@dataclass(frozen=True)
-class Fault:
-    """Something in an annotation file that no detector can be trained on."""
-
-    kind: str
-    where: str
-    detail: str
-
-    def __str__(self) -> str:
-        return f"{self.where}: {self.detail}"
-
-
 def read_coco(path: Path) -> CocoFile:
-    """Read an annotation file; objects that cannot be used are left out and named in `problems`.
+    """Read an annotation file; objects that cannot be used are left out and named in `problems` or `left_out`.
 
     Raises:
         FishnetError: The file is missing, no JSON, or not of the format; names what is missing.
     """
-    document = _load(path)
-    classes, category_ids, keypoint_names = _categories(document, path)
-    images, problems = _images(document, path)
-    objects, found = _objects(document["annotations"], images, category_ids, path)
-    problems += found
-    order = np.argsort(objects["image"], kind="stable")
-    kept = [objects["raw"][i] for i in order]
-    count = len(keypoint_names)
+    with _no_collection():
+        return parse_coco(load_document(path), path)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Pause the search for reference cycles: JSON holds none, and each search walks over millions of objects."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def parse_coco(document: dict[str, Any], path: Path) -> CocoFile:
+    """Do the same as `read_coco` with a document that `load_document` has read from the path."""
+    classes, category_ids, keypoint_names = parse_categories(document["categories"], path)
+    images, problems = _images(document["images"], path)
+    places = {image["id"]: ImagePlace(i, image["width"], image["height"]) for i, image in enumerate(images)}
+    class_of = {int(number): index for index, number in enumerate(category_ids)}
+    objects, faults = _objects(document["annotations"], places, class_of, len(keypoint_names), path)
+    objects.sort(key=lambda one: one.image)  # stable: within an image the order of the file
+    widths = np.array([image["width"] for image in images], dtype=np.int64)
+    heights = np.array([image["height"] for image in images], dtype=np.int64)
+    objects, outlines, keypoints, more = _drawable(objects, np.stack([widths, heights], 1), len(keypoint_names), path)
+    faults += more
     return CocoFile(
         path,
         classes,
         category_ids,
         image_ids=np.array([image["id"] for image in images], dtype=np.int64),
         file_names=[image["file_name"] for image in images],
-        widths=np.array([image["width"] for image in images], dtype=np.int64),
-        heights=np.array([image["height"] for image in images], dtype=np.int64),
-        object_ids=np.array([raw["id"] for raw in kept], dtype=np.int64),
-        image_of=objects["image"][order],
-        class_of=objects["class"][order],
-        boxes=np.array([raw["bbox"] for raw in kept], dtype=np.float64).reshape(-1, 4),
-        areas=np.array([_area(raw) for raw in kept], dtype=np.float64),
-        crowd=np.array([bool(raw.get("iscrowd", 0)) for raw in kept], dtype=bool),
-        outlines=_outlines(kept),
+        widths=widths,
+        heights=heights,
+        object_ids=np.array([one.number for one in objects], dtype=np.int64),
+        image_of=np.array([one.image for one in objects], dtype=np.int64),
+        class_of=np.array([one.label for one in objects], dtype=np.int64),
+        boxes=np.array([one.box for one in objects], dtype=np.float64).reshape(-1, 4),
+        areas=np.array([one.area for one in objects], dtype=np.float64),
+        crowd=np.array([one.crowd for one in objects], dtype=bool),
+        outlines=outlines,
         keypoint_names=keypoint_names,
-        keypoints=_keypoints(kept, count) if count else None,
-        problems=problems,
+        keypoints=keypoints,
+        problems=problems + [fault for fault in faults if fault.kind != _TOLERATED],
+        left_out=[fault for fault in faults if fault.kind == _TOLERATED],
     )
 
 
-def _load(path: Path) -> dict[str, Any]:
+_TOLERATED = "box without area"
+
+
+def load_document(path: Path) -> dict[str, Any]:
+    """Return the content of an annotation file that has the three lists of COCO; FishnetError where it has not."""
     try:
         document = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise FishnetError(f"{path} does not exist; detection reads COCO annotations from there") from None
-    except ValueError as error:
+    except OSError as error:
+        raise FishnetError(f"{path} cannot be read ({error.strerror or error})") from error
+    except (ValueError, RecursionError) as error:
         raise FishnetError(f"{path} is no valid JSON ({error}); write it again") from error
     for name in ("images", "annotations", "categories"):
         if not isinstance(document, dict) or not isinstance(document.get(name), list):
@@ -175,162 +209,87 @@ def _load(path: Path) -> dict[str, Any]:
     return document
 
 
-def _categories(document: dict[str, Any], path: Path) -> tuple[list[str], np.ndarray, list[str]]:
-    """Return names, ids in rising order, and the keypoints that the categories name."""
-    entries = document["categories"]
-    if not entries:
-        raise FishnetError(f"{path} lists no categories: there is nothing to find")
-    for entry in entries:
-        if not isinstance(entry, dict) or type(entry.get("id")) is not int or not isinstance(entry.get("name"), str):
-            raise FishnetError(f"{path}: every category needs an integer `id` and a `name`, not {str(entry)[:80]}")
-    entries = sorted(entries, key=lambda entry: entry["id"])
-    ids = [entry["id"] for entry in entries]
-    if len(set(ids)) < len(ids):
-        raise FishnetError(f"{path}: category id {next(i for i in ids if ids.count(i) > 1)} is used twice")
-    named = [entry["keypoints"] for entry in entries if entry.get("keypoints")]
-    if any(names != named[0] for names in named[1:]):
-        raise FishnetError(f"{path}: categories with different keypoints cannot be trained together")
-    return [entry["name"] for entry in entries], np.array(ids, dtype=np.int64), list(named[0]) if named else []
-
-
-def _images(document: dict[str, Any], path: Path) -> tuple[list[dict[str, Any]], list[Fault]]:
+def _images(entries: list[Any], path: Path) -> tuple[list[dict[str, Any]], list[Fault]]:
     """Return the usable images, and what is wrong with the others."""
     seen: set[int] = set()
     kept, problems = [], []
-    for image in document["images"]:
-        number = image.get("id") if isinstance(image, dict) else None
-        where = f"{path.name}, image {number}"
-        if type(number) is not int or not isinstance(image.get("file_name"), str):
-            problems.append(Fault("image entry", where, "has no integer `id` or no `file_name`"))
-        elif number in seen:
-            problems.append(Fault("duplicate image id", where, f"the id is used twice ({image['file_name']})"))
-        elif not all(type(image.get(side)) is int and image[side] > 0 for side in ("width", "height")):
-            problems.append(Fault("image entry", where, "has no positive `width` and `height`"))
-        else:
-            kept.append(image)
-        if type(number) is int:
-            seen.add(number)
+    for position, entry in enumerate(entries):
+        try:
+            kept.append(parse_image(entry, seen))
+        except EntryError as error:
+            problems.append(_fault(error, path, "image", entry, position))
     return kept, problems
 
 
 def _objects(
-    entries: list[dict[str, Any]], images: list[dict[str, Any]], category_ids: np.ndarray, path: Path
-) -> tuple[dict[str, Any], list[Fault]]:
-    """Return the usable objects with their image and class numbers, and what is wrong with the others."""
-    image_of = {image["id"]: number for number, image in enumerate(images)}
-    class_of = {int(number): index for index, number in enumerate(category_ids)}
-    seen: set[Any] = set()
-    raw, numbers, classes, problems = [], [], [], []
+    entries: list[Any], images: dict[int, ImagePlace], classes: dict[int, int], keypoints: int, path: Path
+) -> tuple[list[ParsedObject], list[Fault]]:
+    """Return the usable objects, and what is wrong with the others."""
+    seen: set[int] = set()
+    kept, faults = [], []
     for position, entry in enumerate(entries):
-        name = entry.get("id") if isinstance(entry, dict) else None
-        problem = _object_problem(entry, name, seen, image_of, class_of, images)
-        if problem is not None:
-            where = f"{path.name}, annotation {position if name is None else name}"
-            problems.append(Fault(problem[0], where, problem[1]))
-            continue
-        seen.add(name)
-        raw.append(entry)
-        numbers.append(image_of[entry["image_id"]])
-        classes.append(class_of[entry["category_id"]])
-    arrays = {"image": np.array(numbers, dtype=np.int64), "class": np.array(classes, dtype=np.int64)}
-    return {"raw": raw, **arrays}, problems
+        try:
+            kept.append(parse_object(entry, images, classes, keypoints, seen))
+        except EntryError as error:
+            faults.append(_fault(error, path, "annotation", entry, position))
+    return kept, faults
 
 
-def _object_problem(
-    entry: Any,
-    name: Any,
-    seen: set[Any],
-    image_of: dict[int, int],
-    class_of: dict[int, int],
-    images: list[dict[str, Any]],
-) -> tuple[str, str] | None:
-    """Return kind and description of what makes an object unusable, or nothing."""
-    if type(name) is not int:
-        return "annotation entry", "has no integer `id`"
-    if name in seen:
-        return "duplicate annotation id", "the id is used twice"
-    if entry.get("image_id") not in image_of:
-        return "unknown image id", f"image {entry.get('image_id')} is not in the list of images"
-    if entry.get("category_id") not in class_of:
-        return "unknown category id", f"category {entry.get('category_id')} is not in the list of categories"
-    image = images[image_of[entry["image_id"]]]
-    if problem := _box_problem(entry.get("bbox"), image["width"], image["height"]):
-        return problem
-    return _outline_problem(entry.get("segmentation"), image["width"], image["height"])
+def _fault(error: EntryError, path: Path, what: str, entry: Any, position: int) -> Fault:
+    """Return the fault of an entry, which is named by its id, or by its place in the list where it has none."""
+    number = entry.get("id") if isinstance(entry, dict) else None
+    name = f"{number}" if is_id(number) else f"number {position} of the list"
+    return Fault(error.kind, f"{path.name}, {what} {name}", error.detail, number if is_id(number) else None)
 
 
-def _box_problem(box: Any, width: int, height: int) -> tuple[str, str] | None:
-    if not isinstance(box, list) or len(box) != 4 or not all(type(v) in (int, float) for v in box):
-        return "box entry", f"`bbox` must be [x, y, width, height], not {str(box)[:60]}"
-    if not all(np.isfinite(box)):
-        return "box not finite", f"the box {box} holds NaN or infinity"
-    x, y, w, h = box
-    if w <= 0 or h <= 0:
-        return "box without area", f"the box {box} has no positive width and height"
-    # half a pixel beyond the border is rounding; the border itself is in COCO's own files
-    if x >= width or y >= height or x + w <= 0 or y + h <= 0:
-        return "box outside", f"the box {box} lies outside the image of {width}x{height} pixels"
-    if x < -1 or y < -1 or x + w > width + 1 or y + h > height + 1:
-        return "box beyond the border", f"the box {box} reaches beyond the image of {width}x{height} pixels"
-    return None
+def _drawable(
+    objects: list[ParsedObject], sizes: np.ndarray, count: int, path: Path
+) -> tuple[list[ParsedObject], Outlines, np.ndarray | None, list[Fault]]:
+    """Return the objects whose outlines and keypoints are sound, those as arrays, and the faults of the others."""
+    outlines, keypoints = _outlines(objects), _keypoints(objects, count) if count else None
+    own = sizes[np.array([one.image for one in objects], dtype=np.int64)]
+    owners = np.repeat(np.arange(len(objects)), np.diff(outlines.first))
+    bad = dict(faulty_outlines(objects, outlines.values, outlines.ends, owners, own))
+    if keypoints is not None:
+        bad = {**dict(faulty_keypoints(keypoints, own)), **bad}
+    if not bad:
+        return objects, outlines, keypoints, []
+    faults = [
+        Fault(error.kind, f"{path.name}, annotation {objects[index].number}", error.detail, objects[index].number)
+        for index, error in sorted(bad.items())
+    ]
+    kept = [one for index, one in enumerate(objects) if index not in bad]
+    return kept, _outlines(kept), _keypoints(kept, count) if count else None, faults
 
 
-def _outline_problem(outline: Any, width: int, height: int) -> tuple[str, str] | None:
-    if not outline:
-        return None
-    if isinstance(outline, dict):
-        size = outline.get("size")
-        if size != [height, width]:
-            return "mask size", f"the mask is made for {size}, the image has [{height}, {width}] (height, width)"
-        return None
-    if not isinstance(outline, list):
-        return "mask entry", "`segmentation` is neither polygons nor run lengths"
-    for polygon in outline:
-        if not isinstance(polygon, list) or len(polygon) % 2 or len(polygon) < 6:
-            points = len(polygon) // 2 if isinstance(polygon, list) else 0
-            return "polygon", f"a polygon has {points} points; 3 are the fewest"
-    return None
-
-
-def _area(raw: dict[str, Any]) -> float:
-    """Return the area that the file states, else that of the box."""
-    return float(raw["area"]) if isinstance(raw.get("area"), int | float) else float(raw["bbox"][2] * raw["bbox"][3])
-
-
-def _outlines(entries: list[dict[str, Any]]) -> Outlines:
-    kind = np.zeros(len(entries), dtype=np.uint8)
-    counts = np.zeros(len(entries), dtype=np.int64)
+def _outlines(objects: list[ParsedObject]) -> Outlines:
+    kind = np.zeros(len(objects), dtype=np.uint8)
+    counts = np.zeros(len(objects), dtype=np.int64)
     parts: list[np.ndarray] = []
-    runs: dict[int, Any] = {}
-    for index, entry in enumerate(entries):
-        outline = entry.get("segmentation")
-        if isinstance(outline, dict):
-            kind[index] = RLE
-            lengths = outline["counts"]
-            coded = lengths.encode() if isinstance(lengths, str) else np.array(lengths, dtype=np.uint32)
-            runs[index] = (coded, tuple(outline["size"]))
-        elif outline:
-            kind[index], counts[index] = POLYGONS, len(outline)
-            parts += [np.array(polygon, dtype=np.float64) for polygon in outline]
+    runs: dict[int, bytes | np.ndarray] = {}
+    for index, one in enumerate(objects):
+        if isinstance(one.outline, list):
+            kind[index], counts[index] = POLYGONS, len(one.outline)
+            parts += one.outline
+        elif one.outline is not None:
+            kind[index], runs[index] = RLE, one.outline
     values = np.concatenate(parts) if parts else np.zeros(0)
     ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
     return Outlines(kind, values, ends, np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), runs)
 
 
-def _keypoints(entries: list[dict[str, Any]], count: int) -> np.ndarray:
+def _keypoints(objects: list[ParsedObject], count: int) -> np.ndarray:
     """Return the keypoints of every object; one without any gets absent ones."""
-    result = np.zeros((len(entries), count, 3), dtype=np.float32)
-    for index, entry in enumerate(entries):
-        points = entry.get("keypoints")
-        if points and len(points) == 3 * count:
-            result[index] = np.array(points, dtype=np.float32).reshape(count, 3)
+    result = np.zeros((len(objects), count, 3), dtype=np.float32)
+    with np.errstate(over="ignore"):  # becomes infinity, which is refused
+        for index, one in enumerate(objects):
+            if one.keypoints is not None:
+                result[index] = one.keypoints.reshape(count, 3)
     return result
 
 
 def summarise(problems: list[Fault], first: int = 5) -> str:
     """Return counts by kind and the first few problems in words."""
-    kinds: dict[str, int] = {}
-    for problem in problems:
-        kinds[problem.kind] = kinds.get(problem.kind, 0) + 1
+    kinds = Counter(problem.kind for problem in problems)
     counts = ", ".join(f"{number} x {kind}" for kind, number in kinds.items())
     return f"{counts}; " + "; ".join(map(str, problems[:first])) + (" ..." if len(problems) > first else "")

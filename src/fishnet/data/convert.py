@@ -4,26 +4,33 @@
 - VOC: DIR/Annotations/*.xml, DIR/JPEGImages/, DIR/ImageSets/Main/<split>.txt; corners are whole pixels counted from 1
 - YOLO: DIR/images/<split>/, DIR/labels/<split>/*.txt (class, centre and size as shares of the image), DIR/data.yaml
 
-Masks and keypoints live in COCO's layout only; they are left behind on the way to the others.
+Masks and keypoints live in COCO's layout only; they are left behind on the way to the others. Boxes are always in
+pixels of the upright image, as viewers show it: where a file states the size of the stored pixels of an image that its
+EXIF orientation turns, its boxes are turned as well.
+
+Objects that are neither to be found nor to be missed have a mark in two layouts: `iscrowd` in COCO, `difficult` in VOC.
+Either becomes the other: COCO's judging ignores detections that lie in a crowd (the intersection over the area of the
+detection counts), VOC's those that match a difficult object.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import xml.etree.ElementTree as ET
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from PIL import Image
 
 from fishnet.data.coco import read_coco, summarise
 from fishnet.data.detection import image_folder
+from fishnet.data.images import ImageShape, image_shape
 from fishnet.data.layouts import check_root, image_files
 from fishnet.errors import FishnetError, UsageError
 from fishnet.files import atomic_write
@@ -40,7 +47,8 @@ class Picture:
     height: int
     boxes: list[tuple[str, float, float, float, float]] = field(default_factory=list)
     """Class, x, y, width, height in pixels."""
-    crowds: list[bool] = field(default_factory=list)
+    ignored: list[bool] = field(default_factory=list)
+    """Whether each box is neither to be found nor to be missed: a crowd of COCO, a difficult object of VOC."""
 
 
 @dataclass
@@ -105,12 +113,14 @@ def convert_boxes(source: Path, dest: Path, to: Layout, copy: bool = False) -> C
     if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
         raise UsageError(f"{dest} is not empty; name another folder")
     found = {"coco": read_coco_boxes, "voc": read_voc, "yolo": read_yolo}[kind](source)
+    found.notes += _ignored_note(found, to)
     place = _Placer(copy)
     {"coco": write_coco, "voc": write_voc, "yolo": write_yolo}[to](found, dest, place)
     return ConversionReport(
         dest,
         {split: len(pictures) for split, pictures in found.splits.items()},
-        sum(len(picture.boxes) for pictures in found.splits.values() for picture in pictures),
+        sum(len(picture.boxes) for pictures in found.splits.values() for picture in pictures)
+        - (_ignored(found) if to == "yolo" else 0),
         found.notes + place.notes(),
     )
 
@@ -136,17 +146,56 @@ class _Placer:
         return [f"{self.copied} images were copied: no links between these folders"] if self.copied else []
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """Return width and height of an image file from its header.
+def _ignored(found: BoxSet) -> int:
+    return sum(sum(picture.ignored) for pictures in found.splits.values() for picture in pictures)
 
-    Raises:
-        FishnetError: It cannot be read.
+
+def _ignored_note(found: BoxSet, to: Layout) -> list[str]:
+    """Return what becomes of ignored objects."""
+    count = _ignored(found)
+    fate = {
+        "coco": "difficult objects are written with iscrowd 1: neither trained on nor judged",
+        "voc": "crowds are written with difficult 1: VOC has no other mark for what is not judged",
+        "yolo": "crowds and difficult objects are left out: YOLO has no mark for what is not judged",
+    }
+    return [f"{count} {fate[to]}"] if count else []
+
+
+def turned_box(box: Sequence[float], stored: tuple[int, int], orientation: int) -> tuple[float, float, float, float]:
+    """Return a box of the stored pixels of an image in pixels of the upright image.
+
+    Args:
+        box: x, y, width, height.
+        stored: Width and height of the stored image.
+        orientation: EXIF orientation.
     """
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except OSError as error:
-        raise FishnetError(f"cannot read the image {path} ({error}); replace or remove it") from error
+    x, y, w, h = box
+    left, top = stored[0] - x - w, stored[1] - y - h  # in the image mirrored along either axis
+    places = {
+        1: (x, y),
+        2: (left, y),
+        3: (left, top),
+        4: (x, top),
+        5: (y, x),
+        6: (top, x),
+        7: (top, left),
+        8: (y, left),
+    }
+    across, down = places[orientation]
+    return (across, down, h, w) if orientation >= 5 else (across, down, w, h)
+
+
+def upright(picture: Picture, shape: ImageShape) -> bool:
+    """Bring a picture into pixels of the upright image; return whether its size was that of its file at all.
+
+    A size that is that of the stored pixels only tells that the boxes are made for those; where both are equal (no
+    turn, half a turn, a square), boxes are taken to be upright. Another size is replaced by that of the file.
+    """
+    stated = picture.width, picture.height
+    picture.width, picture.height = shape.upright
+    if stated == shape.stored != shape.upright:
+        picture.boxes = [(label, *turned_box(box, stated, shape.orientation)) for label, *box in picture.boxes]
+    return stated in (shape.stored, shape.upright)
 
 
 # COCO ----------------------------------------------------------------------------------------------------------------
@@ -173,8 +222,17 @@ def read_coco_boxes(root: Path) -> BoxSet:
             rows = zip(file.class_of[objects].tolist(), file.boxes[objects].tolist(), strict=True)
             boxes = [(file.classes[label], *box) for label, box in rows]
             size = int(file.widths[index]), int(file.heights[index])
-            pictures.append(Picture(folder / name, *size, boxes, file.crowd[objects].tolist()))
+            picture = Picture(folder / name, *size, boxes, file.crowd[objects].tolist())
+            if not upright(picture, image_shape(picture.path)):
+                stated = f"{path.name} says {size[0]}x{size[1]}"
+                raise FishnetError(
+                    f"{picture.path} has {picture.width}x{picture.height} pixels, {stated}; "
+                    f"`fishnet data check detection {root} --fix OUT.json` mends the file"
+                )
+            pictures.append(picture)
         found.splits[split] = pictures
+        if file.left_out:
+            found.notes.append(f"{path.name}: {len(file.left_out)} boxes without area are left out")
         if (file.outlines.kind != 0).any():
             found.notes.append(f"{path.name}: masks are left behind")
     return found
@@ -190,8 +248,7 @@ def write_coco(found: BoxSet, out: Path, place: Callable[[Path, Path], None]) ->
         for number, (name, picture) in enumerate(named(pictures), 1):
             place(picture.path, out / split / name)
             images.append({"id": number, "file_name": name, "width": picture.width, "height": picture.height})
-            crowds = picture.crowds or [False] * len(picture.boxes)
-            for (label, x, y, w, h), crowd in zip(picture.boxes, crowds, strict=True):
+            for (label, x, y, w, h), ignored in zip(picture.boxes, picture.ignored, strict=True):
                 annotations.append(
                     {
                         "id": len(annotations) + 1,
@@ -199,7 +256,7 @@ def write_coco(found: BoxSet, out: Path, place: Callable[[Path, Path], None]) ->
                         "category_id": numbers[label],
                         "bbox": [x, y, w, h],
                         "area": w * h,
-                        "iscrowd": int(crowd),
+                        "iscrowd": int(ignored),
                         "segmentation": [],
                     }
                 )
@@ -230,8 +287,13 @@ def read_voc(root: Path) -> BoxSet:
     if not splits:
         splits = {"train": [path.stem for path in sorted((root / "Annotations").glob("*.xml"))]}
     found = BoxSet([], {})
+    other_size = 0
     for split, members in splits.items():
-        found.splits[split] = [_read_voc_file(root, root / "Annotations" / f"{name}.xml") for name in members]
+        read = [_read_voc_file(root, root / "Annotations" / f"{name}.xml") for name in members]
+        found.splits[split] = [picture for picture, _ in read]
+        other_size += sum(not fits for _, fits in read)
+    if other_size:
+        found.notes.append(f"{other_size} files state another <size> than their image has; the image's is taken")
     present = {box[0] for pictures in found.splits.values() for picture in pictures for box in picture.boxes}
     listed = root / "classes.txt"
     stated = listed.read_text("utf-8").splitlines() if listed.is_file() else []
@@ -239,7 +301,8 @@ def read_voc(root: Path) -> BoxSet:
     return found
 
 
-def _read_voc_file(root: Path, path: Path) -> Picture:
+def _read_voc_file(root: Path, path: Path) -> tuple[Picture, bool]:
+    """Return what a VOC file says, and whether it states the size that its image has."""
     try:
         text = path.read_text("utf-8")
         if "<!DOCTYPE" in text:
@@ -250,13 +313,14 @@ def _read_voc_file(root: Path, path: Path) -> Picture:
     except (ET.ParseError, UnicodeDecodeError) as error:
         raise FishnetError(f"{path} is no valid XML ({error}); write it again") from error
     name = tree.findtext("filename") or f"{path.stem}.jpg"
-    image = root / "JPEGImages" / name
-    width, height = image_size(image)
-    picture = Picture(image, width, height)
+    shape = image_shape(root / "JPEGImages" / name)
+    picture = Picture(root / "JPEGImages" / name, *_voc_size(tree, shape.upright))
     for entry in tree.iter("object"):
         label, box = entry.findtext("name"), entry.find("bndbox")
         try:
             corners = [float((box.findtext(side) if box is not None else None) or "") for side in _CORNERS]
+            if not all(map(math.isfinite, corners)):
+                raise ValueError
         except ValueError:
             raise FishnetError(f"{path}: an object has no name or no box of four numbers; mend it") from None
         if not label:
@@ -264,15 +328,24 @@ def _read_voc_file(root: Path, path: Path) -> Picture:
         # pixels are counted from 1, and both ends belong to the box
         x1, y1, x2, y2 = corners[0] - 1, corners[1] - 1, corners[2], corners[3]
         picture.boxes.append((label, x1, y1, x2 - x1, y2 - y1))
-        picture.crowds.append(False)
-    return picture
+        picture.ignored.append((entry.findtext("difficult") or "0").strip().lower() not in ("0", "false"))
+    return picture, upright(picture, shape)
+
+
+def _voc_size(tree: ET.Element, otherwise: tuple[int, int]) -> tuple[int, int]:
+    """Return the size that a VOC file states; some tools write none, or 0."""
+    try:
+        width, height = (int(tree.findtext(f"size/{side}") or 0) for side in ("width", "height"))
+    except ValueError:
+        return otherwise
+    return (width, height) if width > 0 and height > 0 else otherwise
 
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
 def write_voc(found: BoxSet, out: Path, place: Callable[[Path, Path], None]) -> None:
-    """Write a VOC folder; crowds are left out."""
+    """Write a VOC folder."""
     taken: Counter[str] = Counter()
     for split, pictures in found.splits.items():
         members = []
@@ -295,11 +368,10 @@ def _voc_xml(picture: Picture, name: str) -> str:
     size = ET.SubElement(tree, "size")
     for side, value in (("width", picture.width), ("height", picture.height), ("depth", 3)):
         ET.SubElement(size, side).text = str(value)
-    for (label, x, y, w, h), crowd in zip(picture.boxes, picture.crowds, strict=True):
-        if crowd:
-            continue
+    for (label, x, y, w, h), ignored in zip(picture.boxes, picture.ignored, strict=True):
         entry = ET.SubElement(tree, "object")
-        for field_name, text in (("name", label), ("pose", "Unspecified"), ("truncated", "0"), ("difficult", "0")):
+        texts = {"name": label, "pose": "Unspecified", "truncated": "0", "difficult": str(int(ignored))}
+        for field_name, text in texts.items():
             ET.SubElement(entry, field_name).text = text
         box = ET.SubElement(entry, "bndbox")
         corners = (round(x) + 1, round(y) + 1, max(round(x) + 1, round(x + w)), max(round(y) + 1, round(y + h)))
@@ -322,8 +394,7 @@ def read_yolo(root: Path) -> BoxSet:
         labels = root / "labels" / folder.relative_to(root / "images")
         pictures = []
         for path in image_files(folder):
-            width, height = image_size(path)
-            picture = Picture(path, width, height)
+            picture = Picture(path, *image_shape(path).upright)
             _read_yolo_lines((labels / path.relative_to(folder)).with_suffix(".txt"), picture, classes)
             pictures.append(picture)
         found.splits[split] = pictures
@@ -335,9 +406,10 @@ def _yolo_classes(root: Path) -> list[str]:
         if (root / name).is_file():
             try:
                 names = (yaml.safe_load((root / name).read_text("utf-8")) or {}).get("names")
-            except (yaml.YAMLError, AttributeError) as error:
-                raise FishnetError(f"{root / name} is no valid YAML ({error})") from error
-            names = [names[key] for key in sorted(names)] if isinstance(names, dict) else names
+                names = [names[key] for key in sorted(names)] if isinstance(names, dict) else names
+            except (yaml.YAMLError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+                text = " ".join(str(error).split())
+                raise FishnetError(f"{root / name} is no valid YAML with `names` ({text})") from error
             if isinstance(names, list) and names:
                 return [str(name) for name in names]
     if (root / "classes.txt").is_file():
@@ -355,7 +427,7 @@ def _read_yolo_lines(path: Path, picture: Picture, classes: list[str]) -> None:
             continue
         try:
             label, values = int(words[0]), [float(word) for word in words[1:]]
-            if len(values) != 4 or not 0 <= label < len(classes):
+            if len(values) != 4 or not all(map(math.isfinite, values)) or not 0 <= label < len(classes):
                 raise ValueError
         except ValueError:
             raise FishnetError(
@@ -364,18 +436,18 @@ def _read_yolo_lines(path: Path, picture: Picture, classes: list[str]) -> None:
         across, down, wide, high = values
         box = ((across - wide / 2) * picture.width, (down - high / 2) * picture.height)
         picture.boxes.append((classes[label], *box, wide * picture.width, high * picture.height))
-        picture.crowds.append(False)
+        picture.ignored.append(False)
 
 
 def write_yolo(found: BoxSet, out: Path, place: Callable[[Path, Path], None]) -> None:
-    """Write a YOLO folder; crowds are left out."""
+    """Write a YOLO folder; ignored objects are left out."""
     numbers = {name: number for number, name in enumerate(found.classes)}
     for split, pictures in found.splits.items():
         for name, picture in named(pictures):
             place(picture.path, out / "images" / split / name)
             lines = []
-            for (label, x, y, w, h), crowd in zip(picture.boxes, picture.crowds, strict=True):
-                if not crowd:
+            for (label, x, y, w, h), ignored in zip(picture.boxes, picture.ignored, strict=True):
+                if not ignored:
                     centre = (x + w / 2) / picture.width, (y + h / 2) / picture.height
                     shares = *centre, w / picture.width, h / picture.height
                     lines.append(" ".join([str(numbers[label]), *(f"{share:.8g}" for share in shares)]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -50,7 +52,7 @@ def annotation_file(root: Path, split: str) -> Path:
 def image_folder(root: Path, split: str, file_names: list[str]) -> Path:
     """Return the folder that a split's file names are relative to: DIR/<split>/images, DIR/<split> or DIR."""
     for folder in (root / split / "images", root / split, root):
-        if file_names and (folder / file_names[0]).exists():
+        if file_names and os.path.exists(folder / file_names[0]):  # noqa: PTH110  a name that is too long is no error
             return folder
     return root / split
 
@@ -112,7 +114,8 @@ class DetectionDataset(BadImageSkipper, Dataset[Sample]):
         image = read_image(path)
         wanted = int(self.file.widths[index]), int(self.file.heights[index])
         if image.size != wanted and image.size == wanted[::-1]:
-            image = _unrotated(path, image)
+            # annotations of cameras' photos are often made on the pixels as they are stored, without EXIF
+            image = read_image(path, upright=False)
         if image.size != wanted:
             stated = f"{wanted[0]}x{wanted[1]}"
             raise bad_image(str(path), f"it has {image.width}x{image.height} pixels, {self.file.path} says {stated}")
@@ -188,12 +191,6 @@ def coco_keypoints(places: Tensor, visibility: Tensor) -> Tensor:
     return torch.where(visibility[..., None] > 0, points, 0.0)
 
 
-def _unrotated(path: Path, upright: Image.Image) -> Image.Image:
-    """Return the image as its pixels are stored: annotations of cameras' photos are often made without EXIF."""
-    with Image.open(path) as image:
-        return image.convert("RGB") if image.size != upright.size else upright
-
-
 def open_detection(
     root: Path | str,
     split: str,
@@ -208,7 +205,7 @@ def open_detection(
         split: Name of the split; `train` also finds `train2017`.
         classes: Class names that the split must have, those of the training split or of a model.
         bad_images: stop: objects and images that cannot be used are an error, here or when they are asked for; skip:
-            they are left out.
+            they are left out. Objects whose box has no area are always left out, and named in a line that is printed.
 
     Raises:
         FishnetError: Folder, split or images are missing, the file is damaged, or holds what cannot be used.
@@ -232,6 +229,11 @@ def open_detection(
             f"{', '.join(missing[:10]) or 'none'}, unknown {', '.join(extra[:10]) or 'none'}"
             + ("" if missing or extra else "; their ids are in another order")
         )
+    if file.left_out:
+        shown = ", ".join(str(fault.number) for fault in file.left_out[:5]) + (
+            ", ..." if len(file.left_out) > 5 else ""
+        )
+        print(f"{path}: left out {len(file.left_out)} objects whose box has no area (annotations {shown})", flush=True)
     dataset = DetectionDataset(file, folder)
     dataset.skip_bad = bad_images == "skip"
     return dataset
@@ -244,10 +246,22 @@ def missing_files(file: CocoFile, folder: Path) -> list[Fault]:
     for name in file.file_names:
         path = folder / name
         if path.parent not in present:
-            present[path.parent] = {p.name for p in path.parent.iterdir()} if path.parent.is_dir() else set()
+            present[path.parent] = _names(path.parent)
         if path.name not in present[path.parent]:
             problems.append(Fault("missing image file", str(path), "there is no such file"))
     return problems
+
+
+def _names(folder: Path) -> set[str]:
+    """Return the names in a folder; none where there is no such folder, or none of that name can be."""
+    try:
+        return {path.name for path in folder.iterdir()}
+    except (FileNotFoundError, NotADirectoryError):
+        return set()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return set()
+        raise FishnetError(f"cannot list the images in {folder} ({error.strerror or error})") from error
 
 
 def collate(samples: list[Sample]) -> dict[str, Any]:

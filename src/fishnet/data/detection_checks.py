@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,40 +12,58 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
-from fishnet.data.checks import CheckReport, Severity, inspect_image, quiet_pillow
-from fishnet.data.coco import NONE, CocoFile, read_coco
+from fishnet.data.checks import CheckReport, ImageFacts, Severity, inspect_image, quiet_pillow
+from fishnet.data.coco import NONE, CocoFile, load_document, parse_coco, read_coco
+from fishnet.data.coco_entries import (
+    EntryError,
+    box_numbers,
+    has_size,
+    is_id,
+    is_name,
+    lookup,
+    parse_area,
+    parse_categories,
+    parse_crowd,
+    parse_outline,
+    parse_polygon,
+)
 from fishnet.data.detection import annotation_file, image_folder
+from fishnet.data.images import BadImageError, ImageShape, image_shape
 from fishnet.data.layouts import check_root
 from fishnet.errors import FishnetError, UsageError
 
 KINDS: dict[str, tuple[Severity, str]] = {
     "layout": ("error", "annotation files that cannot be used"),
     "missing split": ("error", "splits that are missing"),
-    "image entry": ("error", "images without id, file name or size"),
+    "image entry": ("error", "images without a usable id, file name or size"),
     "duplicate image id": ("error", "image ids that are used twice"),
     "missing image file": ("error", "image files that are missing"),
     "unreadable": ("error", "files that cannot be read as images"),
     "truncated": ("error", "truncated or damaged images"),
     "bomb": ("error", "images too large to open (decompression bombs)"),
     "wrong size": ("error", "images of another size than their annotations are made for"),
-    "annotation entry": ("error", "annotations without an id"),
+    "annotation entry": ("error", "annotations without a usable id or iscrowd"),
     "duplicate annotation id": ("error", "annotation ids that are used twice"),
     "unknown image id": ("error", "annotations of images that are not listed"),
     "unknown category id": ("error", "annotations of categories that are not listed"),
     "box entry": ("error", "boxes that are no four numbers"),
     "box not finite": ("error", "boxes with NaN or infinity"),
-    "box without area": ("error", "boxes without a positive width and height"),
+    "negative box": ("error", "boxes with a negative width or height"),
     "box outside": ("error", "boxes outside the image"),
     "box beyond the border": ("error", "boxes that reach beyond the image"),
-    "polygon": ("error", "polygons of fewer than three points"),
+    "polygon": ("error", "polygons of fewer than three points, or far outside the image"),
     "mask size": ("error", "masks made for another size"),
     "mask entry": ("error", "segmentations of an unknown form"),
+    "run lengths": ("error", "masks whose run lengths are damaged"),
+    "area entry": ("error", "areas that are no numbers of pixels"),
+    "keypoint entry": ("error", "keypoints that cannot be"),
     "mask disagrees": ("error", "masks that do not fit their box"),
     "other categories": ("error", "splits with other categories than train"),
     "duplicate across splits": ("error", "the same picture in two splits"),
+    "box without area": ("note", "objects whose box has no area (they are left out)"),
+    "rotated": ("note", "images turned by EXIF whose size does not tell how they were annotated (read upright)"),
     "wrong extension": ("note", "images whose extension names another format"),
     "no segmentation": ("note", "objects without a segmentation (their box counts as their mask)"),
     "empty category": ("note", "categories without an object in train"),
@@ -89,7 +107,7 @@ def check_detection(root: Path | str, workers: int = 2, progress: bool = True) -
     seen: dict[bytes, list[tuple[str, str]]] = defaultdict(list)
     with quiet_pillow():
         for split, file in files.items():
-            for fault in file.problems:
+            for fault in [*file.problems, *file.left_out]:
                 report.add(fault.kind, fault.where, fault.detail)
             _check_masks(file, report)
             _check_images(root, split, file, report, seen, workers, progress)
@@ -157,18 +175,26 @@ def _check_images(
     jobs = (partial(_inspect, folder / name) for name in file.file_names)
     bar = tqdm(total=len(file), desc=split, unit="image", disable=None if progress else True, leave=False)
     with ThreadPoolExecutor(max(1, workers)) as pool, bar:
-        for index, (facts, size) in enumerate(_in_chunks(pool, jobs, 64 * max(1, workers))):
+        for index, (facts, shape) in enumerate(_in_chunks(pool, jobs, 64 * max(1, workers))):
             bar.update()
-            name = (folder / file.file_names[index]).relative_to(root).as_posix()
+            path = folder / file.file_names[index]
+            name = path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
             for kind, detail in facts.findings:
                 kind = "missing image file" if detail == "there is no such file" else kind
                 report.add(kind, name, detail)
             stated = int(file.widths[index]), int(file.heights[index])
-            if facts.readable and size not in (stated, stated[::-1]):
-                stated_text = f"{stated[0]}x{stated[1]}"
-                report.add("wrong size", name, f"{size[0]}x{size[1]} pixels, {file.path.name} says {stated_text}")
             if facts.readable:
+                _check_shape(stated, shape, name, file.path.name, report)
                 seen[facts.digest].append((split, name))
+
+
+def _check_shape(stated: tuple[int, int], shape: ImageShape, name: str, file: str, report: CheckReport) -> None:
+    """Report an image of another size than its annotations are made for, or one that may have been turned since."""
+    if stated not in (shape.upright, shape.stored):
+        width, height = shape.upright
+        report.add("wrong size", name, f"{width}x{height} pixels, {file} says {stated[0]}x{stated[1]}")
+    elif shape.orientation != 1 and shape.upright == shape.stored:
+        report.add("rotated", name, f"EXIF orientation {shape.orientation}")
 
 
 def _in_chunks(pool: ThreadPoolExecutor, jobs: Iterator[Callable[[], Any]], size: int) -> Iterator[Any]:
@@ -176,77 +202,85 @@ def _in_chunks(pool: ThreadPoolExecutor, jobs: Iterator[Callable[[], Any]], size
         yield from pool.map(lambda job: job(), chunk)
 
 
-def _inspect(path: Path) -> tuple[Any, tuple[int, int]]:
-    """Return the facts of an image, and its width and height as stored."""
+def _inspect(path: Path) -> tuple[ImageFacts, ImageShape]:
+    """Return the facts and the shape of an image."""
     facts = inspect_image(path.read_bytes, path.name)
-    if not facts.readable:
-        return facts, (0, 0)
-    with Image.open(path) as image:
-        return facts, image.size
+    return facts, image_shape(path) if facts.readable else ImageShape((0, 0), 1)
 
 
 def fix_coco(path: Path, folder: Path) -> tuple[dict[str, Any], list[str]]:
     """Return an annotation file with its faults mended, and what was changed in words.
 
-    Boxes are cut at the border; what has no box, image or category left is removed; so are polygons that are none and
-    masks made for another size; ids that are used twice are renumbered; sizes of images are those of the files.
+    Boxes are cut at the border; what has no box, image or category left is removed; so are polygons that are none,
+    masks that are damaged or made for another size, and keypoints that cannot be; ids that are used twice are
+    renumbered; sizes of images are those of the files. `read_coco` finds no fault in the result.
 
     Args:
         path: Annotation file.
         folder: Where the images lie; those without a file are removed with their objects.
 
     Raises:
-        FishnetError: A file that is beyond mending: no JSON, or without its lists.
+        FishnetError: A file that is beyond mending: no JSON, or without its lists or categories.
     """
-    read_coco(path)  # complains of what cannot be mended
-    document = json.loads(path.read_bytes())
+    document = load_document(path)
+    _, category_ids, _ = parse_categories(document["categories"], path)
+    categories = {int(number): int(number) for number in category_ids}
     changes: Counter[str] = Counter()
     images = _mended_images(document["images"], folder, changes)
     sizes = {image["id"]: (image["width"], image["height"]) for image in images}
-    categories = {category["id"] for category in document["categories"]}
+    taken = {entry["id"] for entry in document["annotations"] if isinstance(entry, dict) and is_id(entry.get("id"))}
+    fresh = (number for number in range(1, 2**63) if number not in taken)
     used: set[int] = set()
-    highest = max((a["id"] for a in document["annotations"] if _has_id(a)), default=0)
     kept = []
     for entry in document["annotations"]:
-        if not isinstance(entry, dict) or entry.get("image_id") not in sizes:
+        size = lookup(sizes, entry.get("image_id")) if isinstance(entry, dict) else None
+        if size is None:
             changes["annotations of unknown images removed"] += 1
-        elif entry.get("category_id") not in categories:
+        elif lookup(categories, entry.get("category_id")) is None:
             changes["annotations of unknown categories removed"] += 1
-        elif _mend_box(entry, *sizes[entry["image_id"]], changes):
-            _mend_outline(entry, *sizes[entry["image_id"]], changes)
-            if not _has_id(entry) or entry["id"] in used:
-                highest += 1
-                entry["id"] = highest
+        elif _mend_box(entry, *size, changes):
+            _mend_outline(entry, *size, changes)
+            _mend_numbers(entry, changes)
+            if not is_id(entry.get("id")) or entry["id"] in used:
+                entry["id"] = next(fresh)
                 changes["annotations renumbered"] += 1
             used.add(entry["id"])
             kept.append(entry)
     mended = {**document, "images": images, "annotations": kept}
-    return mended, [f"{count} {what}" for what, count in changes.items()]
+    _remove_damaged(mended, path, changes)
+    return mended, [f"{number} {what}" for what, number in changes.items()]
 
 
-def _has_id(entry: Any) -> bool:
-    return isinstance(entry, dict) and type(entry.get("id")) is int
+def _remove_damaged(document: dict[str, Any], path: Path, changes: Counter[str]) -> None:
+    """Remove masks and keypoints that can be judged as a whole only; `parse_coco` says which."""
+    parts = {"run lengths": "segmentation", "polygon": "segmentation", "keypoint entry": "keypoints"}
+    entries = {entry["id"]: entry for entry in document["annotations"]}
+    # an object with both is named for one of them at a time
+    while faults := [fault for fault in parse_coco(document, path).problems if fault.kind in parts]:
+        for fault in faults:
+            part = parts[fault.kind]
+            changes["damaged masks removed" if part == "segmentation" else "impossible keypoints removed"] += 1
+            entry = entries[fault.number] if fault.number is not None else {}
+            entry.pop(part, None)
 
 
 def _mended_images(entries: list[Any], folder: Path, changes: Counter[str]) -> list[dict[str, Any]]:
     kept: dict[int, dict[str, Any]] = {}
     for entry in entries:
-        if not _has_id(entry) or not isinstance(entry.get("file_name"), str):
+        if not isinstance(entry, dict) or not is_id(entry.get("id")) or not is_name(entry.get("file_name")):
             changes["images without id or file name removed"] += 1
         elif entry["id"] in kept:
             changes["images with an id that was used before removed"] += 1
-        elif not (folder / entry["file_name"]).is_file():
+        elif not os.path.isfile(folder / entry["file_name"]):  # noqa: PTH113  a name that is too long is no error
             changes["images without a file removed"] += 1
         else:
             try:
-                with Image.open(folder / entry["file_name"]) as image:
-                    size = image.size
-            except OSError:
+                shape = image_shape(folder / entry["file_name"])
+            except BadImageError:
                 changes["images that cannot be read removed"] += 1
                 continue
-            stated = entry.get("width"), entry.get("height")
-            if size not in (stated, stated[::-1]):
-                entry["width"], entry["height"] = size
+            if not has_size(entry) or (entry["width"], entry["height"]) not in (shape.upright, shape.stored):
+                entry["width"], entry["height"] = shape.upright
                 changes["sizes of images corrected"] += 1
             kept[entry["id"]] = entry
     return list(kept.values())
@@ -254,16 +288,15 @@ def _mended_images(entries: list[Any], folder: Path, changes: Counter[str]) -> l
 
 def _mend_box(entry: dict[str, Any], width: int, height: int, changes: Counter[str]) -> bool:
     """Cut a box at the border of its image; return whether there is a box at all."""
-    box = entry.get("bbox")
-    if not isinstance(box, list) or len(box) != 4 or not all(type(v) in (int, float) for v in box):
-        changes["annotations without a box removed"] += 1
+    try:
+        x, y, w, h = box = box_numbers(entry.get("bbox"))
+    except EntryError as error:
+        finite = error.kind != "box not finite"
+        changes[f"{'annotations without a box' if finite else 'boxes with NaN or infinity'} removed"] += 1
         return False
-    if not np.isfinite(box).all():
-        changes["boxes with NaN or infinity removed"] += 1
-        return False
-    x1, y1 = max(0, box[0]), max(0, box[1])
-    x2, y2 = min(width, box[0] + box[2]), min(height, box[1] + box[3])
-    if x2 <= x1 or y2 <= y1:
+    x1, y1 = max(0, x), max(0, y)
+    x2, y2 = min(width, x + w), min(height, y + h)
+    if x2 <= x1 or y2 <= y1 or min(w, h) <= 0:
         changes["boxes without area or outside the image removed"] += 1
         return False
     cut = [x1, y1, x2 - x1, y2 - y1]
@@ -276,13 +309,30 @@ def _mend_box(entry: dict[str, Any], width: int, height: int, changes: Counter[s
 def _mend_outline(entry: dict[str, Any], width: int, height: int, changes: Counter[str]) -> None:
     outline = entry.get("segmentation")
     if isinstance(outline, list):
-        good = [p for p in outline if isinstance(p, list) and len(p) >= 6 and len(p) % 2 == 0]
+        good = [polygon for polygon in outline if _works(parse_polygon, polygon)]
         if len(good) < len(outline):
             entry["segmentation"] = good
             changes["polygons of fewer than three points removed"] += 1
-    elif outline and (not isinstance(outline, dict) or outline.get("size") != [height, width]):
+    elif not _works(parse_outline, outline, width, height):
         entry["segmentation"] = []
         changes["masks of another size or form removed"] += 1
+
+
+def _mend_numbers(entry: dict[str, Any], changes: Counter[str]) -> None:
+    if not _works(parse_area, entry.get("area"), [0.0] * 4):
+        del entry["area"]
+        changes["areas that are no numbers removed"] += 1
+    if not _works(parse_crowd, entry.get("iscrowd")):
+        entry["iscrowd"] = int(str(entry["iscrowd"]).strip().lower() in ("1", "true", "yes"))
+        changes["values of iscrowd replaced by 0 or 1"] += 1
+
+
+def _works(parse: Callable[..., Any], *values: Any) -> bool:
+    try:
+        parse(*values)
+    except EntryError:
+        return False
+    return True
 
 
 def split_to_fix(report: CheckReport, split: str | None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -82,7 +82,7 @@ class BadImageSkipper:
         )
 
 
-def read_image(source: Path | str | bytes, name: str = "") -> Image.Image:
+def read_image(source: Path | str | bytes, name: str = "", upright: bool = True) -> Image.Image:
     """Decode an image file, or its bytes, wholly, to an RGB image of 8 bits per channel, as a viewer would show it.
 
     The format is found by content. Of an animation the first frame is taken. EXIF orientation is applied. Transparency
@@ -92,6 +92,7 @@ def read_image(source: Path | str | bytes, name: str = "") -> Image.Image:
     Args:
         source: Path of a file, or the content of one.
         name: What to call the image in errors; the path where empty.
+        upright: Apply the EXIF orientation; else the pixels stay as they are stored.
 
     Raises:
         BadImageError: The file is missing, no image, damaged or truncated, of a kind without defined colours
@@ -102,7 +103,7 @@ def read_image(source: Path | str | bytes, name: str = "") -> Image.Image:
     try:
         with Image.open(io.BytesIO(content)) as image:
             refuse_bomb(image)
-            return to_rgb(image)
+            return to_rgb(image, upright)
     except Exception as error:  # decoders raise nearly any exception on damaged bytes
         raise bad_image(label, explain(error, content)) from error
 
@@ -114,10 +115,38 @@ def bad_image(name: str, reason: str) -> BadImageError:
     )
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Return an opened image as 8-bit RGB, upright; see `read_image`. Decodes it, so decoding errors surface here."""
+class ImageShape(NamedTuple):
+    """Size of an image as its pixels are stored, and how they are turned to be shown."""
+
+    stored: tuple[int, int]
+    """Width and height."""
+    orientation: int
+    """EXIF orientation, 1 (upright) to 8."""
+
+    @property
+    def upright(self) -> tuple[int, int]:
+        """Width and height as a viewer, and `read_image`, show the image."""
+        return self.stored[::-1] if self.orientation in (5, 6, 7, 8) else self.stored
+
+
+def image_shape(path: Path) -> ImageShape:
+    """Return the size and the EXIF orientation of an image file from its header.
+
+    Raises:
+        BadImageError: It cannot be read.
+    """
+    try:
+        with Image.open(path) as image:
+            return ImageShape(image.size, _orientation(image))
+    except Exception as error:  # decoders raise nearly any exception on damaged bytes
+        reason = "there is no such file" if isinstance(error, FileNotFoundError) else explain(error, b"?")
+        raise bad_image(str(path), reason) from error
+
+
+def to_rgb(image: Image.Image, upright: bool = True) -> Image.Image:
+    """Return an opened image as 8-bit RGB; see `read_image`. Decodes it, so decoding errors surface here."""
     image.load()
-    if _orientation(image) != 1:
+    if upright and _orientation(image) != 1:
         image = ImageOps.exif_transpose(image)
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
@@ -172,6 +201,7 @@ def refuse_bomb(image: Image.Image) -> None:
 def _orientation(image: Image.Image) -> int:
     """Return the EXIF orientation, 1 (upright) where there is none or where the EXIF data is damaged."""
     try:
-        return int(image.getexif().get(_ORIENTATION_TAG, 1))
+        orientation = int(image.getexif().get(_ORIENTATION_TAG, 1))
+        return orientation if 1 <= orientation <= 8 else 1
     except Exception:  # the pixels are fine, so a broken note about them is no reason to stop
         return 1

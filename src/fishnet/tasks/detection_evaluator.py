@@ -209,12 +209,15 @@ def _mean(values: np.ndarray) -> float | None:
 
 
 def ground_truth(file: CocoFile, images: Sequence[int], kind: str) -> dict[str, Any]:
-    """Return the truth of some images as a COCO document, crowds included."""
+    """Return the truth of some images as a COCO document, crowds included; objects are numbered anew from 1.
+
+    COCO's judging marks an unmatched detection by 0: an object of that id, legal in a file, would never count as found.
+    """
     annotations: list[dict[str, Any]] = []
     for image in images:
         for index in file.objects(image).tolist():
             entry: dict[str, Any] = {
-                "id": int(file.object_ids[index]),
+                "id": len(annotations) + 1,
                 "image_id": int(file.image_ids[image]),
                 "category_id": int(file.category_ids[file.class_of[index]]),
                 "bbox": file.boxes[index].tolist(),
