@@ -168,7 +168,7 @@ def build_detector(
         raise UsageError(f"unknown detector {plan.detector!r}.{near} Known are {', '.join(DETECTORS)}")
     if plan.detector == "keypoint_rcnn" and plan.keypoints < 1:
         raise UsageError("keypoint_rcnn needs data with keypoints: no category names any")
-    trunk = build_trunk(model, plan.taps, weights, **options)
+    trunk = build_trunk(model, plan.taps, weights, plan.group_norm, **options)
     heads = resolve_heads(plan.preset, trunk, plan.heads)
     one_stage = plan.detector in ONE_STAGE
     extra: Extra = "p6p7" if one_stage else "pool"
