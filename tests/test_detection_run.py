@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from fishnet import Predictor
 from fishnet.commands.evaluate import evaluate
@@ -20,8 +21,9 @@ from fishnet.config import TrainConfig
 from fishnet.data.coco import read_coco
 from fishnet.errors import FishnetError, UsageError
 from fishnet.metrics import MetricsFile
+from fishnet.models import create_model
 from fishnet.models.norms import SmallBatchWarning
-from fishnet.runs import ModelCard, RunFolder, read_card
+from fishnet.runs import ModelCard, RunFolder, read_card, save_model
 from fishnet.tasks.detection import repeat_factors
 from fishnet.tasks.detection_level import DetectionLevel, merge_tiles, tile_places
 
@@ -234,3 +236,56 @@ def test_options_out_of_range() -> None:
         with pytest.raises(UsageError, match="--"):
             DetectionLevel(card, **options)
     assert TrainConfig().detector == "mask_rcnn"
+
+
+def test_frozen_norms_of_the_trunk_stay_and_those_of_the_pyramid_train_also_after_a_resume(
+    data: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    start = create_model("fishnet_nano", num_classes=2)
+    for name, value in start.named_buffers():
+        if name.endswith("running_mean"):
+            torch.nn.init.normal_(value)
+    save_model(tmp_path / "start.safetensors", start, ModelCard("classification", "fishnet_nano", ["a", "b"], 2, 32))
+    options = {**QUICK, "norm": "frozen", "batch_size": 8, "weights": str(tmp_path / "start.safetensors")}
+    options = {**options, "data": str(data), "out": str(tmp_path / "run"), "detector": "faster_rcnn", "max_steps": None}
+    for epochs in (1, 2):
+        run = train("detection", **{**options, "epochs": epochs}, resume=epochs == 2, allow_changes=epochs == 2)
+        state, given = load_file(run.model_file), start.state_dict()
+        inside = {key for key in state if "running_" in key and ".trunk." in key}
+        fresh = {key for key in state if "running_" in key} - inside
+        assert len(fresh) == 8
+        assert len(inside) > 50
+        assert all(torch.equal(state[key], given[key.split(".trunk.")[1]]) for key in inside)
+        last = torch.load(run.last, weights_only=True)["state_dict"]
+        steps = {int(value) for key, value in last.items() if ".backbone.norms." in key and "num_batches" in key}
+        assert steps == {epochs}
+
+
+def test_frozen_norms_without_weights_are_refused(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        UsageError, match=r"--norm frozen keeps the BatchNorms of weights, and none are loaded: add --w"
+    ):
+        train("detection", data=str(data), out=str(tmp_path / "run"), **{**QUICK, "norm": "frozen"})
+
+
+def test_a_classifier_with_group_norms_starts_a_detector_with_group_norms(data: Path, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    for index, place in enumerate(
+        f"{split}/{name}/{n}.png" for split in ("train", "val") for name in "ab" for n in "12"
+    ):
+        (photos / place).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 40), (30 * index, 90, 0)).save(photos / place)
+    quick = {"model": "fishnet_nano", "size": 32, "epochs": 1, "max_steps": 1, "batch_size": 4, "workers": 0}
+    common = {**quick, "model_option": {"stem_stride": 2}, "accelerator": "cpu", "data": str(photos)}
+    first = train("classification", out=str(tmp_path / "first"), norm="group", **common)
+    second = train("classification", out=str(tmp_path / "second"), weights=str(first.path), norm="group", **common)
+    options = {**QUICK, "weights": str(second.path), "model_option": {"stem_stride": 2}, "data": str(data)}
+    run = train("detection", out=str(tmp_path / "run"), **{**options, "lr": 1e-9, "detector": "faster_rcnn"})
+    given, state = load_file(second.model_file), load_file(run.model_file)
+    names = [key for key in given if "norm1." in key and f"network.backbone.trunk.{key}" in state]
+    assert len(names) > 20
+    for key in names:
+        torch.testing.assert_close(state[f"network.backbone.trunk.{key}"], given[key], rtol=0, atol=1e-6)
+    with pytest.raises(UsageError, match="has group norms in place of BatchNorms: add --norm group"):
+        train("detection", out=str(tmp_path / "other"), **{**options, "norm": "train"})

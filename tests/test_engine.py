@@ -266,7 +266,7 @@ def test_frozen_parts_keep_their_statistics_and_the_rest_trains() -> None:
     model = create_model("fishnet_nano", num_classes=3, stem_stride=1)
     freeze(model, ["stem", "tail.t1"])
     model.train()
-    hold_norms(model, every=False)
+    hold_norms(model)
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     model(torch.randn(4, 3, 32, 32)).sum().backward()
     after = dict(model.named_buffers())

@@ -202,7 +202,7 @@ class TrainingModule(pl.LightningModule):
     def hold(self) -> None:
         """Set training mode, except for BatchNorms that must not change."""
         self.model.train()
-        hold_norms(self.model, every=self.config.norm == "frozen")
+        hold_norms(self.model)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Move a batch, images in the memory order of the network."""

@@ -374,7 +374,8 @@ def _load_foreign(
         extra={} if classes else {"unnamed_classes": True},
     )
     network = _build(card)
-    load_weights(network, path)
+    if load_weights(network, path, follow_norms=True).group_norms:
+        card.extra["group_norm"] = True
     card.preprocess, card.size = preprocessing_of(network)
     return network, card
 

@@ -18,6 +18,7 @@ from fishnet.models.norms import (
     groups_of,
     has_batch_norms,
     hold_norms,
+    note_loaded_norms,
 )
 from fishnet.models.pyramid import TAPS, FishTrunk, Pyramid, build_trunk
 from fishnet.runs import ModelCard, save_model
@@ -119,8 +120,10 @@ def test_norm_and_relu_stand_before_the_neck_of_raw_maps_only() -> None:
 
 
 def test_the_norms_follow_one_switch() -> None:
-    frozen = apply_norm_policy(create_model("fishnet_nano").train(), "frozen")
-    hold_norms(frozen, every=True)
+    frozen = create_model("fishnet_nano").train()
+    note_loaded_norms(frozen)
+    frozen = apply_norm_policy(frozen, "frozen")
+    hold_norms(frozen)
     norms = [m for m in frozen.modules() if isinstance(m, nn.BatchNorm2d)]
     before = [norm.running_mean.clone() for norm in norms]
     frozen(images(2, 3, 64, 64))
@@ -151,7 +154,9 @@ def test_the_switch_warns_of_small_batches_and_refuses_what_cannot_work() -> Non
         check_norm_policy("train", 4, on_gpu=False)
     with pytest.raises(UsageError, match="sync needs GPUs"):
         check_norm_policy("sync", 16, on_gpu=False)
-    for policy in ("frozen", "group"):
-        check_norm_policy(policy, 1, on_gpu=False)  # type: ignore[arg-type]
+    with pytest.warns(SmallBatchWarning, match=r"did not come with weights trains on 1 images.*norm-relu false"):
+        check_norm_policy("frozen", 1, on_gpu=False)
+    check_norm_policy("frozen", 1, on_gpu=False, has_batch_norms=False)
+    check_norm_policy("group", 1, on_gpu=False)
     check_norm_policy("train", 8, on_gpu=False)
     check_norm_policy("train", 1, on_gpu=False, has_batch_norms=False)

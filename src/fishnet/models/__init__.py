@@ -12,6 +12,7 @@ from torch import nn
 from fishnet.errors import UsageError, did_you_mean
 from fishnet.models.config import VARIANTS, FishConfig, FishConfigError
 from fishnet.models.fishnet import FishNet
+from fishnet.models.norms import note_loaded_norms
 
 __all__ = ["VARIANTS", "FishConfig", "FishConfigError", "FishNet", "create_model", "list_models"]
 
@@ -62,6 +63,8 @@ def create_model(
         model = timm.create_model(name, num_classes=num_classes, in_chans=in_chans, **config)
     except TypeError as error:
         raise UsageError(f"model {name} cannot be built with {config}: {error}") from error
+    if config.get("pretrained"):
+        note_loaded_norms(model)
     if weights is not None:
         from fishnet.models.pretrained import PRETRAINED
         from fishnet.models.weights import load_weights

@@ -171,7 +171,7 @@ def build_detector(
         raise UsageError(f"unknown detector {plan.detector!r}.{near} Known are {', '.join(DETECTORS)}")
     if plan.detector == "keypoint_rcnn" and plan.keypoints < 1:
         raise UsageError("keypoint_rcnn needs data with keypoints: no category names any")
-    trunk = build_trunk(model, plan.taps, weights, **options)
+    trunk = build_trunk(model, plan.taps, weights, plan.group_norm, **options)
     given = {name: value for name, value in (plan.heads or {}).items() if value is not None}
     heads = resolve_heads(plan.preset, trunk, DIFFERENT_HEADS.get(plan.detector, {}) | given)
     one_stage = plan.detector in ONE_STAGE

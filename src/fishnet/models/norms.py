@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable, Collection
 from typing import Literal
 
 import torch
+from timm.layers import GroupNormAct, convert_sync_batchnorm
 from torch import nn
 
 from fishnet.errors import UsageError
@@ -21,61 +23,91 @@ BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
 FEWEST_IMAGES = 8
 GROUPS = 32
 
+# Parts that timm puts into its BatchNorms. `aux_bn` are further BatchNorms for parts of a batch.
+_KNOWN_PARTS = {"drop", "act", "aux_bn"}
+_LOADED, _HELD = "loaded_from_weights", "held_in_inference_mode"
+
 
 class SmallBatchWarning(UserWarning):
     """BatchNorm is trained on so few images per device that its statistics are noise."""
 
 
 def apply_norm_policy(model: nn.Module, policy: NormPolicy) -> nn.Module:
-    """Return the network with its BatchNorms as the policy says; replaced ones keep scale and shift.
+    """Return the network with its BatchNorms as the policy says.
 
-    `train` leaves them; `frozen` stops the gradient of scale and shift (`hold_norms` keeps the statistics); `sync`
-    shares the statistics of all processes; `group` puts group norms of up to 32 groups in their place.
+    Args:
+        model: Network to change, in place where it is not a BatchNorm itself.
+        policy: `train` leaves every BatchNorm. `frozen` stops the gradients of those that came with weights (see
+            `note_loaded_norms`; `hold_norms` keeps their statistics); fresh ones train. `sync` shares the statistics
+            of all processes. `group` puts group norms of up to 32 groups in their place. Replaced norms keep their
+            scale and shift, and the activation and dropout that timm's BatchNorms hold.
+
+    Raises:
+        UsageError: `frozen` without any weights; `sync` or `group` for a BatchNorm with parts of its own.
     """
     if policy == "frozen":
-        for module in model.modules():
-            if isinstance(module, BATCH_NORMS):
-                module.requires_grad_(False)
+        _freeze_loaded(model)
     elif policy == "sync":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        return _replaced(model, convert_sync_batchnorm, {})
     elif policy == "group":
-        return _with_group_norms(model)
+        return _replaced(model, _group_norm, {})
     return model
 
 
 def check_norm_policy(policy: NormPolicy, images_per_device: int, on_gpu: bool, has_batch_norms: bool = True) -> None:
     """Refuse what cannot work and warn of what rarely does.
 
+    Args:
+        policy: What becomes of the BatchNorms.
+        images_per_device: Images of one batch on one device.
+        on_gpu: Whether the devices are GPUs.
+        has_batch_norms: Whether any BatchNorm is trained (`has_batch_norms`).
+
     Raises:
         UsageError: `sync` on a CPU.
     """
     if policy == "sync" and not on_gpu:
         raise UsageError("--norm sync needs GPUs: synchronised BatchNorm has no CPU version; use frozen or group")
-    if policy == "train" and images_per_device < FEWEST_IMAGES and has_batch_norms:
-        warnings.warn(
-            f"BatchNorm trains on {images_per_device} images per device, fewer than {FEWEST_IMAGES}: its statistics "
-            "will be noise. Use --norm frozen (with --weights), --norm group (from scratch), --norm sync (GPUs) or a "
-            "larger --batch-size",
-            SmallBatchWarning,
-            stacklevel=2,
-        )
+    if policy not in ("train", "frozen") or images_per_device >= FEWEST_IMAGES or not has_batch_norms:
+        return
+    which, ways = "BatchNorm trains", "--norm frozen (with --weights), --norm group (from scratch), --norm sync (GPUs)"
+    if policy == "frozen":
+        which, ways = "BatchNorm that did not come with weights trains", "--pyramid.norm-relu false, --norm sync (GPUs)"
+    warnings.warn(
+        f"{which} on {images_per_device} images per device, fewer than {FEWEST_IMAGES}: its statistics will be noise. "
+        f"Use {ways} or a larger --batch-size",
+        SmallBatchWarning,
+        stacklevel=2,
+    )
 
 
-def hold_norms(model: nn.Module, every: bool) -> None:
-    """Put the BatchNorms of frozen parts, or all of them, into inference mode."""
-    for module in model.modules():
+def note_loaded_norms(model: nn.Module, loaded: Collection[str] | None = None) -> None:
+    """Remember which BatchNorms of a network have scale, shift and statistics from weights; copies remember it too.
+
+    Args:
+        model: Network that weights were loaded into.
+        loaded: Names of the tensors that were loaded; None means all of them.
+    """
+    _mark(model, _LOADED)
+    for name, module in model.named_modules():
         if isinstance(module, BATCH_NORMS):
-            frozen = module.weight is not None and not module.weight.requires_grad
-            if every or frozen:
-                module.eval()
+            prefix = f"{name}." if name else ""
+            own = [key for key, value in module.named_parameters(recurse=False)]
+            own += [key for key in ("running_mean", "running_var") if getattr(module, key) is not None]
+            if loaded is None or all(prefix + key in loaded for key in own):
+                _mark(module, _LOADED)
+
+
+def hold_norms(model: nn.Module) -> None:
+    """Put frozen BatchNorms into inference mode: they use their statistics and do not change them."""
+    for module in _batch_norms(model):
+        if _is_frozen(module):
+            module.training = False  # itself only: dropout inside timm's BatchNorms goes on
 
 
 def has_batch_norms(model: nn.Module) -> bool:
     """Whether any BatchNorm of the network is being trained."""
-    return any(
-        isinstance(module, BATCH_NORMS) and any(p.requires_grad for p in module.parameters())
-        for module in model.modules()
-    )
+    return not all(_is_frozen(module) for module in _batch_norms(model))
 
 
 def groups_of(channels: int) -> int:
@@ -86,17 +118,70 @@ def groups_of(channels: int) -> int:
     return groups
 
 
-def _with_group_norms(module: nn.Module) -> nn.Module:
-    """Return the module with every 2-d BatchNorm below it replaced, in its own order and under its own name."""
-    if isinstance(module, nn.BatchNorm2d):
-        norm = nn.GroupNorm(groups_of(module.num_features), module.num_features, eps=module.eps)
-        norm = norm.to(device=module.weight.device, dtype=module.weight.dtype)
-        with torch.no_grad():
-            norm.weight.copy_(module.weight)
-            norm.bias.copy_(module.bias)
-        return norm.train(module.training)
-    for name, child in module.named_children():
-        replaced = _with_group_norms(child)
-        if replaced is not child:
-            setattr(module, name, replaced)
+def _batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    return [module for module in model.modules() if isinstance(module, BATCH_NORMS)]
+
+
+def _mark(module: nn.Module, mark: str) -> None:
+    module.__dict__[mark] = True
+
+
+def _is_frozen(norm: nn.Module) -> bool:
+    """Whether the policy holds a BatchNorm, or somebody froze all of its parameters."""
+    own = list(norm.parameters(recurse=False))
+    return _HELD in norm.__dict__ or (bool(own) and not any(p.requires_grad for p in own))
+
+
+def _freeze_loaded(model: nn.Module) -> None:
+    """Freeze the BatchNorms that came with weights; the activations that timm keeps in them train on."""
+    norms = _batch_norms(model)
+    if norms and not any(_LOADED in module.__dict__ for module in model.modules()):
+        raise UsageError(
+            "--norm frozen keeps the BatchNorms of weights, and none are loaded: add --weights, or use --norm group "
+            "or --norm train to start from scratch"
+        )
+    for norm in norms:
+        if _LOADED in norm.__dict__:
+            _mark(norm, _HELD)
+            for parameter in norm.parameters(recurse=False):
+                parameter.requires_grad_(False)
+
+
+def _replaced(module: nn.Module, make: Callable[[nn.Module], nn.Module], done: dict[nn.Module, nn.Module]) -> nn.Module:
+    """Return the module with every BatchNorm below it replaced, in its own order and under every name that it has."""
+    if isinstance(module, BATCH_NORMS):
+        if module not in done:
+            if more := {name for name, _ in module.named_children()} - _KNOWN_PARTS:
+                raise UsageError(
+                    f"--norm: no replacement is known for {type(module).__name__}, a BatchNorm with parts of its own "
+                    f"({', '.join(sorted(more))}); use --norm train or --norm frozen"
+                )
+            done[module] = make(module)
+        return done[module]
+    for name, child in list(module._modules.items()):  # named_children leaves out the second name of a shared module
+        if child is not None and (replaced := _replaced(child, make, done)) is not child:
+            module.register_module(name, replaced)
     return module
+
+
+def _group_norm(norm: nn.Module) -> nn.Module:
+    """Return the group norm for a BatchNorm; vectors without a map are normalised over all of their channels."""
+    assert isinstance(norm, BATCH_NORMS)
+    groups = 1 if isinstance(norm, nn.BatchNorm1d) else groups_of(norm.num_features)
+    made: nn.GroupNorm
+    parts = {name: part for name in ("drop", "act") if (part := getattr(norm, name, None)) is not None}
+    if parts:
+        made = GroupNormAct(norm.num_features, groups, norm.eps, norm.affine, apply_act=False)
+        for name, part in parts.items():
+            setattr(made, name, part)
+    else:
+        made = nn.GroupNorm(groups, norm.num_features, norm.eps, norm.affine)
+    if norm.affine:
+        made = made.to(device=norm.weight.device, dtype=norm.weight.dtype)
+        with torch.no_grad():
+            made.weight.copy_(norm.weight)
+            made.bias.copy_(norm.bias)
+            made.weight.requires_grad_(norm.weight.requires_grad)
+            made.bias.requires_grad_(norm.bias.requires_grad)
+    made.training = norm.training
+    return made

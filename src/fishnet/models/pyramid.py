@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import timm
 import torch
 import torch.nn.functional as F
+from timm.layers import Format
 from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
@@ -21,7 +23,10 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxP
 from fishnet.errors import FishnetError, UsageError
 from fishnet.models import VARIANTS, check_name, create_model
 from fishnet.models.fishnet import FishNet
+from fishnet.models.norms import apply_norm_policy, note_loaded_norms
 from fishnet.models.stages import set_stage_checkpointing
+from fishnet.models.trials import SIZES, find_fault, freeze_idle
+from fishnet.models.weights import load_to_train
 
 Taps = Literal["head", "body", "tail"]
 Neck = Literal["fpn", "none"]
@@ -34,7 +39,12 @@ TAPS: dict[str, tuple[str, str, str, str]] = {
 }
 """Stages of a fish that make a pyramid, from stride 4 to 32."""
 
-_STRIDES = (4, 8, 16, 32)
+STRIDES = (4, 8, 16, 32)
+"""Strides of the four maps of every trunk."""
+_ANY_SIZE: tuple[dict[str, Any], ...] = ({"dynamic_img_size": True}, {"strict_img_size": False})
+"""Keywords by which timm's families are told to take images of any size."""
+_WRAPPED = ("model", "body")
+"""Names under which timm's feature networks keep a network that they do not take apart."""
 
 
 class Trunk(nn.Module):
@@ -65,6 +75,10 @@ class Trunk(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute activations in the backward pass: less memory, about a third more time."""
         raise NotImplementedError
+
+    def freeze_idle(self, first: int) -> None:
+        """Stop the gradients of parameters that no map depends on, from the map of index `first` on."""
+        freeze_idle(self, first)
 
 
 class FishTrunk(Trunk):
@@ -117,28 +131,31 @@ class FishTrunk(Trunk):
         """Recompute the activations of every stage in the backward pass."""
         set_stage_checkpointing(self, enable)
 
+    def freeze_idle(self, first: int) -> None:
+        """Stop the gradients of what only an unused first map depends on; every other map feeds later ones."""
+        if first and self.taps == TAPS["body"]:  # the order of its maps is not that of its stages
+            freeze_idle(self, first)
+
 
 class TimmTrunk(Trunk):
-    """Any timm network with maps of strides 4, 8, 16 and 32.
+    """A timm network with maps of strides 4, 8, 16 and 32 for images of any size.
+
+    The network is tried on the meta device first, so nothing is loaded or trained that fails later. Maps are always
+    (N, C, H, W): where a family works on (N, H, W, C), timm's feature getter turns them.
 
     Args:
         name: timm name.
         options: Keywords of the network; `pretrained=True` loads timm's weights.
+
+    Raises:
+        UsageError: Unknown name or keyword, no maps of the four strides, or a network for images of one size.
     """
 
     pre_activation = False
 
     def __init__(self, name: str, **options: Any) -> None:
         super().__init__()
-        reductions = _reductions(name)
-        if missing := [stride for stride in _STRIDES if stride not in reductions]:
-            raise UsageError(
-                f"{name} has no map of stride {', '.join(map(str, missing))} (it has "
-                f"{', '.join(map(str, reductions)) or 'none'}); a pyramid needs 4, 8, 16 and 32"
-            )
-        # of several maps with one stride the last is the most refined
-        indices = tuple(len(reductions) - 1 - reductions[::-1].index(stride) for stride in _STRIDES)
-        self.network = create_model(name, num_classes=0, features_only=True, out_indices=indices, **options)
+        self.network = _build_features(name, options | _find_way(name, options))
         self.channels = list(self.network.feature_info.channels())  # type: ignore[union-attr,operator]
         self.strides = list(self.network.feature_info.reduction())  # type: ignore[union-attr,operator]
 
@@ -148,72 +165,161 @@ class TimmTrunk(Trunk):
 
     def layers(self) -> dict[str, str]:
         """Return the parts of the network in the order in which it runs them."""
-        return {name: rf"network\.{re.escape(name)}\b" for name, _ in self.network.named_children()}
+        whole = self._whole
+        if whole is None:
+            return {name: rf"network\.{re.escape(name)}\b" for name, _ in self.network.named_children()}
+        found: dict[str, str] = {}
+        prefix, inner = whole
+        for name, child in inner.named_children():
+            stages = isinstance(child, nn.Sequential | nn.ModuleList)
+            for part in [f"{name}.{key}" for key, _ in child.named_children()] if stages else [name]:
+                found[part] = rf"network\.{prefix}\.{re.escape(part)}\b"
+        return found
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute activations where timm's network can."""
-        self.network.set_grad_checkpointing(enable)  # type: ignore[operator]
+        whole = self._whole  # timm's feature getter has no switch of its own
+        owner = whole[1] if whole and not hasattr(self.network, "set_grad_checkpointing") else self.network
+        owner.set_grad_checkpointing(enable)  # type: ignore[operator]
+
+    @property
+    def _whole(self) -> tuple[str, nn.Module] | None:
+        """Name and value of the network inside timm's wrapper, where the wrapper does not take it apart."""
+        parts = dict(self.network.named_children())
+        ((name, inner), *more) = parts.items()
+        return (name, inner) if not more and name in _WRAPPED else None
 
 
-def _reductions(name: str) -> list[int]:
-    """Return the strides of all maps that a timm network offers, built without memory for its weights."""
+def _build_features(name: str, options: dict[str, Any]) -> nn.Module:
+    return create_model(name, num_classes=0, features_only=True, **options)
+
+
+def _find_way(name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the keywords with which a timm network gives the four maps of images of any size.
+
+    Raises:
+        UsageError: There are none.
+    """
     check_name(name)
+    plain = {key: value for key, value in options.items() if key not in ("pretrained", "checkpoint_path")}
+    faults = []
+    for extra in ({}, *_ANY_SIZE):
+        if extra.keys() & options.keys():
+            continue
+        try:
+            way = _features_way(name, plain | extra)
+        except UsageError:
+            if extra:
+                continue  # the family does not know the keyword
+            raise
+        fault = _fault(name, plain | extra | way)
+        if fault is None:
+            return extra | way
+        faults.append(fault)
+    raise UsageError(
+        f"{name} {_limit_of(name, plain | way, faults[0])}; choose another network, such as resnet50, convnext_tiny or "
+        "swin_tiny_patch4_window7_224 (docs/trunks.md lists what works)"
+    )
+
+
+def _features_way(name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the keywords that make timm give the maps of strides 4 to 32 as (N, C, H, W)."""
     try:
         with torch.device("meta"):
-            network: Any = timm.create_model(name, features_only=True)
-        return list(network.feature_info.reduction())
-    except (RuntimeError, TypeError, AttributeError, KeyError, NotImplementedError) as error:
+            network: Any = _build_features(name, options)
+        info = network.feature_info
+        reductions = list(info.reduction(list(range(len(info)))))
+    except (RuntimeError, AttributeError, KeyError, NotImplementedError) as error:
         raise UsageError(f"{name} gives no maps that a pyramid could take ({type(error).__name__}: {error})") from error
+    if missing := [stride for stride in STRIDES if stride not in reductions]:
+        raise UsageError(
+            f"{name} has no map of stride {', '.join(map(str, missing))} (it has "
+            f"{', '.join(map(str, sorted(set(reductions)))) or 'none'}); a pyramid needs 4, 8, 16 and 32"
+        )
+    # of several maps with one stride the last is the most refined
+    way: dict[str, Any] = {"out_indices": tuple(len(reductions) - 1 - reductions[::-1].index(s) for s in STRIDES)}
+    if getattr(network, "output_fmt", Format.NCHW) != Format.NCHW:
+        way["feature_cls"] = "getter"
+    return way
 
 
-def build_trunk(name: str, taps: Taps = "head", weights: str | None = None, **options: Any) -> Trunk:
+def _fault(name: str, options: dict[str, Any], sizes: Sequence[tuple[int, int]] = SIZES) -> str | None:
+    with torch.device("meta"):
+        network: Any = _build_features(name, options)
+    return find_fault(network, network.feature_info.channels(), STRIDES, options.get("in_chans", 3), sizes)
+
+
+def _limit_of(name: str, options: dict[str, Any], fault: str) -> str:
+    """Say which images a network takes that does not take those of any size."""
+    config = timm.get_pretrained_cfg(name)
+    own = options.get("img_size") or (config.input_size[-2:] if config is not None else SIZES[0])
+    height, width = (own, own) if isinstance(own, int) else own
+    if _fault(name, options, [(height, width)]) is not None:
+        return f"gives no maps that a pyramid could take: {fault}"
+    if _fault(name, options, [(height, 2 * width)]) is not None:
+        return f"takes images of {height}x{width} pixels only, and a pyramid must take any size"
+    return f"takes only images whose sides are multiples of a number such as {height}, and a pyramid must take any size"
+
+
+def build_trunk(
+    name: str, taps: Taps = "head", weights: str | None = None, group_norm: bool = False, **options: Any
+) -> Trunk:
     """Return a fish or a timm network as a trunk.
 
     Args:
         name: Member of the family or timm name.
         taps: Stages of a fish that make the pyramid.
         weights: Classification run, checkpoint or tag to take the trunk from; `pretrained` takes timm's.
+        group_norm: Put group norms in place of BatchNorms; they take over scale and shift of the weights, whichever
+            of the two these have.
         options: Keywords of the network.
 
     Raises:
-        UsageError: Unknown name or keyword, or a network without the four strides.
+        UsageError: Unknown name or keyword, a network without the four strides, weights with group norms for
+            BatchNorms.
         FishnetError: The weights cannot be read or do not fit.
     """
     if weights == "pretrained":
         options["pretrained"] = True
+    from_file = weights if weights != "pretrained" else None
+    trunk: Trunk
     if name in VARIANTS:
         fish = create_model(name, **options)
         assert isinstance(fish, FishNet)
-        if weights and weights != "pretrained":
-            _load_trunk(fish, weights)
-        return FishTrunk(fish, taps)
-    if taps != "head":
+        if from_file:
+            load_to_train(fish, from_file, group_norm, skip_classifier=True)
+        trunk = FishTrunk(fish, taps)
+    elif taps != "head":
         raise UsageError(f"pyramid.taps={taps}: only a fish has stages of that name; {name} gives its own four maps")
-    trunk = TimmTrunk(name, **options)
-    if weights and weights != "pretrained":
-        _take_weights(trunk, name, weights, options)
+    else:
+        trunk = TimmTrunk(name, **options)
+        if from_file:
+            _take_weights(trunk, name, from_file, group_norm, options)
+    if group_norm:
+        apply_norm_policy(trunk, "group")
     return trunk
 
 
-def _load_trunk(model: nn.Module, weights: str) -> None:
-    from fishnet.models.weights import load_weights
-
-    print(load_weights(model, weights, skip_classifier=True))
-
-
-def _take_weights(trunk: TimmTrunk, name: str, weights: str, options: dict[str, Any]) -> None:
+def _take_weights(trunk: TimmTrunk, name: str, weights: str, group_norm: bool, options: dict[str, Any]) -> None:
     """Load a whole classifier of the same name and hand its trunk over."""
     whole = create_model(name, **{key: value for key, value in options.items() if key != "pretrained"})
-    _load_trunk(whole, weights)
+    if load_to_train(whole, weights, group_norm, skip_classifier=True).group_norms:
+        apply_norm_policy(trunk, "group")
     state = {key.replace(".", "_"): value for key, value in whole.state_dict().items()}
     own = trunk.network.state_dict()
-    # timm's feature networks keep the names of layers, some behind a prefix, some with the dots of containers flattened
-    found = {key: state.get(key.removeprefix("model.").replace(".", "_")) for key in own}
+    found = {key: state.get(_plain_name(key)) for key in own}
     if missing := [key for key, value in found.items() if value is None or value.shape != own[key].shape]:
         raise FishnetError(
             f"{len(missing)} of {len(own)} weights of the trunk of {name} are not in {weights}, such as {missing[0]}"
         )
     trunk.network.load_state_dict(found)
+    note_loaded_norms(trunk.network)
+
+
+def _plain_name(key: str) -> str:
+    """Return a tensor's name without the wrapper of timm's feature networks, which also flatten some containers."""
+    wrapper, _, rest = key.partition(".")
+    return (rest if wrapper in _WRAPPED else key).replace(".", "_")
 
 
 class Pyramid(nn.Module):
@@ -243,6 +349,7 @@ class Pyramid(nn.Module):
         if width < 1:
             raise UsageError(f"pyramid.width: {width} is not a number of channels")
         self.trunk, self.finest = trunk, finest
+        trunk.freeze_idle(finest)
         channels = trunk.channels[finest:]
         self.out_channels = width
         wanted = trunk.pre_activation if norm_relu is None else norm_relu

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fishnet.errors import FishnetError, UsageError, did_you_mean
 from fishnet.models.checkpoint_files import SUFFIXES, save_state
 from fishnet.models.layouts import CLASSIFIER, FIRST_CONV, convert_state, detect_layout, find_layout, listing, translate
+from fishnet.models.norms import BATCH_NORMS, apply_norm_policy, note_loaded_norms
 from fishnet.models.states import WRAPPERS, read_checkpoint
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "classifier_size",
     "convert_state",
     "detect_layout",
+    "load_to_train",
     "load_weights",
     "locate_weights",
     "read_checkpoint",
@@ -49,6 +51,8 @@ class LoadReport:
     """Tensors fitted to another number of image channels; part of `loaded`."""
     source: str = ""
     """File that was read."""
+    group_norms: bool = False
+    """Whether the file has group norms where the model was built with BatchNorms."""
 
     def __str__(self) -> str:
         parts = [f"loaded {len(self.loaded)} tensors from {self.source} (layout {self.layout})"]
@@ -64,6 +68,7 @@ def load_weights(
     strict: bool = True,
     skip_classifier: bool | Literal["resize"] = False,
     prefer_ema: bool = True,
+    follow_norms: bool = False,
 ) -> LoadReport:
     """Load a checkpoint of any known layout into a FishNet, or a matching one into any other model.
 
@@ -77,6 +82,7 @@ def load_weights(
         strict: Every tensor must have its counterpart of the same shape. False loads what fits and reports the rest.
         skip_classifier: True leaves the classifier as it is; "resize" does so only where its size differs.
         prefer_ema: Where the file holds both, take the moving average rather than the weights of the last step.
+        follow_norms: Where the file has group norms in place of BatchNorms, put group norms into the model first.
 
     Raises:
         UsageError: `source` is neither a file, nor a run folder, nor a tag.
@@ -91,7 +97,10 @@ def load_weights(
     path = locate_weights(source)
     state = read_checkpoint(path, prefer_ema)
     layout, state = _to_model_layout(state, own, path)
-    report = LoadReport(layout or "as is", source=str(path))
+    report = LoadReport(layout or "as is", source=str(path), group_norms=_has_group_norms(model, state))
+    if report.group_norms and follow_norms:
+        model = apply_norm_policy(model, "group")
+        own = dict(model.state_dict())
     state = _without_classifier(model, state, own, skip_classifier, report)
     state = _fit_first_conv(model, state, own, report)
     _compare(state, own, report)
@@ -99,7 +108,40 @@ def load_weights(
     if (strict and (report.missing or report.unexpected)) or not report.loaded:
         raise FishnetError(_explain_mismatch(model, state, own, report, differing))
     model.load_state_dict({key: state[key] for key in report.loaded}, strict=False)
+    note_loaded_norms(model, report.loaded)
     return report
+
+
+def load_to_train(
+    model: nn.Module, source: str | Path, group_norm: bool, skip_classifier: bool | Literal["resize"]
+) -> LoadReport:
+    """Load weights to start training from, and print what was loaded.
+
+    Group norms take over scale and shift of the weights, whichever norms these have: where the weights have group
+    norms, the model has them afterwards; else it keeps its BatchNorms, for the caller to replace.
+
+    Args:
+        model: Network with BatchNorms, to fill.
+        source: Checkpoint file, run folder or tag.
+        group_norm: Whether the network is to be trained with group norms.
+        skip_classifier: See `load_weights`.
+
+    Raises:
+        UsageError: The weights have group norms, and the network is to be trained with BatchNorms.
+        FishnetError: The weights cannot be read or do not fit.
+    """
+    report = load_weights(model, source, skip_classifier=skip_classifier, follow_norms=True)
+    if report.group_norms and not group_norm:
+        raise UsageError(f"{report.source} has group norms in place of BatchNorms: add --norm group")
+    print(report)
+    return report
+
+
+def _has_group_norms(model: nn.Module, state: Mapping[str, Tensor]) -> bool:
+    """Whether a state dict has scales, but no statistics, for the BatchNorms of a model."""
+    norms = [name for name, module in model.named_modules() if isinstance(module, BATCH_NORMS)]
+    scaled = [name for name in norms if f"{name}.weight" in state]
+    return bool(scaled) and not any(f"{name}.running_mean" in state for name in scaled)
 
 
 def locate_weights(source: str | Path) -> Path:
@@ -269,6 +311,8 @@ def _explain_mismatch(
     wrong = [*report.missing, *report.unexpected]
     if wrong and all(key.startswith(prefixes) for key in wrong):
         return f"{report.source} {_explain_classes(state, own, prefixes)}"
+    if why := _explain_norms(model, state, report):
+        return f"{report.source} {why}"
     theirs, mine = recognise_member(state), recognise_member(own)
     looks = [f"the file looks like {theirs}"] if theirs else []
     looks += [f"the model like {mine}" if looks else f"the model is {mine}"] if mine else []
@@ -285,6 +329,16 @@ def _explain_mismatch(
         f"{report.source} (layout {report.layout}) does not fit the model{': ' if looks else ''}{', '.join(looks)}. "
         f"{'; '.join(sides)}. Build the model that the file belongs to, or load what fits with strict=False."
     )
+
+
+def _explain_norms(model: nn.Module, state: Mapping[str, Tensor], report: LoadReport) -> str | None:
+    """Say so where the file and the model have norms of different kinds."""
+    if report.group_norms:
+        return "has group norms, the model BatchNorms: build the model with group norms (--norm group)."
+    groups = [name for name, module in model.named_modules() if isinstance(module, nn.GroupNorm)]
+    if groups and all(f"{name}.running_mean" in state for name in groups):
+        return "has BatchNorms, the model group norms: load it into the model with BatchNorms, then replace these."
+    return None
 
 
 def _explain_classes(state: Mapping[str, Tensor], own: Mapping[str, Tensor], prefixes: tuple[str, ...]) -> str:

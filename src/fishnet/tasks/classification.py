@@ -86,7 +86,7 @@ class ClassificationTask:
         """Return the network with `config.weights` loaded, if any; a classifier of another size stays fresh."""
         from fishnet.models import create_model
         from fishnet.models.norms import apply_norm_policy
-        from fishnet.models.weights import load_weights
+        from fishnet.models.weights import load_to_train
 
         config = self.config
         options = dict(config.model_option)
@@ -96,11 +96,9 @@ class ClassificationTask:
             options["pretrained"] = True
         torch.manual_seed(config.seed)
         model = create_model(config.model, num_classes=len(self.classes), **options)
-        if config.norm == "group":
-            model = apply_norm_policy(model, "group")
         if config.weights and config.weights != "pretrained":
-            print(load_weights(model, config.weights, skip_classifier="resize"))
-        return model
+            load_to_train(model, config.weights, config.norm == "group", skip_classifier="resize")
+        return apply_norm_policy(model, "group") if config.norm == "group" else model
 
     def model_card(self) -> ModelCard:
         """Return what predicting and judging need to know of the network."""

@@ -1,0 +1,78 @@
+"""Trying a backbone on the meta device: shapes of maps and idle parameters, without its arithmetic or memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+SIZES = ((96, 160), (224, 288))
+"""Heights and widths in pixels that a backbone is tried with: whole strides of 32, no squares."""
+
+# What networks raise in forward for an image of the wrong size; every family has its own way.
+_REFUSALS = (RuntimeError, AssertionError, ValueError, TypeError, IndexError, NotImplementedError)
+
+
+def find_fault(
+    network: nn.Module,
+    channels: Sequence[int],
+    strides: Sequence[int],
+    in_chans: int = 3,
+    sizes: Sequence[tuple[int, int]] = SIZES,
+) -> str | None:
+    """Return why a network on the meta device does not give the maps that it promises, or None where it does.
+
+    Args:
+        network: Images (N, in_chans, H, W) -> maps (N, C, H / stride, W / stride).
+        channels: C of every map.
+        strides: Strides of the maps.
+        in_chans: Channels of the images.
+        sizes: Heights and widths to try.
+    """
+    network.eval()
+    for height, width in sizes:
+        try:
+            with torch.no_grad():
+                maps = network(torch.empty(1, in_chans, height, width, device="meta"))
+        except _REFUSALS as error:
+            reason = " ".join(str(error).split())
+            return f"{type(error).__name__}{f': {reason}' if reason else ''} for {height}x{width} pixels"
+        for found, depth, stride in zip(maps, channels, strides, strict=True):
+            expected = (1, depth, height // stride, width // stride)
+            if found.shape != expected:
+                return (
+                    f"its map of stride {stride} is {_size(found.shape)} instead of {_size(expected)} for "
+                    f"{height}x{width} pixels"
+                )
+    return None
+
+
+def freeze_idle(network: nn.Module, first: int, in_chans: int = 3) -> list[str]:
+    """Stop the gradients of parameters that the maps do not depend on; DDP would wait for them forever.
+
+    Args:
+        network: Images (N, in_chans, H, W) -> list of maps; its own tensors are not touched.
+        first: Index of the first map that is used.
+        in_chans: Channels of the images.
+
+    Returns:
+        Names of the parameters that were frozen.
+    """
+    wanted = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    stand_ins = {name: torch.empty_like(p, device="meta").requires_grad_() for name, p in wanted.items()}
+    rest = [*network.named_parameters(), *network.named_buffers()]
+    tensors = {name: torch.empty_like(t, device="meta") for name, t in rest if name not in wanted} | stand_ins
+    images = torch.empty(2, in_chans, *SIZES[0], device="meta")
+    with torch.enable_grad():
+        maps: list[Tensor] = torch.func.functional_call(network, tensors, (images,))
+        total = torch.stack([found.mean() for found in maps[first:]]).sum()
+        gradients = torch.autograd.grad(total, list(stand_ins.values()), allow_unused=True)
+    idle = [name for name, gradient in zip(stand_ins, gradients, strict=True) if gradient is None]
+    for name in idle:
+        wanted[name].requires_grad_(False)
+    return idle
+
+
+def _size(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape[1:]))
