@@ -24,6 +24,7 @@ from fishnet.models.norms import SmallBatchWarning
 from fishnet.runs import ModelCard, RunFolder, read_card
 from fishnet.tasks.detection import repeat_factors
 from fishnet.tasks.detection_level import DetectionLevel, merge_tiles, tile_places
+from tests.training import assert_equal_runs
 
 QUICK: dict[str, Any] = {
     "model": "fishnet_nano", "epochs": 1, "max_steps": 2, "batch_size": 2, "size": 64, "longest": 96, "workers": 0,
@@ -73,6 +74,18 @@ def test_a_run_leaves_what_the_contract_names(trained: RunFolder) -> None:
     card = read_card(trained.model_file)
     assert card is not None
     assert (card.task, card.classes, card.extra["category_ids"]) == ("detection", ["person"], [1])
+
+
+@pytest.mark.parametrize("frozen", [{"norm": "frozen"}, {"norm": "train", "freeze": ["stem", "tail"]}], ids=str)
+@pytest.mark.filterwarnings("ignore::fishnet.models.norms.SmallBatchWarning")
+def test_a_run_with_frozen_norms_resumes_bit_identical_inside_an_epoch(
+    data: Path, tmp_path: Path, frozen: dict[str, Any]
+) -> None:
+    settings: dict[str, Any] = {**QUICK, **frozen, "data": str(data), "max_steps": None, "ema": 0.9}
+    straight = train("detection", **settings, out=str(tmp_path / "straight"))
+    train("detection", **{**settings, "max_steps": 1}, out=str(tmp_path / "resumed"))
+    resumed = train("detection", **settings, out=str(tmp_path / "resumed"), resume=True, allow_changes=True)
+    assert_equal_runs(straight.path, resumed.path, steps=3)
 
 
 def test_judging_gives_what_training_logged(trained: RunFolder, data: Path, tmp_path: Path) -> None:
