@@ -247,3 +247,15 @@ def test_options_out_of_range() -> None:
         with pytest.raises(UsageError, match="--"):
             DetectionLevel(card, **options)
     assert TrainConfig().detector == "mask_rcnn"
+
+
+@pytest.mark.parametrize("factor", [3, 0.5])
+def test_another_size_scales_both_bounds(trained: RunFolder, data: Path, factor: float) -> None:
+    wide = Image.new("RGB", (400, 200))
+    level = Predictor(trained.path, device="cpu").level
+    other = Predictor(trained.path, device="cpu", size=round(64 * factor)).level
+    (tile,), (scaled,) = level.prepare(wide).tiles, other.prepare(wide).tiles
+    assert tuple(tile.pixels.shape) == (3, 48, 96)  # the longer side is at its bound
+    assert tuple(scaled.pixels.shape) == (3, 48 * factor, 96 * factor)
+    judged, again = (made.open_split(data, "val", "stop")[0]["image"] for made in (level, other))
+    assert max(again.shape) == pytest.approx(factor * max(judged.shape), abs=1)

@@ -122,6 +122,13 @@ class ModelCard:
         card.check()
         return card
 
+    def at_size(self, size: int) -> ModelCard:
+        """Return the card for another input size; a bound of the longer side (`longest`) grows or shrinks with it."""
+        extra = dict(self.extra)
+        if "longest" in extra:
+            extra["longest"] = round(extra["longest"] * size / self.size)
+        return dataclasses.replace(self, size=size, extra=extra)
+
     def check(self) -> None:
         """Raise ValueError where the fields do not fit each other."""
         if self.task not in TASKS:
@@ -290,7 +297,7 @@ def load_model(
         task: task of a file without a card.
         model: architecture of a file without a card.
         classes: class names of a file without a card; without them classes are named by their index.
-        size: input size in pixels instead of the card's.
+        size: input size in pixels instead of the card's; of a detector the bound of the longer side follows.
 
     Raises:
         FishnetError: where the file is absent, damaged, or does not fit the architecture.
@@ -310,7 +317,7 @@ def load_model(
     if size is not None:
         if size < 1:
             raise UsageError(f"--size {size} is no image size")
-        card = dataclasses.replace(card, size=size)
+        card = card.at_size(size)
     return network.to(target).eval(), card
 
 

@@ -73,9 +73,14 @@ class ClassificationTask:
         return mixers
 
     def _class_weights(self) -> Tensor:
-        """Return the inverse frequency of each class, scaled to mean 1 over the images."""
+        """Return the inverse frequency of each class, scaled to mean 1 over the terms of the loss.
+
+        These are one per image, that of its class; with several labels per image, one per image and class.
+        """
         counts = np.maximum(self.train_data.class_counts(), 1)
         weights = counts.sum() / (len(counts) * counts)
+        if self.multi_label:
+            weights /= weights.mean()
         return torch.from_numpy(weights).float()
 
     def train_order(self) -> dict[str, Any]:
@@ -135,7 +140,8 @@ class ClassificationTask:
         smooth = self.config.label_smoothing
         if self.multi_label:
             targets = targets * (1 - smooth) + smooth / 2
-            return {"loss": F.binary_cross_entropy_with_logits(logits, targets, pos_weight=weights)}
+            # the whole term of a class is weighed: with pos_weight the best answer were not its probability any more
+            return {"loss": F.binary_cross_entropy_with_logits(logits, targets, weight=weights)}
         return {"loss": F.cross_entropy(logits, targets, weight=weights, label_smoothing=smooth)}
 
     def _mix(self, images: Tensor, targets: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
