@@ -305,9 +305,7 @@ def test_the_best_constant_answer_of_several_labels_is_the_frequency(photos: Pat
     shares = {"often": 48 / 60, "half": 0.5, "rare": 0.1}
     label_several(
         photos,
-        lambda number, name: "|".join(
-            label for label, share in shares.items() if number % 10 < round(10 * share)
-        ),
+        lambda number, name: "|".join(label for label, share in shares.items() if number % 10 < round(10 * share)),
     )
     task = ClassificationTask(TrainConfig(data=str(photos), size=32, class_weights=weights))  # type: ignore[arg-type]
     targets = torch.stack([task.train_data[index]["target"] for index in range(60)]).double()

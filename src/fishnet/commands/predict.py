@@ -72,7 +72,7 @@ def predict(
         workers: Processes that read images.
         bad_images: stop at an image that cannot be read, or skip it and list it.
         overwrite: Replace the results that `out` holds.
-        size: Input size in pixels instead of the one the model was made for. Of a detector this is the shorter side, and
+        size: Input size in pixels instead of the one the model was made for. Of a detector this is the shorter side;
             the bound of the longer side is scaled with it.
         task: Task of a weights file that does not say it.
         model: Architecture of a weights file that does not say it.

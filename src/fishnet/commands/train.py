@@ -11,7 +11,7 @@ from fishnet.config import TrainConfig
 from fishnet.errors import FishnetError, UsageError
 from fishnet.files import sweep_partials
 from fishnet.runs import RunFolder
-from fishnet.settings import differences, read_settings, resolve, save_settings
+from fishnet.settings import describe_preprocessing, differences, read_settings, resolve, save_settings
 
 # Settings that say where and how fast, not what is computed; a resumed run may change them freely.
 FREE_TO_CHANGE = {"workers", "worker_start", "cache", "checkpoint_minutes", "tensorboard", "compile", "out"}
@@ -64,6 +64,8 @@ def train(
     from fishnet.fitting import fit
     from fishnet.tasks import make_task
 
+    if is_main_process() and not resume and (line := describe_preprocessing(config, task)):
+        print(line, flush=True)
     made = make_task(task, config)
     if is_main_process():
         prepare_folder(run, resume)

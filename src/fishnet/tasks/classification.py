@@ -89,7 +89,7 @@ class ClassificationTask:
 
     def build_model(self) -> nn.Module:
         """Return the network with `config.weights` loaded, if any; a classifier of another size stays fresh."""
-        from fishnet.models import create_model
+        from fishnet.models import PUBLISHED, create_model
         from fishnet.models.norms import apply_norm_policy
         from fishnet.models.weights import load_weights
 
@@ -97,13 +97,12 @@ class ClassificationTask:
         options = dict(config.model_option)
         if config.drop_rate:
             options.setdefault("drop_rate", config.drop_rate)
-        if config.weights == "pretrained":
-            options["pretrained"] = True
+        published = config.weights if config.weights == PUBLISHED else None
         torch.manual_seed(config.seed)
-        model = create_model(config.model, num_classes=len(self.classes), **options)
+        model = create_model(config.model, published, num_classes=len(self.classes), **options)
         if config.norm == "group":
             model = apply_norm_policy(model, "group")
-        if config.weights and config.weights != "pretrained":
+        if config.weights and not published:
             print(load_weights(model, config.weights, skip_classifier="resize"))
         return model
 
