@@ -26,6 +26,7 @@ from fishnet.models.norms import SmallBatchWarning
 from fishnet.runs import ModelCard, RunFolder, read_card, save_model
 from fishnet.tasks.detection import repeat_factors
 from fishnet.tasks.detection_level import DetectionLevel, merge_tiles, tile_places
+from tests.training import assert_equal_runs
 
 QUICK: dict[str, Any] = {
     "model": "fishnet_nano", "epochs": 1, "max_steps": 2, "batch_size": 2, "size": 64, "longest": 96, "workers": 0,
@@ -75,6 +76,18 @@ def test_a_run_leaves_what_the_contract_names(trained: RunFolder) -> None:
     card = read_card(trained.model_file)
     assert card is not None
     assert (card.task, card.classes, card.extra["category_ids"]) == ("detection", ["person"], [1])
+
+
+@pytest.mark.parametrize("frozen", [{"norm": "frozen"}, {"norm": "train", "freeze": ["stem", "tail"]}], ids=str)
+@pytest.mark.filterwarnings("ignore::fishnet.models.norms.SmallBatchWarning")
+def test_a_run_with_frozen_norms_resumes_bit_identical_inside_an_epoch(
+    data: Path, tmp_path: Path, frozen: dict[str, Any]
+) -> None:
+    settings: dict[str, Any] = {**QUICK, **frozen, "data": str(data), "max_steps": None, "ema": 0.9}
+    straight = train("detection", **settings, out=str(tmp_path / "straight"))
+    train("detection", **{**settings, "max_steps": 1}, out=str(tmp_path / "resumed"))
+    resumed = train("detection", **settings, out=str(tmp_path / "resumed"), resume=True, allow_changes=True)
+    assert_equal_runs(straight.path, resumed.path, steps=3)
 
 
 def test_judging_gives_what_training_logged(trained: RunFolder, data: Path, tmp_path: Path) -> None:
@@ -258,7 +271,7 @@ def test_frozen_norms_of_the_trunk_stay_and_those_of_the_pyramid_train_also_afte
         assert len(inside) > 50
         assert all(torch.equal(state[key], given[key.split(".trunk.")[1]]) for key in inside)
         last = torch.load(run.last, weights_only=True)["state_dict"]
-        steps = {int(value) for key, value in last.items() if ".backbone.norms." in key and "num_batches" in key}
+        steps = {int(value) for key, value in last.items() if "pyramid.norms." in key and "num_batches" in key}
         assert steps == {epochs}
 
 
@@ -283,9 +296,21 @@ def test_a_classifier_with_group_norms_starts_a_detector_with_group_norms(data: 
     options = {**QUICK, "weights": str(second.path), "model_option": {"stem_stride": 2}, "data": str(data)}
     run = train("detection", out=str(tmp_path / "run"), **{**options, "lr": 1e-9, "detector": "faster_rcnn"})
     given, state = load_file(second.model_file), load_file(run.model_file)
-    names = [key for key in given if "norm1." in key and f"network.backbone.trunk.{key}" in state]
+    names = [key for key in given if "norm1." in key and f"pyramid.trunk.{key}" in state]
     assert len(names) > 20
     for key in names:
-        torch.testing.assert_close(state[f"network.backbone.trunk.{key}"], given[key], rtol=0, atol=1e-6)
+        torch.testing.assert_close(state[f"pyramid.trunk.{key}"], given[key], rtol=0, atol=1e-6)
     with pytest.raises(UsageError, match="has group norms in place of BatchNorms: add --norm group"):
         train("detection", out=str(tmp_path / "other"), **{**options, "norm": "train"})
+
+
+@pytest.mark.parametrize("factor", [3, 0.5])
+def test_another_size_scales_both_bounds(trained: RunFolder, data: Path, factor: float) -> None:
+    wide = Image.new("RGB", (400, 200))
+    level = Predictor(trained.path, device="cpu").level
+    other = Predictor(trained.path, device="cpu", size=round(64 * factor)).level
+    (tile,), (scaled,) = level.prepare(wide).tiles, other.prepare(wide).tiles
+    assert tuple(tile.pixels.shape) == (3, 48, 96)  # the longer side is at its bound
+    assert tuple(scaled.pixels.shape) == (3, 48 * factor, 96 * factor)
+    judged, again = (made.open_split(data, "val", "stop")[0]["image"] for made in (level, other))
+    assert max(again.shape) == pytest.approx(factor * max(judged.shape), abs=1)

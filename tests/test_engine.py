@@ -213,11 +213,16 @@ def test_any_timm_backbone_trains_by_name(photos: Path, tmp_path: Path) -> None:
     assert card.model == "resnet10t"
 
 
-def test_several_labels_per_image_train_with_mixing(photos: Path, tmp_path: Path) -> None:
+def label_several(photos: Path, label: Callable[[int, str], str]) -> None:
+    """Write labels.csv of both splits; `label` makes the labels of an image from its number and class."""
     for split in ("train", "val"):
         names = [path.relative_to(photos / split).as_posix() for path in sorted((photos / split).glob("*/*.jpg"))]
-        rows = [f"{name},{'cat|animal' if name.startswith('cat') else 'ship'}" for name in names]
+        rows = [f"{name},{label(number, name.partition('/')[0])}" for number, name in enumerate(names)]
         (photos / split / "labels.csv").write_text("\n".join(["file,labels", *rows]) + "\n")
+
+
+def test_several_labels_per_image_train_with_mixing(photos: Path, tmp_path: Path) -> None:
+    label_several(photos, lambda number, name: "cat|animal" if name == "cat" else "ship")
     run = fit(photos, tmp_path / "run", epochs=1, augment={"mixup": 0.2, "cutmix": 1.0}, class_weights="balanced")
     rows_of = MetricsFile(run.metrics_csv).read()
     assert {row["name"] for row in rows_of if row["split"] == "val"} >= {"map", "loss"}
@@ -292,3 +297,37 @@ def test_balanced_weights_are_the_inverse_of_the_frequency(photos: Path) -> None
     task = ClassificationTask(TrainConfig(data=str(photos), size=32, class_weights="balanced"))
     assert task._weights is not None
     assert task._weights.tolist() == pytest.approx([40 / (2 * 10), 40 / (2 * 30)])
+
+
+@pytest.mark.parametrize("weights", ["none", "balanced"])
+def test_the_best_constant_answer_of_several_labels_is_the_frequency(photos: Path, weights: str) -> None:
+    # of 60 images: often 48, half 30, rare 6
+    shares = {"often": 48 / 60, "half": 0.5, "rare": 0.1}
+    label_several(
+        photos,
+        lambda number, name: "|".join(label for label, share in shares.items() if number % 10 < round(10 * share)),
+    )
+    task = ClassificationTask(TrainConfig(data=str(photos), size=32, class_weights=weights))  # type: ignore[arg-type]
+    targets = torch.stack([task.train_data[index]["target"] for index in range(60)]).double()
+    batch = {"image": torch.zeros(60, 3, 32, 32), "target": targets}
+    answer = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([answer], max_iter=200, tolerance_grad=1e-12, line_search_fn="strong_wolfe")
+
+    class Constant(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return answer.expand(len(images), 3)
+
+    def loss() -> torch.Tensor:
+        optimizer.zero_grad()
+        value = task.training_loss(Constant(), batch, epoch=0)["loss"]
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    frequency = torch.tensor([shares[name] for name in task.classes], dtype=torch.float64)
+    assert targets.mean(0).tolist() == pytest.approx(frequency.tolist())
+    assert answer.detach().tolist() == pytest.approx(frequency.logit().tolist(), abs=1e-3)
+    if weights == "balanced":
+        assert task._weights is not None
+        assert float(task._weights.mean()) == pytest.approx(1)
+        assert (task._weights * frequency).tolist() == pytest.approx([float(task._weights[0] * frequency[0])] * 3)

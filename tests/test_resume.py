@@ -19,7 +19,7 @@ SETTINGS = [
     *("--size", "32", "--epochs", EPOCHS, "--batch-size", "160", "--accumulate", "2", "--workers", "2", "--seed", "7"),
     *("--ema", "0.9", "--augment.rand-augment", "rand-m7-mstd0.5", "--augment.mixup", "0.2", "--augment.cutmix", "1.0"),
     *("--augment.random-erasing", "0.2", "--optim.warmup-epochs", "1", "--log-every", "1", "--drop-rate", "0.1"),
-    *("--checkpoint-minutes", "0.01"),
+    *("--checkpoint-minutes", "0.01", "--freeze", "[stem]"),
 ]
 
 

@@ -183,7 +183,8 @@ class TrainConfig:
     model_option: dict[str, Any] = field(default_factory=dict)
     """Keywords of the model, such as stem_stride=1 or drop_path_rate=0.1."""
     weights: str | None = None
-    """Checkpoint, run folder or tag (osmr_in1k) to start from; a classifier of another size is left out."""
+    """Checkpoint, run folder or tag (osmr_in1k) to start from, or pretrained for the published weights of the model; a
+    classifier of another size is left out."""
     freeze: list[str] = field(default_factory=list)
     """Parts of the model that stay as they are, by name from the stem up, such as stem, tail, bridge."""
     epochs: int = 100

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sized
+from collections.abc import Callable, Iterator, Sized
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -36,6 +37,8 @@ from fishnet.tasks import Evaluation, Task
 from fishnet.tasks.levels import judge
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+PARAMETERS = "optimizer_parameters"
+"""Entry of a checkpoint: names of the parameters in the order in which the optimizer's state numbers them."""
 PRECISION: dict[str, Precision] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
@@ -93,6 +96,38 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
     for group in optimizer.param_groups:  # timm leaves the layer's share to its own schedulers
         group["lr"] *= group.pop("lr_scale", 1.0)
     return optimizer
+
+
+def parameter_names(optimizer: Optimizer, model: nn.Module) -> list[str]:
+    """Return the names of an optimizer's parameters in the order in which its state numbers them."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def follow_settings(checkpoint: dict[str, Any], optimizer: Optimizer, model: nn.Module, share: float) -> None:
+    """Rewrite the states of optimizer and schedule in a checkpoint as the settings of a fresh optimizer have them.
+
+    Rates, weight decay, momentum factors and grouping become those of `optimizer`; what was accumulated per parameter
+    (momentum buffers, moments) stays with the parameter of its name. With unchanged settings nothing changes.
+
+    Args:
+        checkpoint: Loaded checkpoint with `PARAMETERS`, changed in place.
+        optimizer: Optimizer as `build_optimizer` returns it; its groups are scheduled.
+        model: Network whose parameters it holds.
+        share: Share of the base rate at the optimizer step that the checkpoint holds.
+    """
+    saved, schedule = checkpoint["optimizer_states"][0], checkpoint["lr_schedulers"][0]
+    kept = {name: saved["state"][place] for place, name in enumerate(checkpoint[PARAMETERS]) if place in saved["state"]}
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+        group["lr"] = group["initial_lr"] * share
+        for name, value in saved["param_groups"][0].items():
+            group.setdefault(name, deepcopy(value))  # what an optimizer counts per group, as LAMB its steps
+    state = optimizer.state_dict()
+    state["state"] = {place: kept[name] for place, name in enumerate(parameter_names(optimizer, model)) if name in kept}
+    checkpoint["optimizer_states"] = [state]
+    schedule["base_lrs"] = [group["initial_lr"] for group in optimizer.param_groups]
+    schedule["_last_lr"] = [group["lr"] for group in optimizer.param_groups]
 
 
 def freeze(model: nn.Module, parts: list[str]) -> None:
@@ -183,9 +218,22 @@ class TrainingModule(pl.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimizer and its schedule per optimizer step."""
         optimizer = build_optimizer(self.model, self.config)
-        steps, epochs, optim = self.batches().steps, self.config.epochs, self.config.optim
-        schedule = LambdaLR(optimizer, lambda step: lr_share(optim, step, steps, epochs))
+        schedule = LambdaLR(optimizer, self._make_schedule())
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _make_schedule(self) -> Callable[[int], float]:
+        """Return the share of the base rate as a function of the optimizer step."""
+        steps, epochs, optim = self.batches().steps, self.config.epochs, self.config.optim
+        return lambda step: lr_share(optim, step, steps, epochs)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note which parameter each part of the optimizer's state belongs to."""
+        checkpoint[PARAMETERS] = parameter_names(self.trainer.optimizers[0], self.model)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Let a resumed run follow its settings, which may differ from those that the checkpoint was made with."""
+        share = self._make_schedule()(checkpoint["lr_schedulers"][0]["last_epoch"])
+        follow_settings(checkpoint, build_optimizer(self.model, self.config), self.model, share)
 
     def on_fit_start(self) -> None:
         """Check the norms against the devices; compile in place, so that the names of the weights stay clean."""
@@ -195,12 +243,11 @@ class TrainingModule(pl.LightningModule):
         if self.config.compile:
             self.model.compile()
 
-    def on_train_epoch_start(self) -> None:
-        """Keep frozen BatchNorms in inference mode."""
-        self.hold()
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Set training mode, except for BatchNorms that must not change.
 
-    def hold(self) -> None:
-        """Set training mode, except for BatchNorms that must not change."""
+        Before each batch: Lightning skips `on_train_epoch_start` where it resumes inside an epoch.
+        """
         self.model.train()
         hold_norms(self.model)
 
@@ -299,6 +346,7 @@ class TrainingModule(pl.LightningModule):
             The name of the figure that decides which epoch is best, and all figures.
         """
         task, trainer = self.task, self.trainer
+        share_buffers(self)
         loader = self._val_loader = self._val_loader or self._make_val_loader()
         evaluator = task.evaluator(self.device)
 
@@ -316,6 +364,19 @@ class TrainingModule(pl.LightningModule):
             trainer.precision_plugin.forward_context(),
         )
         return evaluator.primary, found
+
+
+def share_buffers(module: nn.Module) -> None:
+    """Give every process the buffers (BatchNorm statistics and counters) of the first.
+
+    Each process updates its own from its part of a batch, and the moving average follows them. DDP overwrites them
+    with those of the first process before every forward, so the first one's are the running statistics of the whole
+    run and the only ones that a checkpoint keeps: handing them out makes what is judged what is saved, and leaves the
+    course of the run independent of how often that happens. A mean over the processes would not.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        for buffer in module.buffers():
+            torch.distributed.broadcast(buffer, src=0)
 
 
 def with_progress(items: Iterator[Any], total: int, what: str, enabled: bool) -> Iterator[Any]:

@@ -38,7 +38,8 @@ class Predictor:
         task: Task of a weights file that does not say it.
         model: Architecture of a weights file that does not say it.
         classes: Class names of a weights file that does not say them.
-        size: Input size in pixels instead of the one the model was made for.
+        size: Input size in pixels instead of the one the model was made for. Of a detector this is the shorter side;
+            the bound of the longer side is scaled with it.
         options: Of a classifier `top` (5) and `threshold` (0.5), of a detector `score` (0.5), `max_detections` (100),
             `tile` and `overlap`.
 

@@ -27,7 +27,7 @@ CARD_KEY = "model.json"
 TASKS = ("classification", "detection", "segmentation", "multitask")
 
 # Keywords of timm.create_model that read files or the network: a model file must not be able to ask for them.
-_REFUSED_OPTIONS = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
+REFUSED_OPTIONS = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
 
 
 @dataclass
@@ -122,6 +122,13 @@ class ModelCard:
         card.check()
         return card
 
+    def at_size(self, size: int) -> ModelCard:
+        """Return the card for another input size; a bound of the longer side (`longest`) grows or shrinks with it."""
+        extra = dict(self.extra)
+        if "longest" in extra:
+            extra["longest"] = round(extra["longest"] * size / self.size)
+        return dataclasses.replace(self, size=size, extra=extra)
+
     def check(self) -> None:
         """Raise ValueError where the fields do not fit each other."""
         if self.task not in TASKS:
@@ -138,7 +145,7 @@ class ModelCard:
             raise ValueError(f"{len(self.classes)} class names for {self.num_classes} outputs")
         if self.preprocess.interpolation not in get_args(Interpolation):
             raise ValueError(f"unknown interpolation {self.preprocess.interpolation!r}")
-        if refused := _REFUSED_OPTIONS & set(self.model_option):
+        if refused := REFUSED_OPTIONS & set(self.model_option):
             raise ValueError(f"model_option may not hold {', '.join(sorted(refused))}")
 
 
@@ -290,7 +297,7 @@ def load_model(
         task: task of a file without a card.
         model: architecture of a file without a card.
         classes: class names of a file without a card; without them classes are named by their index.
-        size: input size in pixels instead of the card's.
+        size: input size in pixels instead of the card's; of a detector the bound of the longer side follows.
 
     Raises:
         FishnetError: where the file is absent, damaged, or does not fit the architecture.
@@ -310,7 +317,7 @@ def load_model(
     if size is not None:
         if size < 1:
             raise UsageError(f"--size {size} is no image size")
-        card = dataclasses.replace(card, size=size)
+        card = card.at_size(size)
     return network.to(target).eval(), card
 
 
@@ -403,11 +410,43 @@ def preprocessing_of(network: nn.Module) -> tuple[PreprocessConfig, int]:
     from timm.data import resolve_model_data_config
 
     found = resolve_model_data_config(network)
+    return _as_preprocessing(found), int(found["input_size"][-1])
+
+
+def _as_preprocessing(found: Mapping[str, Any]) -> PreprocessConfig:
+    """Return timm's data configuration in the form of this library."""
     known = get_args(Interpolation)
-    preprocess = PreprocessConfig(
+    return PreprocessConfig(
         crop_pct=float(found["crop_pct"]),
         interpolation=found["interpolation"] if found["interpolation"] in known else "bilinear",
         mean=tuple(found["mean"]),
         std=tuple(found["std"]),
     )
-    return preprocess, int(found["input_size"][-1])
+
+
+def preprocessing_of_weights(model: str, weights: str | None) -> dict[str, Any]:
+    """Return what weights to start from say of the images they were trained on, as fields of `PreprocessConfig`.
+
+    Published weights (`pretrained` or a tag) say all of it, a run's mean and std: how its images were cropped belongs
+    to its data. Other files say nothing.
+
+    Raises:
+        UsageError: `pretrained` for a model without published weights.
+        FishnetError: The card of a run is damaged.
+    """
+    from timm import get_pretrained_cfg
+    from timm.data import resolve_data_config
+
+    from fishnet.models import PUBLISHED, published_weights
+    from fishnet.models.pretrained import PRETRAINED
+
+    if weights == PUBLISHED:
+        weights = published_weights(model)
+    if weights == PUBLISHED or weights in PRETRAINED:
+        config = get_pretrained_cfg(model if weights == PUBLISHED else f"{PRETRAINED[weights].model}.{weights}")
+        assert config is not None
+        return dataclasses.asdict(_as_preprocessing(resolve_data_config(pretrained_cfg=config.to_dict())))
+    path = Path(weights or "").expanduser()
+    path = RunFolder(path).model_file if path.is_dir() else path
+    card = read_card(path) if path.suffix == ".safetensors" and path.is_file() else None
+    return {} if card is None else {"mean": card.preprocess.mean, "std": card.preprocess.std}

@@ -221,7 +221,12 @@ def _nullable() -> frozenset[str]:
 def resolve(
     recipe: str | None, settings: Mapping[str, Any], base: Tree | None = None, task: str = "classification"
 ) -> TrainConfig:
-    """Return the settings of a run: defaults, then a saved run's, then the recipe's, then those given by hand."""
+    """Return the settings of a run.
+
+    These are, later ones first to count: defaults, a saved run's (`base`), a built-in recipe's, the preprocessing of
+    the weights to start from, a recipe file's, those given by hand. A built-in recipe cannot know the weights; whoever
+    writes a file can, and that of a run (`config.yaml`) repeats it.
+    """
     check_keys(settings, "settings")
     if recipe is None and base is None:
         recipe = default_recipe(task, settings)
@@ -229,14 +234,59 @@ def resolve(
     chosen = read_recipe(recipe, task, detector) if recipe else {}
     if recipe and base and not detector and "detector" not in chosen:
         chosen = read_recipe(recipe, task, base.get("detector"))
+    named, own = (chosen, {}) if recipe in list_recipes(task) else ({}, chosen)
+    tree = merge(base or {}, named, own, settings)
+    if base is None or recipe is not None:
+        tree = merge(base or {}, named, {"preprocess": weights_preprocessing(tree, task)}, own, settings)
+    tree["weights"] = _tag_of(tree)
     try:
-        config = build_config(merge(base or {}, chosen, settings), "settings")
+        config = build_config(tree, "settings")
         check_values(config)
     except UsageError:
         if recipe:  # name the file, where it is at fault
             check_values(build_config(chosen, recipe), recipe)
         raise
     return config
+
+
+def _model_and_weights(tree: Mapping[str, Any]) -> tuple[str, str | None]:
+    return str(tree.get("model", TrainConfig.model)), tree.get("weights")
+
+
+def _tag_of(tree: Mapping[str, Any]) -> str | None:
+    """Return the weights to start from, `pretrained` of a fish by its tag."""
+    from fishnet.models import PUBLISHED, published_weights
+
+    model, weights = _model_and_weights(tree)
+    return published_weights(model) if weights == PUBLISHED else weights
+
+
+def weights_preprocessing(tree: Mapping[str, Any], task: str) -> Tree:
+    """Return the preprocessing that settings take from the weights to start from; {} where these say nothing of it.
+
+    Only classifiers crop their images: other tasks take mean and std.
+    """
+    from fishnet.runs import preprocessing_of_weights
+
+    found = preprocessing_of_weights(*_model_and_weights(tree))
+    return found if task == "classification" else {name: found[name] for name in ("mean", "std") if name in found}
+
+
+def describe_preprocessing(config: TrainConfig, task: str) -> str | None:
+    """Return in one line which preprocessing a run takes from its weights and which it has by hand, if any."""
+    found = weights_preprocessing(vars(config), task)
+    used = {name: getattr(config.preprocess, name) for name in found}
+    parts = []
+    for title, same in (("taken over", True), ("set by hand", False)):
+        names = [name for name, value in found.items() if (tuple_of(used[name]) == tuple_of(value)) is same]
+        if names:
+            parts.append(f"{title}: {', '.join(f'{name} {used[name]}' for name in names)}")
+    return f"preprocessing of the weights {config.weights}, {'; '.join(parts)}" if parts else None
+
+
+def tuple_of(value: Any) -> Any:
+    """Return lists as tuples: YAML knows lists only."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 _RULES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
@@ -287,9 +337,24 @@ def check_values(config: TrainConfig, where: str = "") -> None:
         for name in names.split():
             if wrong := [one for one in values[name] if one is not None and not holds(one)]:
                 raise UsageError(f"{prefix}{name} is {wrong[0]}; it {text}")
+    _check_model_options(config)
 
 
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+
+
+def _check_model_options(config: TrainConfig) -> None:
+    """Refuse keywords of a model that no card may hold, or that the task sets."""
+    from fishnet.runs import REFUSED_OPTIONS
+
+    for name in config.model_option:
+        if name in REFUSED_OPTIONS:
+            raise UsageError(
+                f"model_option {name}: weights are no option of the model; use --weights pretrained for the published "
+                "ones, or --weights with a run folder, checkpoint or tag"
+            )
+        if name in ("num_classes", "in_chans", "features_only", "out_indices"):
+            raise UsageError(f"model_option {name}: data and task decide it; leave it out")
 
 
 def to_plain(config: TrainConfig) -> Tree:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from fishnet.models import create_model
 from fishnet.models.checkpoint_files import read_metadata, save_state
 from fishnet.models.layouts import LAYOUTS, convert_state, detect_layout
 from fishnet.models.states import read_checkpoint
+from fishnet.runs import ModelCard, save_model
 
 
 @pytest.fixture(scope="module")
@@ -90,17 +90,26 @@ def test_onto_itself(released: Path, nano: nn.Module) -> None:
 
 
 def test_run_folder_and_its_card(nano: nn.Module, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    card = json.dumps({"model": "fishnet_nano", "model_option": {"stem_stride": 1}})
-    run = tmp_path / "run"
-    save_state(run / "model.safetensors", nano.state_dict(), {"model.json": card})
+    run, classes = tmp_path / "run", [f"class {index}" for index in range(10)]
+    options = {"stem_stride": 1}
+    card = ModelCard("classification", "fishnet_nano", classes, num_classes=10, size=32, model_option=options)
+    run.mkdir()
+    save_model(run / "model.safetensors", nano, card)
     convert(str(run), str(tmp_path / "same.safetensors"))
-    assert read_metadata(tmp_path / "same.safetensors")["model.json"] == card
+    assert read_metadata(tmp_path / "same.safetensors")["model.json"] == card.to_json()
     assert "stem_stride" not in capsys.readouterr().out
     # A layout that other programs read says nothing of the card, and they must be told of what it held.
     convert(str(run), str(tmp_path / "other.safetensors"), to="pytorchcv")
     assert "model.json" not in read_metadata(tmp_path / "other.safetensors")
     assert "does not record stem_stride=1" in capsys.readouterr().out
     assert equals(tmp_path / "other.safetensors", nano)
+
+
+def test_a_damaged_card_is_one_line(nano: nn.Module, tmp_path: Path) -> None:
+    save_state(tmp_path / "new.safetensors", nano.state_dict(), {"model.json": "{}"})
+    with pytest.raises(FishnetError, match=r"new\.safetensors: its model\.json is damaged"):
+        convert(str(tmp_path / "new.safetensors"), str(tmp_path / "other.pth"))
+    assert not (tmp_path / "other.pth").exists()
 
 
 def test_moving_average_or_last_step(nano: nn.Module, tmp_path: Path) -> None:

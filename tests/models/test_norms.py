@@ -104,16 +104,16 @@ def test_only_norms_that_came_with_weights_are_frozen(tmp_path: Path) -> None:
     detector = apply_norm_policy(build_detector("fishnet_nano", 2, plan, str(weights)), "frozen").train()
     hold_norms(detector)
     norms = batch_norms(detector)
-    inside = {name for name in norms if name.startswith("network.backbone.trunk.")}
+    inside = {name for name in norms if name.startswith("pyramid.trunk.")}
     fresh = norms.keys() - inside
-    assert {name.rsplit(".", 2)[0] for name in fresh} == {"network.backbone.norms"}
+    assert {name.rsplit(".", 2)[0] for name in fresh} == {"pyramid.norms"}
     assert len(fresh) == 4
     for name, norm in norms.items():
         assert norm.training == norm.weight.requires_grad == norm.bias.requires_grad == (name in fresh), name
     assert has_batch_norms(detector)
 
     before = {name: norm.running_mean.clone() for name, norm in norms.items()}  # type: ignore[union-attr]
-    pyramid = detector.network.backbone  # type: ignore[union-attr]
+    pyramid = detector.pyramid  # type: ignore[union-attr]
     torch.stack([x.mean() for x in pyramid(images(2, 3, 64, 64)).values()]).sum().backward()  # type: ignore[operator]
     for name, norm in norms.items():
         assert torch.equal(before[name], norm.running_mean) == (name in inside), name

@@ -102,6 +102,20 @@ def test_multi_label_equals_the_formulas() -> None:
     assert found.confusion is None
 
 
+def test_very_sure_answers_keep_their_order() -> None:
+    generator = torch.Generator().manual_seed(2)
+    targets = (torch.rand(200, 4, generator=generator) < 0.4).float()
+    centres = torch.tensor([30.0, 90.0, -120.0, 0.0])
+    scales = torch.tensor([3.0, 3.0, 3.0, 1e-9])
+    logits = centres + scales * (torch.randn(200, 4, generator=generator) + targets)
+    logits[:30] = logits[30:60]  # ties that are real
+    logits[60:90, 3], logits[90:100, 3] = 0.0, -0.0
+    found = judge(logits, targets, 4, multi_label=True)
+    ap = [average_precision_score(targets[:, i], logits[:, i].double()) for i in range(4)]
+    assert [row["ap"] for row in found.per_class] == pytest.approx(ap, abs=1e-6)
+    assert found.metrics["map"] == pytest.approx(np.mean(ap), abs=1e-6)
+
+
 def test_a_class_without_images_is_left_out_of_the_mean() -> None:
     logits, targets = single(4, leave_out=2)
     logits[:20, 2] += 20  # it is predicted all the same

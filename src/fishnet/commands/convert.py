@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -71,6 +70,7 @@ def convert(
     from fishnet.models.checkpoint_files import WRITTEN_SUFFIXES, read_metadata, write_checkpoint
     from fishnet.models.layouts import convert_state, detect_layout
     from fishnet.models.weights import locate_weights, read_checkpoint, recognise_member
+    from fishnet.runs import CARD_KEY
 
     target = Path(dest).expanduser()
     if target.suffix not in WRITTEN_SUFFIXES:
@@ -85,6 +85,7 @@ def convert(
     except FishnetError as error:
         raise FishnetError(f"cannot convert {path}: {error}") from error
     metadata = {name: text for name, text in read_metadata(path).items() if name != "format"}
+    options = _model_options(metadata.get(CARD_KEY), path)
     write_checkpoint(target, converted, metadata if to == "fishnet" else None)
     result = Conversion(
         source=path,
@@ -94,16 +95,14 @@ def convert(
         member=recognise_member(state),
         tensors=len(converted),
         parameters=sum(value.numel() for key, value in converted.items() if not key.endswith(_BUFFERS)),
-        options=_model_options(metadata.get("model.json", "")),
+        options=options,
     )
     print(result)
     return result
 
 
-def _model_options(card: str) -> dict[str, object]:
-    """Return the model options in the card of a run's model, none where there is no such card."""
-    try:
-        options = json.loads(card)["model_option"]
-    except (ValueError, KeyError, TypeError):
-        return {}
-    return dict(options) if isinstance(options, dict) else {}
+def _model_options(card: str | None, path: Path) -> dict[str, object]:
+    """Return the model options in the card of a run's model, none where there is no card."""
+    from fishnet.runs import ModelCard
+
+    return {} if card is None else ModelCard.from_json(card, path).model_option

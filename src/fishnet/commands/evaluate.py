@@ -62,7 +62,8 @@ def evaluate(
         workers: Processes that read images.
         precision: Arithmetic; auto is what the model was validated with in training, else fp32.
         bad_images: stop at an image that cannot be read, or skip it and list it.
-        size: Input size in pixels instead of the one the model was made for.
+        size: Input size in pixels instead of the one the model was made for. Of a detector this is the shorter side;
+            the bound of the longer side is scaled with it.
         task: Task of a weights file that does not say it.
         model: Architecture of a weights file that does not say it.
         classes: Text file with a class name per line, for a weights file that does not hold them.

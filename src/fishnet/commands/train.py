@@ -11,10 +11,12 @@ from fishnet.config import TrainConfig
 from fishnet.errors import FishnetError, UsageError
 from fishnet.files import sweep_partials
 from fishnet.runs import RunFolder
-from fishnet.settings import differences, read_settings, resolve, save_settings
+from fishnet.settings import describe_preprocessing, differences, read_settings, resolve, save_settings
 
 # Settings that say where and how fast, not what is computed; a resumed run may change them freely.
 FREE_TO_CHANGE = {"workers", "worker_start", "cache", "checkpoint_minutes", "tensorboard", "compile", "out"}
+# A checkpoint holds tensors that fit these only.
+TIED_TO_CHECKPOINT = {"model", "detector", "optim.name"}
 RUN_FILES = (
     "config.yaml", "environment.json", "metrics.csv", "timing.csv", "bad_images.txt", "model.safetensors",
     "report.html", "train_batch.png", "predictions.png", "evaluation_val.json",
@@ -62,6 +64,8 @@ def train(
     from fishnet.fitting import fit
     from fishnet.tasks import make_task
 
+    if is_main_process() and not resume and (line := describe_preprocessing(config, task)):
+        print(line, flush=True)
     made = make_task(task, config)
     if is_main_process():
         prepare_folder(run, resume)
@@ -84,6 +88,13 @@ def check_resume(run: RunFolder, saved: dict[str, Any] | None, config: TrainConf
     if saved is None:
         raise UsageError(f"--resume: {run.path} holds no run (no config.yaml); start it without --resume")
     changed = differences(saved, dataclasses.asdict(config), ignore=FREE_TO_CHANGE)
+    tied = [entry for entry in changed if entry[0] in TIED_TO_CHECKPOINT or (entry[0] == "ema" and None in entry[1:])]
+    if tied:
+        name, before, now = tied[0]
+        raise UsageError(
+            f"--resume cannot change {name} from {before} to {now}: the checkpoint does not fit; start a new run "
+            f"with --weights {run.path}"
+        )
     if changed and not allow_changes:
         listing = ", ".join(f"{name}: {before!r} -> {now!r}" for name, before, now in changed)
         raise UsageError(f"--resume with changed settings ({listing}); add --allow-changes if that is meant")

@@ -16,6 +16,8 @@ from fishnet.models.norms import note_loaded_norms
 
 __all__ = ["VARIANTS", "FishConfig", "FishConfigError", "FishNet", "create_model", "list_models"]
 
+PUBLISHED = "pretrained"
+"""Stands for the published weights of a model, whatever their tag."""
 _MODEL_ARGUMENTS = ("global_pool", "drop_rate", "features_only", "out_indices", "device", "dtype")
 
 
@@ -31,6 +33,30 @@ def check_name(name: str) -> None:
         raise UsageError(f"unknown model '{name}'.{hint} Fish: {', '.join(VARIANTS)}; or any timm model")
 
 
+def published_weights(name: str) -> str:
+    """Return what the weights `pretrained` of a model are: the tag of a fish's, `pretrained` itself for timm's.
+
+    Raises:
+        UsageError: None are published for the model, or not under its tag.
+    """
+    from fishnet.models.pretrained import PRETRAINED
+
+    member, _, wanted = name.partition(".")
+    if member in VARIANTS:
+        tags = [tag for tag, entry in PRETRAINED.items() if entry.model == member and wanted in ("", tag)]
+        if not tags:
+            known = ", ".join(f"{tag} of {entry.model}" for tag, entry in PRETRAINED.items())
+            raise UsageError(f"{name} has no published weights (known: {known}); give --weights a run or a checkpoint")
+        return tags[0]
+    check_name(name)
+    published = timm.list_pretrained(f"{member}.*")
+    config = timm.get_pretrained_cfg(name) if not wanted or name in published else None
+    if config is None or not config.has_weights:
+        hint = f"; there are {', '.join(published)}" if published else ""
+        raise UsageError(f"timm has no pretrained weights of {name}{hint}")
+    return PUBLISHED
+
+
 def create_model(
     name: str, weights: str | Path | None = None, num_classes: int = 1000, in_chans: int = 3, **config: Any
 ) -> nn.Module:
@@ -38,8 +64,9 @@ def create_model(
 
     Args:
         name: Member of the family (see `list_models`) or a timm name.
-        weights: Checkpoint file, run folder or tag (`osmr_in1k`) to load; see `fishnet.load_weights`. With a tag a
-            classifier of another size starts fresh; with a file it is an error.
+        weights: Checkpoint file, run folder or tag (`osmr_in1k`) to load; see `fishnet.load_weights`. `pretrained`
+            takes the published weights of the model. With these or a tag a classifier of another size starts fresh;
+            with a file it is an error.
         num_classes: Number of classes; 0 leaves the classifier out.
         in_chans: Channels of the images.
         **config: For the family: fields of `FishConfig`, `global_pool`, `drop_rate`, `features_only`, `out_indices`,
@@ -59,6 +86,10 @@ def create_model(
             if option not in known:
                 hint = did_you_mean(option, known)
                 raise UsageError(f"unknown option '{option}' of model {name}.{hint} Options: {', '.join(known)}")
+    if weights == PUBLISHED:
+        weights = published_weights(name)
+    if weights == PUBLISHED:
+        weights, config = None, {**config, "pretrained": True}
     try:
         model = timm.create_model(name, num_classes=num_classes, in_chans=in_chans, **config)
     except TypeError as error:

@@ -73,9 +73,14 @@ class ClassificationTask:
         return mixers
 
     def _class_weights(self) -> Tensor:
-        """Return the inverse frequency of each class, scaled to mean 1 over the images."""
+        """Return the inverse frequency of each class, scaled to mean 1 over the terms of the loss.
+
+        These are one per image, that of its class; with several labels per image, one per image and class.
+        """
         counts = np.maximum(self.train_data.class_counts(), 1)
         weights = counts.sum() / (len(counts) * counts)
+        if self.multi_label:
+            weights /= weights.mean()
         return torch.from_numpy(weights).float()
 
     def train_order(self) -> dict[str, Any]:
@@ -84,7 +89,7 @@ class ClassificationTask:
 
     def build_model(self) -> nn.Module:
         """Return the network with `config.weights` loaded, if any; a classifier of another size stays fresh."""
-        from fishnet.models import create_model
+        from fishnet.models import PUBLISHED, create_model
         from fishnet.models.norms import apply_norm_policy
         from fishnet.models.weights import load_to_train
 
@@ -92,11 +97,10 @@ class ClassificationTask:
         options = dict(config.model_option)
         if config.drop_rate:
             options.setdefault("drop_rate", config.drop_rate)
-        if config.weights == "pretrained":
-            options["pretrained"] = True
+        published = config.weights if config.weights == PUBLISHED else None
         torch.manual_seed(config.seed)
-        model = create_model(config.model, num_classes=len(self.classes), **options)
-        if config.weights and config.weights != "pretrained":
+        model = create_model(config.model, published, num_classes=len(self.classes), **options)
+        if config.weights and not published:
             load_to_train(model, config.weights, config.norm == "group", skip_classifier="resize")
         return apply_norm_policy(model, "group") if config.norm == "group" else model
 
@@ -133,7 +137,8 @@ class ClassificationTask:
         smooth = self.config.label_smoothing
         if self.multi_label:
             targets = targets * (1 - smooth) + smooth / 2
-            return {"loss": F.binary_cross_entropy_with_logits(logits, targets, pos_weight=weights)}
+            # the whole term of a class is weighed: with pos_weight the best answer were not its probability any more
+            return {"loss": F.binary_cross_entropy_with_logits(logits, targets, weight=weights)}
         return {"loss": F.cross_entropy(logits, targets, weight=weights, label_smoothing=smooth)}
 
     def _mix(self, images: Tensor, targets: Tensor, epoch: int) -> tuple[Tensor, Tensor]:

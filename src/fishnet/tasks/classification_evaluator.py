@@ -175,7 +175,7 @@ class ClassificationEvaluator(nn.Module):
         loss = functional.binary_cross_entropy_with_logits(logits, targets.float(), reduction="none")
         self.loss.update(loss.mean(1))
         assert self.precision is not None
-        self.precision.update(_two_columns(logits.sigmoid()), _two_columns(truth))
+        self.precision.update(_two_columns(_ranks(logits)), _two_columns(truth))
 
     def compute(self) -> Evaluation:
         """Return the result over all batches (and all processes, each of which must call this).
@@ -240,6 +240,18 @@ def _mean(values: Iterable[float | None]) -> float:
     """Mean of the values that exist; 0 where none does."""
     known = [value for value in values if value is not None and not math.isnan(value)]
     return sum(known) / len(known) if known else 0.0
+
+
+def _ranks(logits: Tensor) -> Tensor:
+    """Return float64 values from 0 to 1 in the order of float32 logits, equal only where these are equal.
+
+    Average precision depends on the order alone. Sigmoids lose it: in float32 they are 1 from a logit of 17 on. The
+    bits of a float, read as an integer, grow with its magnitude; float64 holds all of them.
+    """
+    logits = logits + 0.0  # -0 becomes 0
+    bits = logits.view(torch.int32).long()
+    order = torch.where(bits < 0, -(bits & 0x7FFFFFFF), bits)
+    return (order.double() + 2**31) / 2**32
 
 
 def _two_columns(rows: Tensor) -> Tensor:

@@ -106,11 +106,10 @@ class DetectionTask:
     def model_card(self) -> ModelCard:
         """Return what predicting and judging need to know of the network."""
         config = self.config
-        options = {key: value for key, value in config.model_option.items() if key != "pretrained"}
         return ModelCard(
             task=self.name,
             model=config.model,
-            model_option=options,
+            model_option=dict(config.model_option),
             num_classes=len(self.classes),
             in_chans=3,
             classes=list(self.classes),
