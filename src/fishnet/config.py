@@ -230,7 +230,7 @@ class TrainConfig:
     ema: float | None = None
     """Decay of the moving average of the weights, per optimizer step; nothing: none kept."""
     norm: Literal["train", "frozen", "sync", "group"] = "train"
-    """BatchNorms: train; keep statistics and affine parameters frozen; share statistics over GPUs; group norms."""
+    """BatchNorms: train; freeze those that came with weights; share statistics over GPUs; group norms instead."""
     detector: Literal[
         "faster_rcnn", "mask_rcnn", "keypoint_rcnn", "retinanet", "fcos", "cascade_rcnn", "cascade_mask_rcnn"
     ] = "mask_rcnn"

@@ -164,17 +164,17 @@ class TimmTrunk(Trunk):
         return self.network(images)
 
     def layers(self) -> dict[str, str]:
-        """Return the parts of the network in the order in which it runs them."""
-        whole = self._whole
-        if whole is None:
-            return {name: rf"network\.{re.escape(name)}\b" for name, _ in self.network.named_children()}
-        found: dict[str, str] = {}
-        prefix, inner = whole
+        """Return the parts of the network that have parameters, in the order in which it runs them."""
+        prefix, inner = "network", self.network
+        if whole := self._whole:
+            prefix, inner = f"network.{whole[0]}", whole[1]
+        found: list[str] = []
         for name, child in inner.named_children():
-            stages = isinstance(child, nn.Sequential | nn.ModuleList)
-            for part in [f"{name}.{key}" for key, _ in child.named_children()] if stages else [name]:
-                found[part] = rf"network\.{prefix}\.{re.escape(part)}\b"
-        return found
+            inside = [f"{name}.{key}" for key, _ in child.named_children()]
+            # timm's wrappers flatten containers of stages; where they keep the network whole, this does
+            found += inside if whole and isinstance(child, nn.Sequential | nn.ModuleList) else [name]
+        found = [name for name in found if any(True for _ in inner.get_submodule(name).parameters())]
+        return {name: re.escape(f"{prefix}.{name}") + r"\b" for name in found}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute activations where timm's network can."""
