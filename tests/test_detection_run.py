@@ -195,7 +195,8 @@ def spoil(data: Path, folder: Path, change: Callable[[dict[str, Any]], None]) ->
 @pytest.mark.parametrize(("change", "message"), [
     (lambda d: d.update(annotations=[]), "no object to learn from"),
     (lambda d: [a.update(iscrowd=1) for a in d["annotations"]], "no object to learn from.*crowds only"),
-    (lambda d: d["annotations"][0].update(bbox=[1, 1, 0, 5]), "1 problems: 1 x box without area"),
+    (lambda d: [a.update(bbox=[1, 1, 0, 5]) for a in d["annotations"]], "no object to learn from"),
+    (lambda d: d["annotations"][0].update(bbox=[1, 1, -1, 5]), "1 problems: 1 x negative box"),
 ])  # fmt: skip
 def test_data_that_teaches_nothing_is_refused(
     change: Callable[[dict[str, Any]], None], message: str, data: Path, tmp_path: Path

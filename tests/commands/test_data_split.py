@@ -12,9 +12,12 @@ import pytest
 
 from fishnet.commands.data_check import data_check
 from fishnet.commands.data_split import data_split
+from fishnet.data import split_coco
 from fishnet.data.classification import open_classification
+from fishnet.data.detection import open_detection
 from fishnet.data.split import choose_val
 from fishnet.errors import FishnetError, UsageError
+from fishnet.files import atomic_write
 from tests.data.makers import class_folders, encode, noise, put, write_shard
 
 
@@ -231,12 +234,129 @@ def test_refusals_change_nothing(tmp_path, prepare, match):
     assert {name: (tmp_path / name).read_bytes() for name in files(tmp_path)} == before
 
 
-def test_multitask_is_not_split(mini_copy):
-    root = mini_copy("pets3")
-    shutil.rmtree(root / "val")
-    (root / "annotations" / "instances_val.json").unlink()
-    with pytest.raises(FishnetError, match="a COCO file is not supported"):
+def only_train(root: Path) -> Path:
+    """Take val away from a COCO folder; return the annotation file of train."""
+    for path in root.glob("annotations/instances_val*.json"):
+        path.unlink()
+    (path,) = root.glob("annotations/instances_train*.json")
+    return path
+
+
+def coco_images(path: Path) -> dict[int, str]:
+    return {image["id"]: image["file_name"] for image in json.loads(path.read_text())["images"]}
+
+
+@pytest.mark.parametrize("name", ["coco", "pets3"])
+def test_a_coco_file_is_divided_and_every_image_stays_where_it_is(name, mini_copy, capsys):
+    root = mini_copy(name)
+    path = only_train(root)
+    whole, before = path.read_bytes(), files(root)
+    with pytest.raises(FishnetError, match=r"no split 'val'.*fishnet data split .* makes a val"):
+        open_detection(root, "val")
+    first = open_detection(root, "train")
+    truth = {first.path(i).name: first[i]["target"]["boxes"].tolist() for i in range(len(first))}
+    report = data_split(str(root), val=0.25)
+    kept = report.kept
+    assert kept.read_bytes() == whole
+    val_path = path.with_name(path.name.replace("train", "val"))
+    assert files(root) == sorted([*before, kept.relative_to(root).as_posix(), val_path.relative_to(root).as_posix()])
+    train = open_detection(root, "train")
+    val = open_detection(root, "val", classes=train.classes)
+    assert report.images == (len(train), len(val))
+    assert abs(len(val) - 0.25 * len(first)) <= 2
+    found = {data.path(i).name: data[i]["target"]["boxes"].tolist() for data in (train, val) for i in range(len(data))}
+    assert found == truth
+    for label, (some, others) in report.counts.items():
+        assert (others >= 1 and some >= 1) or some + others < 2, label
+    assert "no image was moved" in capsys.readouterr().out
+    if name == "pets3":
+        assert open_classification(root, "val").classes == open_classification(root, "train").classes
+        assert len(open_classification(root, "val")) == len(val)
+        assert [open_classification(root, "val")[i]["bad"] for i in range(len(val))] == [""] * len(val)
+    with pytest.raises(FishnetError, match="has a validation split already"):
         data_split(str(root))
+
+
+@pytest.mark.parametrize("stop_after", [0, 1, 2])
+def test_an_interrupted_division_of_a_coco_file_starts_again_from_the_original(mini_copy, monkeypatch, stop_after):
+    root = mini_copy("coco")
+    path = only_train(root)
+    whole = coco_images(path)
+    written: list[Path] = []
+
+    def dying(target: Path, content: str | bytes) -> None:
+        if len(written) == stop_after:
+            raise KeyboardInterrupt
+        written.append(target)
+        atomic_write(target, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(split_coco, "atomic_write", dying)
+        with pytest.raises(KeyboardInterrupt):
+            data_split(str(root), val=0.5, seed=1)
+    data_split(str(root), val=0.25, seed=2)
+    val = coco_images(path.with_name(path.name.replace("train", "val")))
+    train = coco_images(path)
+    assert not set(train) & set(val)
+    assert set(train) | set(val) == set(whole)
+    assert abs(len(val) - 0.25 * len(whole)) <= 2
+
+
+def test_a_coco_file_that_cannot_be_divided_stays_as_it_is(mini_copy):
+    root = mini_copy("coco")
+    path = only_train(root)
+    whole = path.read_bytes()
+    with pytest.raises(UsageError, match="no image is moved"):
+        data_split(str(root), copy=True)
+    with pytest.raises(UsageError, match="not a share"):
+        data_split(str(root), val=1.5)
+    document = json.loads(whole)
+    document["annotations"][0]["bbox"] = [-50, 0, 5, 5]
+    path.write_text(json.dumps(document))
+    with pytest.raises(FishnetError, match=r"1 x box outside.*data check"):
+        data_split(str(root))
+    document["annotations"].pop(0)
+    document["images"][0]["id"] = 123456789
+    document["annotations"] = []
+    path.write_text(json.dumps(document))
+    (root / "annotations" / f"unsplit_{path.stem.removeprefix('instances_')}.json").write_bytes(whole)
+    before = files(root)
+    with pytest.raises(FishnetError, match="is of an earlier split"):
+        data_split(str(root))
+    assert files(root) == before
+
+
+def test_equal_images_of_a_coco_file_stay_on_one_side(tmp_path):
+    for number in range(20):
+        put(tmp_path / "train" / f"{number}.png", encode(noise(number // 2, 30, 20), "PNG"))
+    images = [{"id": n, "file_name": f"{n}.png", "width": 30, "height": 20} for n in range(20)]
+    objects = [{"id": n + 1, "image_id": n, "category_id": n // 2 % 2, "bbox": [1, 1, 9, 9]} for n in range(20)]
+    categories = [{"id": 0, "name": "ant"}, {"id": 1, "name": "bee"}]
+    path = put(
+        tmp_path / "annotations" / "instances_train.json",
+        json.dumps({"images": images, "annotations": objects, "categories": categories}).encode(),
+    )
+    data_split(str(tmp_path), val=0.4)
+    val = set(coco_images(path.with_name("instances_val.json")))
+    assert len(val) == 8
+    assert {n ^ 1 for n in val} == val
+
+
+def test_stratified_shares_of_images_with_several_classes():
+    rng = random.Random(0)
+    for trial in range(20):
+        weights = [0.6, 0.3, 0.2, 0.05, 0.02]
+        labels = [frozenset(n for n, share in enumerate(weights) if rng.random() < share) for _ in range(400)]
+        chosen = split_coco.stratify(labels, 0.2, trial)
+        assert chosen == split_coco.stratify(labels, 0.2, trial)
+        assert abs(len(chosen) - 80) <= 8
+        for label in range(len(weights)):
+            total = sum(label in one for one in labels)
+            inside = sum(label in labels[index] for index in chosen)
+            assert abs(inside - 0.2 * total) <= max(2, 0.05 * total), (label, inside, total)
+            assert total < 2 or 1 <= inside < total
+    assert split_coco.stratify(labels, 0.2, 0) != split_coco.stratify(labels, 0.2, 1)
+    assert len(split_coco.stratify([frozenset()] * 10, 0.3, 0)) == 3
 
 
 def test_linked_class_folders_are_refused(tmp_path):

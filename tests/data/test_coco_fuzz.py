@@ -155,5 +155,6 @@ def test_damaged_documents_end_in_one_line_or_in_counted_faults(tmp_path: Path) 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_many_damaged_documents(tmp_path: Path) -> None:
     run(tmp_path, seed=1, count=20_000)

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from fishnet.commands.data_convert import data_convert
 from fishnet.data.coco import read_coco
-from fishnet.data.convert import convert_boxes, detect_layout, turned_box
+from fishnet.data.convert import convert_boxes, detect_layout
 from fishnet.data.detection import open_detection
-from fishnet.data.images import read_image
+from fishnet.data.images import read_image, turned_box
 from fishnet.errors import FishnetError, UsageError
 from fishnet.tasks.detection_evaluator import coco_results, judge
 
@@ -252,3 +253,37 @@ def test_annotations_of_stored_pixels_load_with_transparency(tmp_path: Path) -> 
     sample = open_detection(tmp_path, "train").sample(0)
     assert sample["image"].shape == (3, 20, 40)
     assert int(sample["image"].min()) == 255
+
+
+def test_folders_of_other_names_and_a_val(tmp_path: Path) -> None:
+    root = tmp_path / "voc"
+    for number in range(10):
+        label = "cat" if number < 6 else "dog"
+        photo(root / "pictures" / f"{number}.png", 1)
+        (root / "boxes").mkdir(exist_ok=True)
+        (root / "boxes" / f"{number}.xml").write_text(
+            f"<annotation><filename>{number}.png</filename><object><name>{label}</name>{BOX}</object></annotation>"
+        )
+    with pytest.raises(FishnetError, match=r"no known layout.*--images and --annotations"):
+        data_convert(str(root), str(tmp_path / "coco"))
+    with pytest.raises(FishnetError, match="has no folder pics"):
+        data_convert(str(root), str(tmp_path / "coco"), images="pics", annotations="boxes")
+    with pytest.raises(UsageError, match="--val 2 is not a share"):
+        data_convert(str(root), str(tmp_path / "coco"), val=2)
+    names = {"images": "pictures", "annotations": "boxes"}
+    data_convert(str(root), str(tmp_path / "coco"), val=0.4, seed=3, **names)  # type: ignore[arg-type]
+    train, val = (open_detection(tmp_path / "coco", split) for split in ("train", "val"))
+    assert (len(train), len(val)) == (6, 4)
+    assert train.file.class_counts().tolist() == [4, 2] or train.file.class_counts().tolist() == [3, 3]
+    with pytest.raises(UsageError, match=r"for a source of one split.*has train, val"):
+        data_convert(str(tmp_path / "coco"), str(tmp_path / "out"), to="yolo", val=0.2)
+    with pytest.raises(UsageError, match="are for VOC and YOLO"):
+        data_convert(str(tmp_path / "coco"), str(tmp_path / "out"), to="yolo", images="train")
+    data_convert(str(tmp_path / "coco"), str(tmp_path / "yolo"), to="yolo")
+    (tmp_path / "yolo" / "images").rename(tmp_path / "yolo" / "photos")
+    (tmp_path / "yolo" / "labels").rename(tmp_path / "yolo" / "shares")
+    report = data_convert(
+        str(tmp_path / "yolo"), str(tmp_path / "back"), to="coco", images="photos", annotations="shares"
+    )
+    assert report.images == {"train": 6, "val": 4}
+    assert report.boxes == 10

@@ -5,10 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from fishnet.data.split import SplitReport, split_classification
+from fishnet.data.split_coco import CocoSplitReport, split_coco
+from fishnet.errors import UsageError
 
 
-def data_split(directory: str, val: float = 0.2, seed: int = 0, copy: bool = False) -> SplitReport:
-    """Make a stratified val split of DIR/train/<class>/, or train and val of DIR/<class>/; safe to interrupt and rerun.
+def data_split(
+    directory: str, val: float = 0.2, seed: int = 0, copy: bool = False
+) -> SplitReport | CocoSplitReport:  # fmt: skip
+    """Make a stratified val split of DIR/train/<class>/, of a COCO file, or train and val of DIR/<class>/.
+
+    It is safe to interrupt and rerun. Of a COCO folder only the annotation file is divided; images stay where they are.
 
     Args:
         directory: Folder of the data set.
@@ -16,6 +22,13 @@ def data_split(directory: str, val: float = 0.2, seed: int = 0, copy: bool = Fal
         seed: Seed of the choice.
         copy: Copy the files of DIR/<class>/ instead of moving them.
     """
-    report = split_classification(Path(directory), val=val, seed=seed, copy=copy)
+    root = Path(directory)
+    report: SplitReport | CocoSplitReport
+    if any((root / "annotations").glob("instances_*.json")):
+        if copy:
+            raise UsageError("--copy is for DIR/<class>/; of a COCO folder no image is moved")
+        report = split_coco(root, val=val, seed=seed)
+    else:
+        report = split_classification(root, val=val, seed=seed, copy=copy)
     print(report.describe())
     return report

@@ -21,7 +21,7 @@ import os
 import shutil
 import xml.etree.ElementTree as ET
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -30,8 +30,9 @@ import yaml
 
 from fishnet.data.coco import read_coco, summarise
 from fishnet.data.detection import image_folder
-from fishnet.data.images import ImageShape, image_shape
+from fishnet.data.images import ImageShape, image_shape, turned_box
 from fishnet.data.layouts import check_root, image_files
+from fishnet.data.split_coco import stratify
 from fishnet.errors import FishnetError, UsageError
 from fishnet.files import atomic_write
 
@@ -60,6 +61,17 @@ class BoxSet:
     notes: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class FolderNames:
+    """Names of a VOC or YOLO folder's sub-folders, where they are not the usual ones."""
+
+    images: str | None = None
+    annotations: str | None = None
+
+
+_USUAL = FolderNames()
+
+
 @dataclass
 class ConversionReport:
     """What `convert_boxes` wrote."""
@@ -75,26 +87,42 @@ class ConversionReport:
         return "\n".join([f"{self.out}: {counts}, {self.boxes} boxes", *self.notes])
 
 
-def detect_layout(root: Path) -> Layout:
+def detect_layout(root: Path, names: FolderNames = _USUAL) -> Layout:
     """Return the layout of a folder.
 
     Raises:
-        FishnetError: It is none of the three.
+        FishnetError: It is none of the three, or a folder that is named is not there.
     """
     check_root(root)
+    for name in (names.images, names.annotations):
+        if name is not None and not (root / name).is_dir():
+            raise FishnetError(f"{root} has no folder {name}; --images and --annotations name folders in it")
+    if names.annotations is not None:
+        for kind, ending in (("voc", "*.xml"), ("yolo", "*.txt")):
+            if next((root / names.annotations).rglob(ending), None) is not None:
+                return kind  # type: ignore[return-value]
+        raise FishnetError(f"{root / names.annotations} holds neither .xml files (VOC) nor .txt files (YOLO)")
     if any((root / "annotations").glob("instances_*.json")):
         return "coco"
     if (root / "Annotations").is_dir():
         return "voc"
-    if (root / "labels").is_dir() and (root / "images").is_dir():
+    if (root / "labels").is_dir() and (root / (names.images or "images")).is_dir():
         return "yolo"
     raise FishnetError(
         f"{root} is of no known layout: COCO has annotations/instances_*.json, VOC Annotations/*.xml, YOLO images/ and "
-        "labels/"
+        "labels/; --images and --annotations name folders of VOC and YOLO that are called otherwise"
     )
 
 
-def convert_boxes(source: Path, dest: Path, to: Layout, copy: bool = False) -> ConversionReport:
+def convert_boxes(
+    source: Path,
+    dest: Path,
+    to: Layout,
+    copy: bool = False,
+    val: float | None = None,
+    seed: int = 0,
+    names: FolderNames = _USUAL,
+) -> ConversionReport:
     """Write a detection data set in another layout.
 
     Args:
@@ -102,17 +130,26 @@ def convert_boxes(source: Path, dest: Path, to: Layout, copy: bool = False) -> C
         dest: Folder to make; it must not hold anything.
         to: Layout to write.
         copy: Copy images instead of linking them.
+        val: Share of the images of a source of one split that becomes val, with about that share of every class.
+        seed: Seed of the choice of val.
+        names: Names of the source's sub-folders, where they are not the usual ones.
 
     Raises:
         FishnetError: The source is damaged; names the file and what is wrong.
-        UsageError: `dest` is not empty, or the source has the layout already.
+        UsageError: `dest` is not empty, the source has the layout already, or `val` does not suit it.
     """
-    kind = detect_layout(source)
+    if val is not None and not 0 < val < 1:
+        raise UsageError(f"--val {val} is not a share between 0 and 1, such as 0.2")
+    kind = detect_layout(source, names)
+    if kind == "coco" and names != _USUAL:
+        raise UsageError(f"--images and --annotations are for VOC and YOLO folders; {source} is a COCO folder")
     if kind == to:
         raise UsageError(f"{source} has the layout {to} already")
     if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
         raise UsageError(f"{dest} is not empty; name another folder")
-    found = {"coco": read_coco_boxes, "voc": read_voc, "yolo": read_yolo}[kind](source)
+    found = read_coco_boxes(source) if kind == "coco" else {"voc": read_voc, "yolo": read_yolo}[kind](source, names)
+    if val is not None:
+        _make_val(found, source, val, seed)
     found.notes += _ignored_note(found, to)
     place = _Placer(copy)
     {"coco": write_coco, "voc": write_voc, "yolo": write_yolo}[to](found, dest, place)
@@ -123,6 +160,18 @@ def convert_boxes(source: Path, dest: Path, to: Layout, copy: bool = False) -> C
         - (_ignored(found) if to == "yolo" else 0),
         found.notes + place.notes(),
     )
+
+
+def _make_val(found: BoxSet, source: Path, val: float, seed: int) -> None:
+    """Divide the only split into train and val."""
+    if len(found.splits) != 1:
+        raise UsageError(f"--val is for a source of one split; {source} has {', '.join(found.splits)}")
+    (pictures,) = found.splits.values()
+    chosen = stratify([frozenset(label for label, *_ in picture.boxes) for picture in pictures], val, seed)
+    found.splits = {
+        "train": [picture for index, picture in enumerate(pictures) if index not in chosen],
+        "val": [picture for index, picture in enumerate(pictures) if index in chosen],
+    }
 
 
 class _Placer:
@@ -159,30 +208,6 @@ def _ignored_note(found: BoxSet, to: Layout) -> list[str]:
         "yolo": "crowds and difficult objects are left out: YOLO has no mark for what is not judged",
     }
     return [f"{count} {fate[to]}"] if count else []
-
-
-def turned_box(box: Sequence[float], stored: tuple[int, int], orientation: int) -> tuple[float, float, float, float]:
-    """Return a box of the stored pixels of an image in pixels of the upright image.
-
-    Args:
-        box: x, y, width, height.
-        stored: Width and height of the stored image.
-        orientation: EXIF orientation.
-    """
-    x, y, w, h = box
-    left, top = stored[0] - x - w, stored[1] - y - h  # in the image mirrored along either axis
-    places = {
-        1: (x, y),
-        2: (left, y),
-        3: (left, top),
-        4: (x, top),
-        5: (y, x),
-        6: (top, x),
-        7: (top, left),
-        8: (y, left),
-    }
-    across, down = places[orientation]
-    return (across, down, h, w) if orientation >= 5 else (across, down, w, h)
 
 
 def upright(picture: Picture, shape: ImageShape) -> bool:
@@ -278,18 +303,19 @@ def named(pictures: list[Picture]) -> Iterator[tuple[str, Picture]]:
 # Pascal VOC ----------------------------------------------------------------------------------------------------------
 
 
-def read_voc(root: Path) -> BoxSet:
+def read_voc(root: Path, names: FolderNames = _USUAL) -> BoxSet:
     """Read a VOC folder; without ImageSets all of it is the split train."""
+    annotations, images = root / (names.annotations or "Annotations"), root / (names.images or "JPEGImages")
     lists = sorted((root / "ImageSets" / "Main").glob("*.txt"))
     # lists per class (cat_train.txt) hold labels beside the names
     splits = {path.stem: path.read_text("utf-8").split() for path in lists if "_" not in path.stem}
     splits = {name: members for name, members in splits.items() if name != "trainval" or len(splits) == 1}
     if not splits:
-        splits = {"train": [path.stem for path in sorted((root / "Annotations").glob("*.xml"))]}
+        splits = {"train": [path.stem for path in sorted(annotations.glob("*.xml"))]}
     found = BoxSet([], {})
     other_size = 0
     for split, members in splits.items():
-        read = [_read_voc_file(root, root / "Annotations" / f"{name}.xml") for name in members]
+        read = [_read_voc_file(root, annotations / f"{name}.xml", images) for name in members]
         found.splits[split] = [picture for picture, _ in read]
         other_size += sum(not fits for _, fits in read)
     if other_size:
@@ -301,7 +327,7 @@ def read_voc(root: Path) -> BoxSet:
     return found
 
 
-def _read_voc_file(root: Path, path: Path) -> tuple[Picture, bool]:
+def _read_voc_file(root: Path, path: Path, images: Path) -> tuple[Picture, bool]:
     """Return what a VOC file says, and whether it states the size that its image has."""
     try:
         text = path.read_text("utf-8")
@@ -313,8 +339,8 @@ def _read_voc_file(root: Path, path: Path) -> tuple[Picture, bool]:
     except (ET.ParseError, UnicodeDecodeError) as error:
         raise FishnetError(f"{path} is no valid XML ({error}); write it again") from error
     name = tree.findtext("filename") or f"{path.stem}.jpg"
-    shape = image_shape(root / "JPEGImages" / name)
-    picture = Picture(root / "JPEGImages" / name, *_voc_size(tree, shape.upright))
+    shape = image_shape(images / name)
+    picture = Picture(images / name, *_voc_size(tree, shape.upright))
     for entry in tree.iter("object"):
         label, box = entry.findtext("name"), entry.find("bndbox")
         try:
@@ -384,14 +410,15 @@ def _voc_xml(picture: Picture, name: str) -> str:
 # YOLO ----------------------------------------------------------------------------------------------------------------
 
 
-def read_yolo(root: Path) -> BoxSet:
+def read_yolo(root: Path, names: FolderNames = _USUAL) -> BoxSet:
     """Read a YOLO folder; the names of the classes stand in data.yaml or classes.txt."""
     classes = _yolo_classes(root)
     found = BoxSet(classes, {})
-    folders = sorted(path for path in (root / "images").iterdir() if path.is_dir()) or [root / "images"]
+    images = root / (names.images or "images")
+    folders = sorted(path for path in images.iterdir() if path.is_dir()) or [images]
     for folder in folders:
-        split = folder.name if folder != root / "images" else "train"
-        labels = root / "labels" / folder.relative_to(root / "images")
+        split = folder.name if folder != images else "train"
+        labels = root / (names.annotations or "labels") / folder.relative_to(images)
         pictures = []
         for path in image_files(folder):
             picture = Picture(path, *image_shape(path).upright)

@@ -46,7 +46,10 @@ def annotation_file(root: Path, split: str) -> Path:
     dated = [name for name in splits if name.startswith(split) and name[len(split) :].isdigit()]
     if len(dated) == 1:
         return splits[dated[0]]
-    raise FishnetError(f"{folder} has no split {split!r}, it has {', '.join(splits)}.{did_you_mean(split, splits)}")
+    advice = did_you_mean(split, splits)
+    if split == "val" and any(name.startswith("train") for name in splits):
+        advice += f" `fishnet data split {root}` makes a val from train."
+    raise FishnetError(f"{folder} has no split {split!r}, it has {', '.join(splits)}.{advice}")
 
 
 def image_folder(root: Path, split: str, file_names: list[str]) -> Path:

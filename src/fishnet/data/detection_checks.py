@@ -121,7 +121,8 @@ def check_detection(root: Path | str, workers: int = 2, progress: bool = True) -
 def _check_splits(files: dict[str, CocoFile], report: CheckReport) -> None:
     for wanted in ("val", "train"):
         if files and not any(split.startswith(wanted) for split in files):
-            report.add("missing split", wanted, f"there is no instances_{wanted}.json")
+            advice = f"; `fishnet data split {report.root}` makes one" if wanted == "val" else ""
+            report.add("missing split", wanted, f"there is no instances_{wanted}.json{advice}")
     train = next((file for split, file in files.items() if split.startswith("train")), None)
     if train is None:
         return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -141,6 +141,30 @@ def image_shape(path: Path) -> ImageShape:
     except Exception as error:  # decoders raise nearly any exception on damaged bytes
         reason = "there is no such file" if isinstance(error, FileNotFoundError) else explain(error, b"?")
         raise bad_image(str(path), reason) from error
+
+
+def turned_box(box: Sequence[float], stored: tuple[int, int], orientation: int) -> tuple[float, float, float, float]:
+    """Return a box of the stored pixels of an image in pixels of the upright image.
+
+    Args:
+        box: x, y, width, height.
+        stored: Width and height of the stored image.
+        orientation: EXIF orientation.
+    """
+    x, y, w, h = box
+    left, top = stored[0] - x - w, stored[1] - y - h  # in the image mirrored along either axis
+    places = {
+        1: (x, y),
+        2: (left, y),
+        3: (left, top),
+        4: (x, top),
+        5: (y, x),
+        6: (top, x),
+        7: (top, left),
+        8: (y, left),
+    }
+    across, down = places[orientation]
+    return (across, down, h, w) if orientation >= 5 else (across, down, w, h)
 
 
 def to_rgb(image: Image.Image, upright: bool = True) -> Image.Image:

@@ -215,9 +215,8 @@ def _list_coco(root: Path, split: str, path: Path, document: dict[str, Any]) -> 
             f"{path}: {valid.count(False)} images have no `label` that is an index into the {len(classes)} `labels`, "
             f"the first is {first['file_name']} ({first.get('label')!r})"
         )
-    folder = Path(split)
-    if images and not (root / folder / images[0]["file_name"]).exists():
-        folder = folder / "images"
+    places = [Path(split), Path(split) / "images", Path()]  # as the region level looks for them
+    folder = next((place for place in places if images and (root / place / images[0]["file_name"]).exists()), places[1])
     names = [(folder / image["file_name"]).as_posix() for image in images]
     return Listing("coco", path, names, targets, classes)
 

@@ -148,10 +148,8 @@ def _make_plan(root: Path, splits: list[str], val: float, seed: int, copy: bool,
         raise UsageError("--copy would leave the val images in train; it works for DIR/<class>/ without a train only")
     listing = list_split(root, "train" if splits else "")
     if listing.kind not in ("folders", "list"):
-        kinds = {"coco": "a COCO file", "shards": "shards"}
         raise FishnetError(
-            f"{listing.place}: a split of {kinds[listing.kind]} is not supported; "
-            "it works on class folders and labels.csv"
+            f"{listing.place}: a split of shards is not supported; it works on class folders, labels.csv and COCO files"
         )
     if not listing.names:
         raise FishnetError(f"{listing.place} holds no image to split")
