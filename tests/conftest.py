@@ -66,6 +66,21 @@ def parity_dir() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def nano_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """State dict of a fishnet_nano classifier that has seen noise: its BatchNorms have statistics of their own."""
+    from fishnet import create_model
+
+    generator = torch.Generator().manual_seed(5)
+    model = create_model("fishnet_nano").train()
+    with torch.no_grad():
+        for _ in range(3):
+            model(torch.randn(8, 3, 64, 64, generator=generator))
+    path = tmp_path_factory.mktemp("weights") / "nano.pth"
+    torch.save(model.state_dict(), path)
+    return path
+
+
 @pytest.fixture(autouse=True)
 def _restore_torch_settings() -> object:
     """Keep a test's thread count and default dtype from leaking into the next."""

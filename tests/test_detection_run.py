@@ -81,9 +81,10 @@ def test_a_run_leaves_what_the_contract_names(trained: RunFolder) -> None:
 @pytest.mark.parametrize("frozen", [{"norm": "frozen"}, {"norm": "train", "freeze": ["stem", "tail"]}], ids=str)
 @pytest.mark.filterwarnings("ignore::fishnet.models.norms.SmallBatchWarning")
 def test_a_run_with_frozen_norms_resumes_bit_identical_inside_an_epoch(
-    data: Path, tmp_path: Path, frozen: dict[str, Any]
+    data: Path, nano_weights: Path, tmp_path: Path, frozen: dict[str, Any]
 ) -> None:
     settings: dict[str, Any] = {**QUICK, **frozen, "data": str(data), "max_steps": None, "ema": 0.9}
+    settings["weights"] = str(nano_weights)
     straight = train("detection", **settings, out=str(tmp_path / "straight"))
     train("detection", **{**settings, "max_steps": 1}, out=str(tmp_path / "resumed"))
     resumed = train("detection", **settings, out=str(tmp_path / "resumed"), resume=True, allow_changes=True)

@@ -134,8 +134,8 @@ def test_a_detector_normalises_as_its_trunk_was_trained(
 ) -> None:
     run = train("detection", data=str(data), out=str(tmp_path / "run"), **{**QUICK, "max_steps": 1, **pretrained()})
     network, card = load_model(run.path)
-    transform: Any = network.network.transform
-    assert (tuple(transform.image_mean), tuple(transform.image_std)) == (HALF, HALF)
+    transform: Any = network.batcher
+    assert (tuple(transform.mean), tuple(transform.std)) == (HALF, HALF)
     assert (card.preprocess.mean, card.preprocess.crop_pct) == (HALF, 0.875)
 
 

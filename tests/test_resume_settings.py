@@ -36,8 +36,9 @@ def stop_and_resume(photos: Path, out: Path, at: int, settings: dict[str, Any], 
     ids=["frozen norms", "frozen parts", "groups of parameters"],
 )
 def test_a_run_that_stops_inside_an_epoch_resumes_bit_identical(
-    photos: Path, tmp_path: Path, at: int, settings: dict[str, Any]
+    photos: Path, nano_weights: Path, tmp_path: Path, at: int, settings: dict[str, Any]
 ) -> None:
+    settings = {**settings, "weights": str(nano_weights)}
     straight = fit(photos, tmp_path / "straight", **settings)
     resumed = stop_and_resume(photos, tmp_path / "resumed", at, settings)
     assert_equal_runs(straight.path, resumed.path, steps=6)

@@ -238,7 +238,9 @@ class TrainingModule(pl.LightningModule):
     def on_fit_start(self) -> None:
         """Check the norms against the devices; compile in place, so that the names of the weights stay clean."""
         config = self.config
-        images = config.batch_size // (config.accumulate * self.trainer.world_size)
+        # norms that train beside frozen ones share their statistics over all processes
+        devices = 1 if config.norm == "frozen" else self.trainer.world_size
+        images = config.batch_size // (config.accumulate * devices)
         check_norm_policy(config.norm, images, self.on_gpu, has_batch_norms(self.model))
         if self.config.compile:
             self.model.compile()

@@ -6,6 +6,8 @@ mean of one large batch only if it is divided by the number of items of all proc
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -31,6 +33,27 @@ def balanced(loss: Tensor, count: int | Tensor) -> Tensor:
     torch.distributed.all_reduce(total)
     factor = own.clamp(min=1) * world_size() / total.clamp(min=1)
     return loss * factor.to(loss.dtype)
+
+
+class _Total(torch.autograd.Function):
+    """Sum over all processes; each process's gradient is the sum of all gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        total = values.clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+
+def total(values: Tensor) -> Tensor:
+    """Return the element-wise sum over all processes, differentiable; every process must take part in both ways."""
+    return _Total.apply(values) if _is_distributed() else values
 
 
 def largest(values: list[int], device: torch.device) -> list[int]:

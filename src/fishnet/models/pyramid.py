@@ -23,7 +23,7 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxP
 from fishnet.errors import FishnetError, UsageError
 from fishnet.models import VARIANTS, check_name, create_model
 from fishnet.models.fishnet import FishNet
-from fishnet.models.norms import apply_norm_policy, note_loaded_norms
+from fishnet.models.norms import SharedBatchNorm2d, apply_norm_policy, note_loaded_norms
 from fishnet.models.stages import set_stage_checkpointing
 from fishnet.models.trials import SIZES, find_fault, freeze_idle
 from fishnet.models.weights import load_to_train
@@ -372,7 +372,7 @@ class Pyramid(nn.Module):
 
 def _norm_relu(channels: int) -> nn.Sequential:
     # not in place: the raw map also goes on through the trunk
-    return nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU())
+    return nn.Sequential(SharedBatchNorm2d(channels), nn.ReLU())
 
 
 class Projections(nn.Module):

@@ -1,0 +1,50 @@
+"""BatchNorms that share their statistics over processes against one BatchNorm on the whole batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from fishnet.models.norms import SharedBatchNorm2d
+
+
+def work(rank: int, folder: str) -> None:
+    """Normalise half of a batch in one of two processes, and keep what came out."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    given = torch.load(f"{folder}/given.pt")
+    norm = SharedBatchNorm2d(3)
+    norm.load_state_dict(given["norm"])
+    half = given["x"][2 * rank : 2 * rank + 2].requires_grad_()
+    y = norm(half)
+    (y * given["w"][2 * rank : 2 * rank + 2]).sum().backward()
+    found = {"y": y.detach(), "x": half.grad, "norm": norm.state_dict(), "weight": norm.weight.grad}
+    torch.save(found, f"{folder}/found{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_statistics_and_gradients_are_those_of_the_whole_batch(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    whole = nn.BatchNorm2d(3)
+    nn.init.normal_(whole.weight)
+    x, w = torch.randn(4, 3, 5, 6) * 3 + 7, torch.randn(4, 3, 5, 6)
+    torch.save({"x": x, "w": w, "norm": whole.state_dict()}, tmp_path / "given.pt")
+    torch.multiprocessing.spawn(work, (str(tmp_path),), nprocs=2)
+    first, second = (torch.load(tmp_path / f"found{rank}.pt") for rank in range(2))
+    x.requires_grad_()
+    y: Tensor = whole(x)
+    (y * w).sum().backward()
+    torch.testing.assert_close(torch.cat([first["y"], second["y"]]), y.detach())
+    torch.testing.assert_close(torch.cat([first["x"], second["x"]]), x.grad, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(first["weight"] + second["weight"], whole.weight.grad, rtol=1e-4, atol=1e-4)
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(first["norm"][name], value)
+        torch.testing.assert_close(second["norm"][name], value)
+
+
+def test_one_process_has_an_ordinary_norm() -> None:
+    norm, plain = SharedBatchNorm2d(3), nn.BatchNorm2d(3)
+    x = torch.randn(2, 3, 4, 4)
+    assert torch.equal(norm(x), plain(x))
+    assert torch.equal(norm.running_var, plain.running_var)
