@@ -24,7 +24,7 @@ demo: $(VENV)/.user  ## train on the embedded data, with a report and pictures, 
 	$(BIN)/fishnet demo --out runs/demo
 
 test: $(VENV)/.developer  ## the whole suite except what is marked slow
-	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadfile
 
 test-slow: $(VENV)/.developer  ## the tests of minutes
 	$(BIN)/python -m pytest -m slow

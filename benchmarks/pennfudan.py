@@ -18,9 +18,11 @@ from typing import Any
 
 from record import record
 from runs import fishnet, last, parse
+from torch import Tensor, nn
 
+from fishnet.loading import load_model
 from fishnet.models.complexity import count
-from fishnet.runs import load_model
+from fishnet.models.network import Network
 
 FIGURES = ("box_ap50", "box_ap", "mask_ap50", "mask_ap")
 FLOOR = {"box_ap50": 0.70, "mask_ap50": 0.65}
@@ -37,6 +39,18 @@ ABLATIONS: dict[str, list[str]] = {
 }
 
 
+class Levels(nn.Module):
+    """Trunk and neck of a network, what runs for every image whatever lies in it."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.trunk, self.neck = network.trunk, network.necks["region"]
+
+    def forward(self, batch: Tensor) -> dict[str, Tensor]:
+        """Return the levels of a batch (N, C, H, W) by name."""
+        return self.neck(self.trunk(batch).maps)
+
+
 def train(data: Path, out: Path, options: list[str], threads: int | None = None) -> dict[str, Any]:
     """Return figures, size and time of a run; one that was finished with the same options is not repeated."""
     done = out / "benchmark.json"
@@ -45,14 +59,13 @@ def train(data: Path, out: Path, options: list[str], threads: int | None = None)
         if found["options"] == options:
             return found
     minutes = fishnet("train", "detection", "--data", data, "--out", out, "--overwrite", *options, threads=threads)
-    whole: Any = load_model(out)[0]
-    pyramid = whole.pyramid
+    whole, _ = load_model(out)
     found = {
         "options": options,
         "minutes": minutes,
         "params": sum(parameter.numel() for parameter in whole.parameters()),
-        "trunk": sum(parameter.numel() for parameter in pyramid.trunk.parameters()),
-        "macs": count(pyramid, COUNTED_AT).macs,
+        "trunk": sum(parameter.numel() for parameter in whole.trunk.parameters()),
+        "macs": count(Levels(whole), COUNTED_AT).macs,
         **{name: last(out, name) for name in FIGURES},
     }
     done.write_text(json.dumps(found), "utf-8")

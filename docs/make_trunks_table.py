@@ -13,7 +13,7 @@ import timm
 import torch
 
 from fishnet.errors import UsageError
-from fishnet.models.pyramid import STRIDES, build_trunk
+from fishnet.models.trunk import STRIDES, build_trunk
 
 PAGE = Path(__file__).resolve().parent / "trunks.md"
 HEAD = f"""# Trunks

@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from fishnet import Predictor
+from fishnet.cards import HeadCard, ModelCard, read_card
 from fishnet.commands.evaluate import evaluate
 from fishnet.commands.predict import predict
 from fishnet.commands.train import train
@@ -22,10 +23,13 @@ from fishnet.data.coco import read_coco
 from fishnet.errors import FishnetError, UsageError
 from fishnet.metrics import MetricsFile
 from fishnet.models import create_model
+from fishnet.models.build import Architecture
+from fishnet.models.heads.detectors import RegionPlan
 from fishnet.models.norms import SmallBatchWarning
-from fishnet.runs import ModelCard, RunFolder, read_card, save_model
+from fishnet.runs import RunFolder
 from fishnet.tasks.detection import repeat_factors
 from fishnet.tasks.detection_level import DetectionLevel, merge_tiles, tile_places
+from tests.models_on_disk import classifier_card, save_classifier
 from tests.training import assert_equal_runs
 
 QUICK: dict[str, Any] = {
@@ -75,7 +79,8 @@ def test_a_run_leaves_what_the_contract_names(trained: RunFolder) -> None:
     assert {"box_ap", "mask_ap50"} <= {row["name"] for row in rows if row["split"] == "val"}
     card = read_card(trained.model_file)
     assert card is not None
-    assert (card.task, card.classes, card.extra["category_ids"]) == ("detection", ["person"], [1])
+    head = card.heads["region"]
+    assert (card.task, head.classes, head.details["category_ids"]) == ("detection", ["person"], [1])
 
 
 @pytest.mark.parametrize("frozen", [{"norm": "frozen"}, {"norm": "train", "freeze": ["stem", "tail"]}], ids=str)
@@ -223,7 +228,7 @@ def test_categories_named_zero_and_images_without_objects_train(data: Path, tmp_
     run = train("detection", data=str(root), out=str(tmp_path / "run"), **QUICK)
     card = read_card(run.model_file)
     assert card is not None
-    assert card.extra["category_ids"] == [0]
+    assert card.head().details["category_ids"] == [0]
 
 
 def test_keypoints_need_data_that_names_them(data: Path, tmp_path: Path) -> None:
@@ -246,7 +251,8 @@ def test_odd_images_are_answered(trained: RunFolder, tmp_path: Path) -> None:
 
 
 def test_options_out_of_range() -> None:
-    card = ModelCard("detection", "fishnet_nano", ["a"], 1, 64, extra={"plan": {"detector": "fcos"}})
+    architecture = Architecture("fishnet_nano", {"region": RegionPlan("fcos", num_classes=1)})
+    card = ModelCard("detection", architecture, {"region": HeadCard(["a"])}, size=64)
     for options in ({"score": 2.0}, {"max_detections": 0}, {"tile": 8}, {"overlap": 0.95}):
         with pytest.raises(UsageError, match="--"):
             DetectionLevel(card, **options)
@@ -261,19 +267,19 @@ def test_frozen_norms_of_the_trunk_stay_and_those_of_the_pyramid_train_also_afte
     for name, value in start.named_buffers():
         if name.endswith("running_mean"):
             torch.nn.init.normal_(value)
-    save_model(tmp_path / "start.safetensors", start, ModelCard("classification", "fishnet_nano", ["a", "b"], 2, 32))
+    save_classifier(tmp_path / "start.safetensors", start, classifier_card(["a", "b"]))
     options = {**QUICK, "norm": "frozen", "batch_size": 8, "weights": str(tmp_path / "start.safetensors")}
     options = {**options, "data": str(data), "out": str(tmp_path / "run"), "detector": "faster_rcnn", "max_steps": None}
     for epochs in (1, 2):
         run = train("detection", **{**options, "epochs": epochs}, resume=epochs == 2, allow_changes=epochs == 2)
         state, given = load_file(run.model_file), start.state_dict()
-        inside = {key for key in state if "running_" in key and ".trunk." in key}
+        inside = {key for key in state if "running_" in key and key.startswith("trunk.")}
         fresh = {key for key in state if "running_" in key} - inside
         assert len(fresh) == 8
         assert len(inside) > 50
-        assert all(torch.equal(state[key], given[key.split(".trunk.")[1]]) for key in inside)
+        assert all(torch.equal(state[key], given[key.removeprefix("trunk.")]) for key in inside)
         last = torch.load(run.last, weights_only=True)["state_dict"]
-        steps = {int(value) for key, value in last.items() if "pyramid.norms." in key and "num_batches" in key}
+        steps = {int(value) for key, value in last.items() if "necks.region.norms." in key and "num_batches" in key}
         assert steps == {epochs}
 
 
@@ -298,10 +304,10 @@ def test_a_classifier_with_group_norms_starts_a_detector_with_group_norms(data: 
     options = {**QUICK, "weights": str(second.path), "model_option": {"stem_stride": 2}, "data": str(data)}
     run = train("detection", out=str(tmp_path / "run"), **{**options, "lr": 1e-9, "detector": "faster_rcnn"})
     given, state = load_file(second.model_file), load_file(run.model_file)
-    names = [key for key in given if "norm1." in key and f"pyramid.trunk.{key}" in state]
+    names = [key for key in given if key.startswith("trunk.") and "norm1." in key and key in state]
     assert len(names) > 20
     for key in names:
-        torch.testing.assert_close(state[f"pyramid.trunk.{key}"], given[key], rtol=0, atol=1e-6)
+        torch.testing.assert_close(state[key], given[key], rtol=0, atol=1e-6)
     with pytest.raises(UsageError, match="has group norms in place of BatchNorms: add --norm group"):
         train("detection", out=str(tmp_path / "other"), **{**options, "norm": "train"})
 

@@ -15,13 +15,17 @@ import pytest
 import torch
 from torch import nn
 
+from fishnet.cards import read_card
 from fishnet.commands.train import train
 from fishnet.config import OptimConfig, TrainConfig
 from fishnet.engine import base_lr, build_optimizer, freeze, hold_norms, lr_share
 from fishnet.errors import FishnetError, UsageError
 from fishnet.metrics import MetricsFile
-from fishnet.models import create_model
-from fishnet.runs import RunFolder, read_card
+from fishnet.models.build import Architecture, build_network
+from fishnet.models.heads.image import ClassifierPlan, ImageHead
+from fishnet.models.heads.types import Frame
+from fishnet.models.network import Network
+from fishnet.runs import RunFolder
 from fishnet.tasks.classification import ClassificationTask, grown_size
 
 SMALL: dict[str, Any] = {
@@ -55,7 +59,8 @@ def test_a_run_leaves_what_the_contract_names(photos: Path, tmp_path: Path) -> N
         assert path.stat().st_size > 0, path
     card = read_card(run.model_file)
     assert card is not None
-    assert (card.task, card.model, card.classes, card.size) == ("classification", "fishnet_nano", ["cat", "ship"], 32)
+    assert (card.task, card.model, card.size) == ("classification", "fishnet_nano", 32)
+    assert card.heads["image"].classes == ["cat", "ship"]
     environment = json.loads(run.environment_json.read_text("utf-8"))
     assert environment["data"]["train"]["images"] == 60
     rows = MetricsFile(run.metrics_csv).read()
@@ -188,10 +193,11 @@ def test_fine_tuning_takes_a_run_with_other_classes_and_keeps_frozen_parts(photo
     from safetensors.torch import load_file
 
     before, after = load_file(first.model_file), load_file(second.model_file)
-    assert after["classifier.weight"].shape[0] == 3
-    frozen = [key for key in before if key.startswith(("stem.", "tail."))]
+    assert after["heads.image.classifier.weight"].shape[0] == 3
+    frozen = [key for key in before if key.startswith(("trunk.stem.", "trunk.tail."))]
+    assert len(frozen) > 50
     assert all(torch.equal(before[key], after[key]) for key in frozen)
-    assert any(not torch.equal(before[key], after[key]) for key in before if key.startswith("head."))
+    assert any(not torch.equal(before[key], after[key]) for key in before if key.startswith("trunk.head."))
 
 
 def test_tensorboard_gets_the_figures_of_metrics_csv(photos: Path, tmp_path: Path) -> None:
@@ -247,18 +253,22 @@ def test_schedules_follow_their_formulas() -> None:
     assert [lr_share(steps, epoch * 10, 10, 9) for epoch in (0, 2, 3, 6)] == pytest.approx([1, 1, 0.1, 0.01])
 
 
+def small_network(**options: Any) -> Network:
+    return build_network(Architecture("fishnet_nano", {"image": ClassifierPlan(num_classes=3)}, options))
+
+
 def test_layer_decay_gives_the_stem_the_lowest_and_the_classifier_the_highest_rate() -> None:
-    model = create_model("fishnet_nano", num_classes=3)
+    model = small_network()
     config = TrainConfig(lr=1.0, optim=OptimConfig(layer_decay=0.8))
     rates = {id(p): group["lr"] for group in build_optimizer(model, config).param_groups for p in group["params"]}
-    rate = {name: rates[id(parameter)] for name, parameter in model.named_parameters()}
+    rate = {name.removeprefix("trunk."): rates[id(parameter)] for name, parameter in model.named_parameters()}
     assert rate["stem.conv1.weight"] == min(rate.values())
-    assert rate["classifier.weight"] == max(rate.values()) == pytest.approx(1.0)
+    assert rate["heads.image.classifier.weight"] == max(rate.values()) == pytest.approx(1.0)
     assert rate["tail.t1.blocks.0.conv1.weight"] < rate["body.b3.blocks.0.conv1.weight"] < rate["score.conv.weight"]
 
 
 def test_decay_can_leave_out_norms_and_biases() -> None:
-    model = create_model("fishnet_nano", num_classes=3)
+    model = small_network()
     optimizer = build_optimizer(model, TrainConfig(optim=OptimConfig(decay_all=False)))
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     assert {decay[id(p)] for n, p in model.named_parameters() if p.ndim == 1} == {0.0}
@@ -268,17 +278,21 @@ def test_decay_can_leave_out_norms_and_biases() -> None:
 
 
 def test_frozen_parts_keep_their_statistics_and_the_rest_trains() -> None:
-    model = create_model("fishnet_nano", num_classes=3, stem_stride=1)
+    model = small_network(stem_stride=1)
     freeze(model, ["stem", "tail.t1"])
     model.train()
     hold_norms(model)
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    model(torch.randn(4, 3, 32, 32)).sum().backward()
+    model(torch.randn(4, 3, 32, 32), {"image": torch.tensor([0, 1, 2, 0])})["loss"].backward()
     after = dict(model.named_buffers())
-    assert all(torch.equal(before[n], after[n]) for n in before if n.startswith(("stem.", "tail.t1.")))
-    assert not torch.equal(before["tail.t2.blocks.0.norm1.running_mean"], after["tail.t2.blocks.0.norm1.running_mean"])
-    assert model.stem.conv1.weight.grad is None
-    assert isinstance(model.head.h3, nn.Module)
+    frozen = [name for name in before if name.startswith(("trunk.stem.", "trunk.tail.t1."))]
+    assert len(frozen) > 10
+    assert all(torch.equal(before[name], after[name]) for name in frozen)
+    free = "trunk.tail.t2.blocks.0.norm1.running_mean"
+    assert not torch.equal(before[free], after[free])
+    parameters = dict(model.named_parameters())
+    assert parameters["trunk.stem.conv1.weight"].grad is None
+    assert parameters["heads.image.classifier.weight"].grad is not None
 
 
 def test_images_grow_over_the_epochs(photos: Path) -> None:
@@ -295,8 +309,7 @@ def test_balanced_weights_are_the_inverse_of_the_frequency(photos: Path) -> None
     for path in sorted((photos / "train" / "cat").iterdir())[10:]:
         path.unlink()
     task = ClassificationTask(TrainConfig(data=str(photos), size=32, class_weights="balanced"))
-    assert task._weights is not None
-    assert task._weights.tolist() == pytest.approx([40 / (2 * 10), 40 / (2 * 30)])
+    assert task.architecture().heads["image"].class_weights == pytest.approx([40 / (2 * 10), 40 / (2 * 30)])
 
 
 @pytest.mark.parametrize("weights", ["none", "balanced"])
@@ -313,9 +326,13 @@ def test_the_best_constant_answer_of_several_labels_is_the_frequency(photos: Pat
     answer = torch.zeros(3, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([answer], max_iter=200, tolerance_grad=1e-12, line_search_fn="strong_wolfe")
 
+    plan = task.architecture().heads["image"]
+    head = ImageHead(nn.Identity(), plan)
+
     class Constant(nn.Module):
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            return answer.expand(len(images), 3)
+        def forward(self, images: torch.Tensor, targets: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            frame = Frame((32, 32), [(32, 32)] * len(images))
+            return head.losses(head.raw(answer.expand(len(images), 3)), frame, targets["image"])
 
     def loss() -> torch.Tensor:
         optimizer.zero_grad()
@@ -328,6 +345,6 @@ def test_the_best_constant_answer_of_several_labels_is_the_frequency(photos: Pat
     assert targets.mean(0).tolist() == pytest.approx(frequency.tolist())
     assert answer.detach().tolist() == pytest.approx(frequency.logit().tolist(), abs=1e-3)
     if weights == "balanced":
-        assert task._weights is not None
-        assert float(task._weights.mean()) == pytest.approx(1)
-        assert (task._weights * frequency).tolist() == pytest.approx([float(task._weights[0] * frequency[0])] * 3)
+        found = torch.tensor(plan.class_weights, dtype=torch.float64)
+        assert float(found.mean()) == pytest.approx(1)
+        assert (found * frequency).tolist() == pytest.approx([float(found[0] * frequency[0])] * 3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from fishnet.config import PreprocessConfig
 from fishnet.errors import FishnetError, UsageError
 from fishnet.models import create_model
 from fishnet.predictor import Predictor
-from fishnet.runs import ModelCard, save_model
+from tests.models_on_disk import classifier_card, save_classifier
 
 CLASSES = ["aéroplane", "big car", "bird", "cat", "deer", "dog", "frog"]
 PREPROCESS = PreprocessConfig(crop_pct=1.0, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.25))
@@ -28,18 +29,9 @@ def small_network() -> nn.Module:
     return model.eval()
 
 
-def write_model(path: Path, network: nn.Module, **changes: object) -> Path:
-    fields: dict = {
-        "task": "classification",
-        "model": "fishnet_nano",
-        "classes": CLASSES,
-        "num_classes": len(CLASSES),
-        "size": 32,
-        "model_option": {"stem_stride": 1},
-        "preprocess": PREPROCESS,
-    }
-    save_model(path, network, ModelCard(**(fields | changes)))
-    return path
+def write_model(path: Path, network: nn.Module, **changes: Any) -> Path:
+    options = {"stem_stride": 1}
+    return save_classifier(path, network, classifier_card(CLASSES, options=options, preprocess=PREPROCESS, **changes))
 
 
 @pytest.fixture(scope="module")
@@ -175,9 +167,8 @@ def test_damaged_weights_give_no_answer(tmp_path: Path, pixels: np.ndarray) -> N
 def test_a_timm_backbone_on_real_photos(mini: Callable[[str], Path], tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = create_model("resnet10t", num_classes=3).eval()
-    path = write_model(
-        tmp_path / "m.safetensors", model, model="resnet10t", classes=["a", "b", "c"], num_classes=3, model_option={}
-    )
+    card = classifier_card(["a", "b", "c"], "resnet10t", preprocess=PREPROCESS)
+    path = save_classifier(tmp_path / "m.safetensors", model, card)
     photos = sorted((mini("pets3") / "val").rglob("*.jpg"))[:5]
     predictor = Predictor(path, device="cpu")
     answers = predictor.batch(photos, batch_size=2)

@@ -12,7 +12,8 @@ from fishnet.config import OptimConfig, TrainConfig
 from fishnet.engine import TrainingModule, build_optimizer
 from fishnet.errors import UsageError
 from fishnet.metrics import MetricsFile
-from fishnet.models import create_model
+from fishnet.models.build import Architecture, build_network
+from fishnet.models.heads.image import ClassifierPlan
 from fishnet.runs import RunFolder
 from tests.test_engine import fit, photos
 from tests.training import assert_equal_runs
@@ -79,7 +80,8 @@ def test_a_resumed_run_follows_changed_settings_of_the_optimizer(
     assert all(torch.equal(taken[name], kept[name]["momentum_buffer"]) for name in kept)
 
     groups, _ = optimizer_of(run)
-    model = create_model("fishnet_nano", num_classes=2, stem_stride=2)
+    plan = ClassifierPlan(num_classes=2)
+    model = build_network(Architecture("fishnet_nano", {"image": plan}, {"stem_stride": 2}))
     shapes = dict(model.named_parameters())
     config = TrainConfig(lr=0.02, optim=OptimConfig(**after))  # type: ignore[arg-type]
     made = build_optimizer(model, config)

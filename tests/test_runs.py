@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -11,26 +12,22 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from fishnet.cards import CARD_KEY, FORMAT_VERSION, ModelCard, read_card, save_model
 from fishnet.config import PreprocessConfig
 from fishnet.errors import FishnetError, UsageError
+from fishnet.loading import load_model, resolve_device
 from fishnet.models import create_model
-from fishnet.runs import CARD_KEY, ModelCard, RunFolder, load_model, read_card, resolve_device, save_model
+from fishnet.models.network import Network
+from fishnet.runs import RunFolder
+from fishnet.tasks.levels import make_level
+from tests.models_on_disk import classifier_card, save_classifier
 
 OPTION = {"stem_stride": 1}
 
 
-def card(**changes: object) -> ModelCard:
-    fields: dict = {
-        "task": "classification",
-        "model": "fishnet_nano",
-        "classes": ["ant", "bée", "猫 cat"],
-        "num_classes": 3,
-        "size": 32,
-        "model_option": OPTION,
-        "preprocess": PreprocessConfig(crop_pct=1.0, interpolation="bicubic", mean=(0.1, 0.2, 0.3)),
-        "extra": {"epoch": 7},
-    }
-    return ModelCard(**(fields | changes))
+def card() -> ModelCard:
+    preprocess = PreprocessConfig(crop_pct=1.0, interpolation="bicubic", mean=(0.1, 0.2, 0.3))
+    return classifier_card(["ant", "bée", "猫 cat"], options=OPTION, preprocess=preprocess, details={"epoch": 7})
 
 
 def network(seed: int = 0, name: str = "fishnet_nano", classes: int = 3, **option: object) -> nn.Module:
@@ -43,11 +40,14 @@ def network(seed: int = 0, name: str = "fishnet_nano", classes: int = 3, **optio
     return model.eval()
 
 
+def logits(model: Network, images: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return torch.stack(model(images)["image"])
+
+
 @pytest.fixture(scope="module")
 def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("run") / "model.safetensors"
-    save_model(path, network(), card())
-    return path
+    return save_classifier(tmp_path_factory.mktemp("run") / "model.safetensors", network(), card())
 
 
 def rewrite(source: Path, target: Path, change: object) -> Path:
@@ -70,29 +70,43 @@ def test_a_saved_model_comes_back(model_file: Path, source: str) -> None:
     assert not model.training
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
-        assert torch.equal(model(images), network()(images))
+        assert torch.equal(logits(model, images), network()(images))
 
 
 def test_the_header_is_the_contract(model_file: Path) -> None:
     with safetensors.safe_open(model_file, framework="pt") as opened:
         content = json.loads(opened.metadata()["model.json"])
-    assert content["format_version"] == 1
+        names = set(opened.keys())
+    assert content["format_version"] == 2
     assert content["task"] == "classification"
     assert content["architecture"] == {
-        "name": "fishnet_nano",
-        "model_option": OPTION,
-        "num_classes": 3,
+        "backbone": "fishnet_nano",
+        "heads": {
+            "image": {
+                "kind": "classifier",
+                "num_classes": 3,
+                "multi_label": False,
+                "label_smoothing": 0.0,
+                "class_weights": None,
+            }
+        },
+        "options": OPTION,
         "in_chans": 3,
+        "taps": "head",
+        "group_norm": False,
     }
-    assert content["classes"] == ["ant", "bée", "猫 cat"]
+    assert content["heads"] == {"image": {"classes": ["ant", "bée", "猫 cat"], "details": {}}}
     assert content["preprocessing"]["size"] == 32
     assert content["preprocessing"]["mean"] == [0.1, 0.2, 0.3]
+    assert (content["precision"], content["details"]) == ("fp32", {"epoch": 7})
+    plain = {"classifier." + key for key in ("weight", "bias")}
+    assert names == {f"heads.image.{name}" if name in plain else f"trunk.{name}" for name in network().state_dict()}
 
 
 def test_equal_models_give_equal_files(model_file: Path, tmp_path: Path) -> None:
     model = network().to(memory_format=torch.channels_last)
     for number in range(3):
-        save_model(tmp_path / f"{number}.safetensors", model, card())
+        save_classifier(tmp_path / f"{number}.safetensors", model, card())
         assert (tmp_path / f"{number}.safetensors").read_bytes() == model_file.read_bytes()
 
 
@@ -114,13 +128,13 @@ def test_another_size_can_be_asked_for(model_file: Path) -> None:
 
 
 def test_a_newer_format_is_refused(model_file: Path, tmp_path: Path) -> None:
-    newer = rewrite(model_file, tmp_path / "n.safetensors", lambda raw: raw.update(format_version=2))
-    with pytest.raises(FishnetError, match=r"newer fishnet.*format 2.*upgrade"):
+    newer = rewrite(model_file, tmp_path / "n.safetensors", lambda raw: raw.update(format_version=FORMAT_VERSION + 1))
+    with pytest.raises(FishnetError, match=r"newer fishnet.*format 3.*upgrade"):
         load_model(newer)
 
 
 def _drop_class(raw: dict) -> None:
-    raw["classes"].pop()
+    raw["heads"]["image"]["classes"].pop()
 
 
 DAMAGE = {
@@ -131,10 +145,14 @@ DAMAGE = {
     "no architecture": lambda raw: raw.pop("architecture"),
     "size of text": lambda raw: raw["preprocessing"].update(size="32"),
     "unknown filter": lambda raw: raw["preprocessing"].update(interpolation="best"),
-    "unknown task": lambda raw: raw.update(task="poetry"),
-    "network access by name": lambda raw: raw["architecture"].update(name="hf-hub:someone/model"),
-    "network access by option": lambda raw: raw["architecture"]["model_option"].update(pretrained=True),
-    "file access by option": lambda raw: raw["architecture"]["model_option"].update(checkpoint_path="/tmp/x.pth"),
+    "no task": lambda raw: raw.update(task=""),
+    "unknown head": lambda raw: raw["architecture"]["heads"]["image"].update(kind="poet"),
+    "unknown size of a head": lambda raw: raw["architecture"]["heads"]["image"].update(rhymes=2),
+    "a head that is not described": lambda raw: raw["heads"].pop("image"),
+    "a head that is not built": lambda raw: raw["architecture"]["heads"].pop("image"),
+    "network access by name": lambda raw: raw["architecture"].update(backbone="hf-hub:someone/model"),
+    "network access by option": lambda raw: raw["architecture"]["options"].update(pretrained=True),
+    "file access by option": lambda raw: raw["architecture"]["options"].update(checkpoint_path="/tmp/x.pth"),
 }
 
 
@@ -143,6 +161,12 @@ def test_a_damaged_or_hostile_card_is_one_clear_error(model_file: Path, tmp_path
     path = rewrite(model_file, tmp_path / "damaged.safetensors", DAMAGE[kind])
     with pytest.raises(FishnetError, match=r"damaged\.safetensors: its model\.json is damaged"):
         load_model(path)
+
+
+def test_a_task_of_another_version_is_refused_where_it_is_needed(model_file: Path, tmp_path: Path) -> None:
+    path = rewrite(model_file, tmp_path / "poem.safetensors", lambda raw: raw.update(task="poetry"))
+    with pytest.raises(FishnetError, match="models for poetry are unknown"):
+        make_level(load_model(path)[1])
 
 
 def test_unknown_fields_of_the_same_format_are_ignored(model_file: Path, tmp_path: Path) -> None:
@@ -163,12 +187,13 @@ def test_a_truncated_file_is_a_clear_error(model_file: Path, tmp_path: Path) -> 
 
 
 def test_weights_that_do_not_fit_their_header(model_file: Path, tmp_path: Path) -> None:
-    path = rewrite(model_file, tmp_path / "odd.safetensors", lambda raw: raw["architecture"].update(name="resnet10t"))
+    path, other = tmp_path / "odd.safetensors", {"backbone": "resnet10t"}
+    rewrite(model_file, path, lambda raw: raw["architecture"].update(other))
     with pytest.raises(UsageError, match="stem_stride"):
         load_model(path)
 
     def change(raw: dict) -> None:
-        raw["architecture"].update(name="resnet10t", model_option={})
+        raw["architecture"].update(other, options={})
 
     with pytest.raises(FishnetError, match=r"odd\.safetensors do not fit the resnet10t"):
         load_model(rewrite(model_file, path, change))
@@ -189,14 +214,14 @@ def test_files_without_a_card_need_task_and_model(tmp_path: Path, name: str, suf
     with pytest.raises(UsageError, match=r"Did you mean 'classification'"):
         load_model(path, task="clasification", model=name)
     loaded, found = load_model(path, task="classification", model=name)
-    assert found.num_classes == 7
-    assert found.classes == list("0123456")
-    assert found.extra == {"unnamed_classes": True}
+    assert found.architecture.heads["image"].num_classes == 7
+    assert found.head().classes == list("0123456")
+    assert found.head().details == {"unnamed_classes": True}
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
-        assert torch.equal(loaded(images), model(images))
-    named = load_model(path, task="classification", model=name, classes=list("abcdefg"))[1]
-    assert (named.classes, named.extra) == (list("abcdefg"), {})
+        assert torch.equal(logits(loaded, images), model(images))
+    named = load_model(path, task="classification", model=name, classes=list("abcdefg"))[1].head()
+    assert (named.classes, named.details) == (list("abcdefg"), {})
     with pytest.raises(UsageError, match=r"2 class names are given.* 7 classes"):
         load_model(path, task="classification", model=name, classes=["a", "b"])
 
@@ -249,8 +274,9 @@ def test_names_in_the_run_folder(tmp_path: Path) -> None:
 
 
 def test_a_card_that_does_not_fit_is_not_written(tmp_path: Path) -> None:
+    more = dataclasses.replace(card(), architecture=classifier_card(["a", "b", "c", "d"]).architecture)
     with pytest.raises(ValueError, match="3 class names for 4 outputs"):
-        save_model(tmp_path / "m.safetensors", network(), card(num_classes=4))
+        save_model(tmp_path / "m.safetensors", network(), more)
     assert not list(tmp_path.iterdir())
 
 
@@ -259,16 +285,16 @@ def test_the_old_file_survives_a_failed_write(
     model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "model.safetensors"
-    save_model(path, network(), card())
+    save_classifier(path, network(), card())
     before = path.read_bytes()
 
     def full(tensors: object, filename: object, metadata: object = None) -> None:
         with Path("/dev/full").open("wb") as stream:
             stream.write(b"x" * 100)
 
-    monkeypatch.setattr("fishnet.runs.save_file", full)
+    monkeypatch.setattr("fishnet.cards.save_file", full)
     with pytest.raises((FishnetError, OSError)):
-        save_model(path, network(seed=1), card())
+        save_classifier(path, network(seed=1), card())
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["model.safetensors"]
 

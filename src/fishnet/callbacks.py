@@ -13,11 +13,12 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import TQDMProgressBar
 
+from fishnet.cards import save_model
 from fishnet.engine import Stopwatch, TrainingModule
 from fishnet.errors import Interrupted
 from fishnet.files import atomic_path, atomic_write
 from fishnet.metrics import MetricsFile
-from fishnet.runs import RunFolder, save_model
+from fishnet.runs import RunFolder
 
 
 class SignalWatch:

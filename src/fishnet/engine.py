@@ -30,6 +30,7 @@ from fishnet.data.loader import EvalBatches, ResumableLoader, TrainBatches, make
 from fishnet.errors import FishnetError, UsageError, did_you_mean
 from fishnet.files import atomic_path
 from fishnet.metrics import MetricsFile
+from fishnet.models.network import Network
 from fishnet.models.norms import apply_norm_policy, check_norm_policy, has_batch_norms, hold_norms
 from fishnet.models.precision import guard_bf16_on_cpu
 from fishnet.runs import RunFolder
@@ -130,23 +131,22 @@ def follow_settings(checkpoint: dict[str, Any], optimizer: Optimizer, model: nn.
     schedule["_last_lr"] = [group["lr"] for group in optimizer.param_groups]
 
 
-def freeze(model: nn.Module, parts: list[str]) -> None:
-    """Stop the gradient of the named parts of a model and keep their BatchNorm statistics.
+def freeze(model: Network, parts: list[str]) -> None:
+    """Stop the gradient of the named parts of a network and keep their BatchNorm statistics.
 
-    Parts of the backbone of a detector need not be named from the top: `stem` is that of its trunk.
+    Parts of the backbone go by their own names, such as `stem`; others by their names in the network, such as
+    `heads.region`.
 
     Raises:
-        UsageError: A name that is no part of the model.
+        UsageError: A name that is not a part of the network.
     """
-    trunk = getattr(model, "trunk", None)
-    owners = [model, trunk] if isinstance(trunk, nn.Module) else [model]
-    modules = {name: module for owner in reversed(owners) for name, module in owner.named_modules()}
+    owners = (model, model.trunk.backbone)
+    modules = {name: module for owner in owners for name, module in owner.named_modules()}
     for part in parts:
         if part not in modules:
             known = [name for owner in reversed(owners) for name, _ in owner.named_children()]
-            raise UsageError(
-                f"freeze: {part!r} is no part of the model (parts: {', '.join(known)}).{did_you_mean(part, modules)}"
-            )
+            near = did_you_mean(part, modules)
+            raise UsageError(f"freeze: {part!r} is not a part of the model (parts: {', '.join(known)}).{near}")
         modules[part].requires_grad_(False)
 
 
@@ -176,18 +176,18 @@ class TrainingModule(pl.LightningModule):
         config = self.config
         freeze(self.model, config.freeze)
         if config.norm in ("frozen", "sync"):  # group norms are a matter of the architecture: the task builds them
-            self.model = apply_norm_policy(self.model, config.norm)
+            apply_norm_policy(self.model, config.norm)
         if not any(parameter.requires_grad for parameter in self.model.parameters()):
             raise UsageError("freeze: every parameter is frozen, nothing is left to train")
         if config.checkpointing:
             try:
-                self.model.set_grad_checkpointing(True)  # type: ignore[operator]
+                self.model.set_grad_checkpointing(True)
             except (AttributeError, AssertionError, NotImplementedError):  # what timm's networks say no with
                 raise UsageError(f"{config.model} cannot recompute activations; leave out --checkpointing") from None
         if config.channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)
         if config.precision == "bf16" and runs_on_cpu(config):
-            self.model = guard_bf16_on_cpu(self.model)
+            guard_bf16_on_cpu(self.model)
 
     @property
     def judged_model(self) -> nn.Module:

@@ -12,8 +12,9 @@ from fishnet.callbacks import ProgressBar, RunKeeper
 from fishnet.engine import TrainingModule, build_trainer
 from fishnet.environment import write_environment
 from fishnet.files import atomic_path
+from fishnet.loading import load_model
 from fishnet.metrics import MetricsFile
-from fishnet.runs import RunFolder, load_model
+from fishnet.runs import RunFolder
 from fishnet.tasks import Task
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fishnet.data.images import bad_image, explain, read_image, to_rgb
 from fishnet.errors import FishnetError, UsageError
-from fishnet.runs import load_model
+from fishnet.loading import load_model
 from fishnet.tasks.levels import make_level
 
 ImageLike = str | Path | Image.Image | np.ndarray | Tensor
@@ -44,7 +44,7 @@ class Predictor:
             `tile` and `overlap`.
 
     Raises:
-        FishnetError: Where the source is absent or damaged; see `fishnet.runs.load_model`.
+        FishnetError: Where the source is absent or damaged; see `fishnet.loading.load_model`.
         UsageError: An option that the task does not have, or out of its range.
     """
 
@@ -65,7 +65,7 @@ class Predictor:
     @property
     def classes(self) -> list[str]:
         """Class names in the order of the model's outputs."""
-        return self.card.classes
+        return self.card.head().classes
 
     def __call__(self, image: ImageLike) -> dict[str, list[Any]]:
         """Answer for one image.

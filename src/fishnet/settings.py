@@ -266,7 +266,7 @@ def weights_preprocessing(tree: Mapping[str, Any], task: str) -> Tree:
 
     Only classifiers crop their images: other tasks take mean and std.
     """
-    from fishnet.runs import preprocessing_of_weights
+    from fishnet.loading import preprocessing_of_weights
 
     found = preprocessing_of_weights(*_model_and_weights(tree))
     return found if task == "classification" else {name: found[name] for name in ("mean", "std") if name in found}
@@ -345,7 +345,7 @@ _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 def _check_model_options(config: TrainConfig) -> None:
     """Refuse keywords of a model that no card may hold, or that the task sets."""
-    from fishnet.runs import REFUSED_OPTIONS
+    from fishnet.cards import REFUSED_OPTIONS
 
     for name in config.model_option:
         if name in REFUSED_OPTIONS:

@@ -16,7 +16,7 @@ from fishnet.models import create_model
 from fishnet.models.checkpoint_files import read_metadata, save_state
 from fishnet.models.layouts import LAYOUTS, convert_state, detect_layout
 from fishnet.models.states import read_checkpoint
-from fishnet.runs import ModelCard, save_model
+from tests.models_on_disk import classifier_card, save_classifier
 
 
 @pytest.fixture(scope="module")
@@ -91,11 +91,13 @@ def test_onto_itself(released: Path, nano: nn.Module) -> None:
 
 def test_run_folder_and_its_card(nano: nn.Module, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, classes = tmp_path / "run", [f"class {index}" for index in range(10)]
-    options = {"stem_stride": 1}
-    card = ModelCard("classification", "fishnet_nano", classes, num_classes=10, size=32, model_option=options)
+    card = classifier_card(classes, options={"stem_stride": 1})
     run.mkdir()
-    save_model(run / "model.safetensors", nano, card)
+    given = read_checkpoint(save_classifier(run / "model.safetensors", nano, card))
     convert(str(run), str(tmp_path / "same.safetensors"))
+    same = read_checkpoint(tmp_path / "same.safetensors")
+    assert same.keys() == given.keys()
+    assert all(torch.equal(same[key], given[key]) for key in given)
     assert read_metadata(tmp_path / "same.safetensors")["model.json"] == card.to_json()
     assert "stem_stride" not in capsys.readouterr().out
     # A layout that other programs read says nothing of the card, and they must be told of what it held.

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,9 +20,9 @@ from fishnet.commands.evaluate import evaluate, summary
 from fishnet.config import PreprocessConfig
 from fishnet.errors import FishnetError, UsageError
 from fishnet.models import create_model
-from fishnet.runs import ModelCard, save_model
 from fishnet.tasks.classification_evaluator import Evaluation
 from fishnet.tasks.classification_level import ClassificationLevel
+from tests.models_on_disk import classifier_card, save_classifier
 
 QUICK = {"device": "cpu", "workers": 0}
 
@@ -33,17 +34,10 @@ def small_network(classes: int) -> nn.Module:
     return network.eval()
 
 
-def write_run(folder: Path, network: nn.Module, classes: list[str], **changes: object) -> str:
-    fields: dict = {
-        "task": "classification",
-        "model": "fishnet_nano",
-        "classes": classes,
-        "num_classes": len(classes),
-        "size": 32,
-        "model_option": {"stem_stride": 1},
-        "preprocess": PreprocessConfig(crop_pct=1.0, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2)),
-    }
-    save_model(folder / "model.safetensors", network, ModelCard(**(fields | changes)))
+def write_run(folder: Path, network: nn.Module, classes: list[str], **changes: Any) -> str:
+    preprocess = PreprocessConfig(crop_pct=1.0, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
+    card = classifier_card(classes, options={"stem_stride": 1}, preprocess=preprocess, **changes)
+    save_classifier(folder / "model.safetensors", network, card)
     return str(folder)
 
 
@@ -106,7 +100,7 @@ def test_the_figures_are_right(judged: Judged, tmp_path: Path, capsys: pytest.Ca
 
 def test_what_is_written(judged: Judged, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    write_run(run, judged.network, judged.classes, extra={"epoch": 3})
+    write_run(run, judged.network, judged.classes, details={"epoch": 3})
     found = evaluate(str(run), str(judged.data), **QUICK)
     assert sorted(path.name for path in run.iterdir()) == [
         "confusion_val.png",
@@ -117,7 +111,7 @@ def test_what_is_written(judged: Judged, tmp_path: Path) -> None:
     assert document == found.document
     assert document["metrics"] == found.metrics
     assert (document["split"], document["images"], document["bad_images"]) == ("val", len(judged.files), [])
-    assert document["card"]["extra"] == {"epoch": 3}
+    assert document["card"]["details"] == {"epoch": 3}
     assert np.array(document["confusion"]).sum() == len(judged.files)
     with Image.open(run / "confusion_val.png") as picture:
         assert picture.width > 300
@@ -229,7 +223,7 @@ def test_multi_label(judged: Judged, tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_reduced_precision_is_what_the_model_was_validated_with(judged: Judged, tmp_path: Path) -> None:
-    run = write_run(tmp_path / "run", judged.network, judged.classes, extra={"precision": "bf16"})
+    run = write_run(tmp_path / "run", judged.network, judged.classes, precision="bf16")
     reduced = evaluate(run, str(judged.data), **QUICK).metrics
     assert reduced == evaluate(run, str(judged.data), precision="bf16", **QUICK).metrics
     full = evaluate(run, str(judged.data), precision="fp32", **QUICK).metrics
@@ -262,7 +256,7 @@ def test_of_many_classes_the_worst_are_shown() -> None:
         for i in range(30)
     ]  # fmt: skip
     rows[0] |= {"images": 0, "recall": None}
-    level = ClassificationLevel(ModelCard("classification", "fishnet_nano", ["a"], 1, 32))
+    level = ClassificationLevel(classifier_card(["a"]))
     text = summary(level, Evaluation({"top1": 0.5}, rows, None, 290), "a model", ["x.jpg"] * 12)
     table = text[text.index("class  ") :].splitlines()[1:21]
     assert "the 20 worst of 30 classes" in text

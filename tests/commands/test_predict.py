@@ -17,8 +17,8 @@ from fishnet.config import PreprocessConfig
 from fishnet.errors import FishnetError, UsageError
 from fishnet.models import create_model
 from fishnet.predictor import Predictor
-from fishnet.runs import ModelCard, save_model
 from fishnet.tasks import classification_level
+from tests.models_on_disk import classifier_card, save_classifier
 
 CLASSES = [f"kind {i}" for i in range(8)]
 
@@ -27,17 +27,9 @@ def write_run(folder: Path, multi_label: bool = False) -> Path:
     torch.manual_seed(0)
     network = create_model("fishnet_nano", num_classes=8, stem_stride=1)
     torch.nn.init.normal_(network.get_classifier().weight, std=0.1)
-    card = ModelCard(
-        task="classification",
-        model="fishnet_nano",
-        classes=CLASSES,
-        num_classes=8,
-        size=32,
-        model_option={"stem_stride": 1},
-        multi_label=multi_label,
-        preprocess=PreprocessConfig(crop_pct=1.0),
-    )
-    save_model(folder / "model.safetensors", network, card)
+    preprocess = PreprocessConfig(crop_pct=1.0)
+    card = classifier_card(CLASSES, options={"stem_stride": 1}, multi_label=multi_label, preprocess=preprocess)
+    save_classifier(folder / "model.safetensors", network, card)
     return folder
 
 

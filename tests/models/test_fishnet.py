@@ -436,3 +436,17 @@ def test_gate_sees_the_whole_map() -> None:
     assert gate(x).shape == (1, 6, 1, 1)
     assert x.grad is not None
     assert (x.grad != 0).any(1).float().mean() > 0.9
+
+
+def test_a_zero_start_leaves_every_block_its_shortcut_and_still_trains() -> None:
+    torch.manual_seed(0)
+    model = nano(zero_init_last=True).train()
+    blocks = [module for module in model.modules() if isinstance(module, Block)]
+    assert len(blocks) > 10
+    assert all(not block.conv3.weight.any() for block in blocks)
+    identity = next(block for block in blocks if isinstance(block.shortcut, nn.Identity))
+    x = torch.randn(2, identity.norm1.num_features, 4, 4)
+    assert torch.equal(identity(x), identity.reduce(x))
+    model(torch.randn(4, 3, 64, 64)).square().mean().backward()
+    assert all(block.conv3.weight.grad is not None and block.conv3.weight.grad.any() for block in blocks)
+    assert all(module.conv3.weight.any() for module in nano().modules() if isinstance(module, Block))

@@ -14,21 +14,28 @@ from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fishnet.cards import HeadCard, ModelCard, save_model
 from fishnet.errors import FishnetError, UsageError
+from fishnet.loading import load_model
 from fishnet.models import create_model
-from fishnet.models.detection import DetectorPlan, build_detector
+from fishnet.models.build import Architecture, as_network, build_network
+from fishnet.models.heads.detectors import RegionPlan
+from fishnet.models.heads.image import ClassifierPlan
 from fishnet.models.norms import apply_norm_policy, groups_of, has_batch_norms, hold_norms, note_loaded_norms
-from fishnet.models.pyramid import Pyramid, build_trunk
+from fishnet.models.pyramid import Pyramid
+from fishnet.models.trunk import build_trunk
 from fishnet.models.weights import load_to_train, load_weights
-from fishnet.runs import ModelCard, load_model, save_model
 
 
 def images(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
 
 
-def saved(model: nn.Module, name: str, path: Path, **extra: bool) -> Path:
-    save_model(path, model, ModelCard("classification", name, ["a", "b", "c"], 3, 32, extra=extra))
+def saved(model: nn.Module, name: str, path: Path, group_norm: bool = False) -> Path:
+    """Write a plain classifier of three classes as a run does; the model stays whole."""
+    architecture = Architecture(name, {"image": ClassifierPlan(num_classes=3)}, group_norm=group_norm)
+    card = ModelCard("classification", architecture, {"image": HeadCard(["a", "b", "c"])}, 32)
+    save_model(path, as_network(deepcopy(model), architecture), card)
     return path
 
 
@@ -100,21 +107,22 @@ def test_odd_norms_are_replaced_or_refused() -> None:
 
 def test_only_norms_that_came_with_weights_are_frozen(tmp_path: Path) -> None:
     weights = saved(classifier(), "fishnet_nano", tmp_path / "model.safetensors")
-    plan = DetectorPlan("mask_rcnn", preset="nano")
-    detector = apply_norm_policy(build_detector("fishnet_nano", 2, plan, str(weights)), "frozen").train()
+    architecture = Architecture("fishnet_nano", {"region": RegionPlan("mask_rcnn", 2, preset="nano")})
+    detector = build_network(architecture, str(weights))
+    apply_norm_policy(detector, "frozen").train()
     hold_norms(detector)
     norms = batch_norms(detector)
-    inside = {name for name in norms if name.startswith("pyramid.trunk.")}
+    inside = {name for name in norms if name.startswith("trunk.")}
     fresh = norms.keys() - inside
-    assert {name.rsplit(".", 2)[0] for name in fresh} == {"pyramid.norms"}
+    assert {name.rsplit(".", 2)[0] for name in fresh} == {"necks.region.norms"}
     assert len(fresh) == 4
     for name, norm in norms.items():
         assert norm.training == norm.weight.requires_grad == norm.bias.requires_grad == (name in fresh), name
     assert has_batch_norms(detector)
 
     before = {name: norm.running_mean.clone() for name, norm in norms.items()}  # type: ignore[union-attr]
-    pyramid = detector.pyramid  # type: ignore[union-attr]
-    torch.stack([x.mean() for x in pyramid(images(2, 3, 64, 64)).values()]).sum().backward()  # type: ignore[operator]
+    maps = detector.necks["region"](detector.trunk(images(2, 3, 64, 64)).maps)
+    torch.stack([x.mean() for x in maps.values()]).sum().backward()
     for name, norm in norms.items():
         assert torch.equal(before[name], norm.running_mean) == (name in inside), name
         assert (norm.weight.grad is not None) == (name in fresh), name
@@ -137,10 +145,11 @@ def test_frozen_needs_weights_where_there_are_norms_to_freeze() -> None:
         apply_norm_policy(create_model("fishnet_nano"), "frozen")
     apply_norm_policy(nn.Sequential(nn.Conv2d(3, 4, 1)), "frozen")
     # the norms before the neck are fresh, and the trunk, which came with weights, has none
-    trunk = build_trunk("test_convnext")
+    trunk, _ = build_trunk("test_convnext")
     note_loaded_norms(trunk)
-    pyramid = apply_norm_policy(Pyramid(trunk, 16, norm_relu=True), "frozen")
-    assert all(norm.weight.requires_grad for norm in batch_norms(pyramid).values())
+    both = apply_norm_policy(nn.ModuleList([trunk, Pyramid(trunk, 16, norm_relu=True)]), "frozen")
+    assert len(batch_norms(both)) == 4
+    assert all(norm.weight.requires_grad for norm in batch_norms(both).values())
 
 
 def test_dropout_inside_a_frozen_norm_goes_on() -> None:
@@ -164,7 +173,7 @@ def test_group_norms_take_scale_and_shift_of_either_kind(name: str, grouped: boo
     path = saved(model, name, tmp_path / "model.safetensors", group_norm=grouped)
     given = {key.replace(".", "_"): value for key, value in model.state_dict().items()}
 
-    trunk = build_trunk(name, weights=str(path), group_norm=True)
+    trunk, _ = build_trunk(name, weights=str(path), group_norm=True)
     assert not batch_norms(trunk)
     for key, value in trunk.state_dict().items():
         assert torch.equal(value, given[key.removeprefix("network.").replace(".", "_")]), key
@@ -196,6 +205,6 @@ def test_a_checkpoint_with_group_norms_predicts_without_a_card(tmp_path: Path) -
     model = apply_norm_policy(classifier(), "group").eval()
     torch.save({"state_dict": model.state_dict()}, tmp_path / "best.pth")
     network, card = load_model(tmp_path / "best.pth", task="classification", model="fishnet_nano")
-    assert card.extra["group_norm"]
+    assert card.architecture.group_norm
     x = images(1, 3, 64, 64)
-    assert torch.equal(network(x), model(x))
+    assert torch.equal(torch.stack(network(x)["image"]), model(x))

@@ -9,8 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fishnet.cards import HeadCard, ModelCard, save_model
 from fishnet.errors import UsageError
 from fishnet.models import FishNet, create_model
+from fishnet.models.build import Architecture, as_network
+from fishnet.models.heads.image import ClassifierPlan
 from fishnet.models.norms import (
     SmallBatchWarning,
     apply_norm_policy,
@@ -20,12 +23,18 @@ from fishnet.models.norms import (
     hold_norms,
     note_loaded_norms,
 )
-from fishnet.models.pyramid import TAPS, FishTrunk, Pyramid, build_trunk
-from fishnet.runs import ModelCard, save_model
+from fishnet.models.pyramid import Pyramid
+from fishnet.models.trunk import TAPS, FishTrunk, Trunk, build_trunk
 
 
 def images(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+
+def trunk_of(name: str, taps: Any = "head", **options: Any) -> Trunk:
+    trunk, last = build_trunk(name, taps, **options)
+    assert last is None
+    return trunk
 
 
 @torch.no_grad()
@@ -38,15 +47,17 @@ def test_a_fish_gives_the_maps_of_its_stages(taps: Any) -> None:
     stages = fish.stages(x)
     trunk = FishTrunk(fish, taps)
     assert trunk.strides == [4, 8, 16, 32]
-    for name, channels, stride, found in zip(TAPS[taps], trunk.channels, trunk.strides, trunk(x), strict=True):
+    maps, vector = trunk(x)
+    assert vector is None
+    for name, channels, stride, found in zip(TAPS[taps], trunk.channels, trunk.strides, maps, strict=True):
         assert torch.equal(found, stages[name])
         assert found.shape == (2, channels, 64 // stride, 96 // stride)
 
 
 @pytest.mark.parametrize("taps", list(TAPS))
 def test_no_part_of_a_trunk_is_idle(taps: Any) -> None:
-    trunk = build_trunk("fishnet_nano", taps).train()
-    torch.stack([x.square().mean() for x in trunk(images(2, 3, 64, 64))]).sum().backward()
+    trunk = trunk_of("fishnet_nano", taps).train()
+    torch.stack([x.square().mean() for x in trunk(images(2, 3, 64, 64)).maps]).sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in trunk.parameters())
 
 
@@ -61,27 +72,29 @@ def test_channels_of_the_released_members_are_those_of_the_plan() -> None:
 
 @torch.no_grad()
 def test_any_timm_network_with_the_four_strides_is_a_trunk() -> None:
-    trunk = build_trunk("resnet18").eval()
+    trunk = trunk_of("resnet18").eval()
     assert (trunk.strides, trunk.channels) == ([4, 8, 16, 32], [64, 128, 256, 512])
-    assert [tuple(x.shape[1:]) for x in trunk(images(1, 3, 64, 64))] == [
+    assert [tuple(x.shape[1:]) for x in trunk(images(1, 3, 64, 64)).maps] == [
         (64, 16, 16), (128, 8, 8), (256, 4, 4), (512, 2, 2),
     ]  # fmt: skip
     with pytest.raises(UsageError, match=r"vit_tiny_patch16_224 has no map of stride 4, 8, 32"):
-        build_trunk("vit_tiny_patch16_224")
+        trunk_of("vit_tiny_patch16_224")
     with pytest.raises(UsageError, match=r"only a fish"):
-        build_trunk("resnet18", "body")
+        trunk_of("resnet18", "body")
     with pytest.raises(UsageError, match=r"did you mean|Did you mean"):
-        build_trunk("fishnet_nan0")
+        trunk_of("fishnet_nan0")
 
 
 @pytest.mark.parametrize("name", ["fishnet_nano", "resnet18"])
 def test_a_trunk_takes_the_weights_of_a_classifier(name: str, tmp_path: Path) -> None:
     torch.manual_seed(5)
     model = create_model(name, num_classes=3)
+    given = {key.replace(".", "_"): value.clone() for key, value in model.state_dict().items()}
+    architecture = Architecture(name, {"image": ClassifierPlan(num_classes=3)})
     path = tmp_path / "model.safetensors"
-    save_model(path, model, ModelCard("classification", name, ["a", "b", "c"], 3, 32))
-    trunk = build_trunk(name, weights=str(path))
-    given = {key.replace(".", "_"): value for key, value in model.state_dict().items()}
+    card = ModelCard("classification", architecture, {"image": HeadCard(["a", "b", "c"])}, 32)
+    save_model(path, as_network(model, architecture), card)
+    trunk = trunk_of(name, weights=str(path))
     for key, value in trunk.state_dict().items():
         assert torch.equal(value, given[key.removeprefix("network.").replace(".", "_")]), key
 
@@ -94,9 +107,10 @@ def test_a_trunk_takes_the_weights_of_a_classifier(name: str, tmp_path: Path) ->
     ("p6p7", 1, ["1", "2", "3", "p6", "p7"]),
 ])  # fmt: skip
 def test_levels_have_the_strides_they_claim(neck: Any, extra: Any, finest: int, names: list[str]) -> None:
-    pyramid = Pyramid(build_trunk("fishnet_nano"), 16, neck, extra=extra, finest=finest).eval()
+    trunk = trunk_of("fishnet_nano").eval()
+    pyramid = Pyramid(trunk, 16, neck, extra=extra, finest=finest).eval()
     assert pyramid.names == names
-    maps = pyramid(images(1, 3, 256, 128))
+    maps = pyramid(trunk(images(1, 3, 256, 128)).maps)
     assert list(maps) == names
     for found, stride in zip(maps.values(), pyramid.strides, strict=True):
         assert found.shape == (1, 16, 256 // stride, 128 // stride)
@@ -105,16 +119,16 @@ def test_levels_have_the_strides_they_claim(neck: Any, extra: Any, finest: int, 
 @torch.no_grad()
 def test_norm_and_relu_stand_before_the_neck_of_raw_maps_only() -> None:
     def ready(name: str, switch: bool | None) -> bool:
-        return isinstance(Pyramid(build_trunk(name), 16, norm_relu=switch).norms[0], nn.Sequential)
+        return isinstance(Pyramid(trunk_of(name), 16, norm_relu=switch).norms[0], nn.Sequential)
 
     assert ready("fishnet_nano", None)
     assert not ready("resnet18", None)
     assert not ready("fishnet_nano", False)
     assert ready("resnet18", True)
-    pyramid = Pyramid(build_trunk("fishnet_nano"), 16, "none").eval()
-    x = images(1, 3, 64, 64)
-    raw = pyramid.trunk(x)
-    for layer, found, mine in zip(pyramid.neck.layers, pyramid(x).values(), raw, strict=True):
+    trunk = trunk_of("fishnet_nano").eval()
+    pyramid = Pyramid(trunk, 16, "none").eval()
+    raw = trunk(images(1, 3, 64, 64)).maps
+    for layer, found, mine in zip(pyramid.neck.layers, pyramid(raw).values(), raw, strict=True):
         # fresh norms are the identity up to their epsilon
         torch.testing.assert_close(found, layer(mine.relu()), rtol=1e-4, atol=1e-4)
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from fishnet.errors import UsageError
 from fishnet.models.norms import apply_norm_policy
-from fishnet.models.pyramid import Pyramid, TimmTrunk, build_trunk
-from fishnet.runs import ModelCard, save_model
-from tests.models.test_norms import batch_norms, classifier
+from fishnet.models.trunk import TimmTrunk, build_trunk
+from tests.models.test_detection import detector, losses_of, target
+from tests.models.test_norms import batch_norms, classifier, saved
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "trunks.md"
 ROW = re.compile(r"^\| (\w+) \| `(\w+)` \| ([\d,]+) \| (works|refused: (.*))", re.MULTILINE)
@@ -36,8 +36,9 @@ def marked(names: list[str]) -> list[object]:
 @lru_cache(maxsize=1)
 def trunk_of(name: str) -> TimmTrunk:
     torch.manual_seed(0)
-    trunk = build_trunk(name)
+    trunk, last = build_trunk(name)
     assert isinstance(trunk, TimmTrunk)
+    assert last is None
     return trunk
 
 
@@ -55,7 +56,7 @@ def check_maps(trunk: TimmTrunk, maps: list[Tensor], batch: int, height: int, wi
 def check_gradients(trunk: TimmTrunk) -> None:
     model = deepcopy(trunk).train()
     model.freeze_idle(0)
-    maps = model(images(2, 3, 64, 96))
+    maps = model(images(2, 3, 64, 96)).maps
     check_maps(model, maps, 2, 64, 96)
     torch.stack([x.mean() for x in maps]).sum().backward()
     missing = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
@@ -70,15 +71,15 @@ def check_norms(trunk: TimmTrunk) -> None:
         return sorted(kind for kind in kinds if "Norm" not in kind)
 
     plain, x = deepcopy(trunk).eval(), images(2, 3, 96, 64)
-    maps = plain(x)
+    maps = plain(x).maps
     check_maps(plain, maps, 2, 96, 64)
     sync = apply_norm_policy(deepcopy(plain), "sync")
     assert others(sync) == others(plain)
-    assert all(torch.equal(one, other) for one, other in zip(sync(x), maps, strict=True))
+    assert all(torch.equal(one, other) for one, other in zip(sync(x).maps, maps, strict=True))
     group = apply_norm_policy(deepcopy(plain), "group")
     assert not batch_norms(group)
     assert others(group) == others(plain)
-    check_maps(group, group(x), 2, 96, 64)  # type: ignore[arg-type]
+    check_maps(group, group(x).maps, 2, 96, 64)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", marked([*WORKING, *INSTEAD]))
@@ -116,7 +117,7 @@ def test_the_page_names_every_family_of_timm() -> None:
 
 def test_maps_of_a_transformer_are_those_of_its_layers() -> None:
     torch.manual_seed(0)
-    trunk = build_trunk("swin_tiny_patch4_window7_224").eval()
+    trunk = build_trunk("swin_tiny_patch4_window7_224")[0].eval()
     plain = timm.create_model("swin_tiny_patch4_window7_224", features_only=True).eval()  # (N, H, W, C), one size
     given = trunk.state_dict()
     names = {key.replace(".", "_"): key.removeprefix("network.model.") for key in given}
@@ -124,16 +125,15 @@ def test_maps_of_a_transformer_are_those_of_its_layers() -> None:
     plain.load_state_dict({key: flat[key.replace(".", "_")] for key in plain.state_dict()})
     x = images(1, 3, 224, 224)
     with torch.no_grad():
-        for found, expected in zip(trunk(x), plain(x), strict=True):
+        for found, expected in zip(trunk(x).maps, plain(x), strict=True):
             torch.testing.assert_close(found, expected.permute(0, 3, 1, 2), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["test_mambaout", "swin_tiny_patch4_window7_224", "dla46x_c"])
 def test_any_form_of_feature_network_takes_the_weights_of_a_classifier(name: str, tmp_path: Path) -> None:
     model = classifier(name)
-    path = tmp_path / "model.safetensors"
-    save_model(path, model, ModelCard("classification", name, ["a", "b", "c"], 3, 32))
-    trunk = build_trunk(name, weights=str(path))
+    path = saved(model, name, tmp_path / "model.safetensors")
+    trunk, _ = build_trunk(name, weights=str(path))
     given = {key.replace(".", "_"): value for key, value in model.state_dict().items()}
     for key, value in trunk.state_dict().items():
         assert torch.equal(value, given[re.sub(r"^network\.(model\.)?", "", key).replace(".", "_")]), key
@@ -141,14 +141,16 @@ def test_any_form_of_feature_network_takes_the_weights_of_a_classifier(name: str
 
 def test_stages_of_a_wrapped_network_are_layers_and_recompute() -> None:
     trunk = trunk_of("swin_tiny_patch4_window7_224")
-    assert list(trunk.layers()) == ["patch_embed", "layers.0", "layers.1", "layers.2", "layers.3"]
-    assert all(any(re.match(p, name) for p in trunk.layers().values()) for name, _ in trunk.named_parameters())
+    groups = trunk.layer_groups(r"^trunk\.")
+    assert list(groups) == ["patch_embed", "layers.0", "layers.1", "layers.2", "layers.3"]
+    for name, _ in trunk.named_parameters():
+        assert sum(bool(re.match(p, f"trunk.{name}")) for p in groups.values()) == 1, name
     plain, recomputing = deepcopy(trunk).train(), deepcopy(trunk).train()
     recomputing.set_grad_checkpointing(True)
     gradients = []
     for model in (plain, recomputing):
         torch.manual_seed(0)
-        torch.stack([x.mean() for x in model(images(1, 3, 64, 64))]).sum().backward()
+        torch.stack([x.mean() for x in model(images(1, 3, 64, 64)).maps]).sum().backward()
         gradients.append([p.grad for p in model.parameters()])
     for one, other in zip(*gradients, strict=True):
         assert one is not None
@@ -157,9 +159,18 @@ def test_stages_of_a_wrapped_network_are_layers_and_recompute() -> None:
 
 
 def test_parts_that_only_an_unused_map_needs_stand_still() -> None:
-    pyramid = Pyramid(build_trunk("fishnet_nano", "body"), 16, extra="p6p7", finest=1).train()
-    maps = pyramid(images(2, 3, 64, 64))
-    torch.stack([x.mean() for x in maps.values()]).sum().backward()
-    assert not [name for name, p in pyramid.named_parameters() if p.requires_grad and p.grad is None]
-    idle = {name for name, p in pyramid.named_parameters() if not p.requires_grad}
+    network = detector("fcos", taps="body").train()
+    levels = network.necks["region"](network.trunk(images(2, 3, 64, 64)).maps)
+    torch.stack([x.mean() for x in levels.values()]).sum().backward()
+    ours = [(name, p) for name, p in network.named_parameters() if not name.startswith("heads.")]
+    assert not [name for name, p in ours if p.requires_grad and p.grad is None]
+    idle = {name for name, p in ours if not p.requires_grad}
     assert {name.rsplit(".", 3)[0] for name in idle} == {"trunk.body.b3.blocks"}
+
+
+@pytest.mark.parametrize(("model", "taps"), [("resnet18", "head"), ("fishnet_nano", "body")])
+def test_idle_parts_are_found_whatever_the_channels_of_the_images(model: str, taps: str) -> None:
+    network = detector("fcos", model, taps=taps, in_chans=4).train()
+    objects = [target([[8, 10, 40, 50]], (64, 96))]
+    torch.stack(list(losses_of(network, images(1, 4, 64, 96), objects).values())).sum().backward()
+    assert not [name for name, p in network.named_parameters() if p.requires_grad and p.grad is None]

@@ -14,6 +14,9 @@ from fishnet.errors import FishnetError, UsageError
 from fishnet.report import style
 from fishnet.report.confusion import draw_confusion
 from fishnet.report.curves import draw_curves, read_metrics, smooth
+from fishnet.tasks import get_display
+
+DISPLAY = get_display("classification")
 
 
 def write_rows(path: Path, rows: list[tuple[object, ...]]) -> Path:
@@ -46,7 +49,7 @@ def full_run(path: Path, epochs: int, steps: int = 4) -> Path:
 
 
 def test_curves_show_what_the_file_holds(tmp_path: Path) -> None:
-    drawn = lines(draw_curves(full_run(tmp_path / "metrics.csv", epochs=3)))
+    drawn = lines(draw_curves(full_run(tmp_path / "metrics.csv", epochs=3), DISPLAY))
     assert drawn["Loss", "val"] == ([4, 8, 12], [1 / 4, 1 / 8, 1 / 12])
     assert drawn["Validation", "top-1"] == ([4, 8, 12], [50, 51, 52])
     assert drawn["Validation", "top-5"][1] == [90, 90, 90]
@@ -56,16 +59,19 @@ def test_curves_show_what_the_file_holds(tmp_path: Path) -> None:
 
 
 def test_one_epoch_and_missing_parts_are_drawn(tmp_path: Path) -> None:
-    one = draw_curves(full_run(tmp_path / "one.csv", epochs=1))
+    one = draw_curves(full_run(tmp_path / "one.csv", epochs=1), DISPLAY)
     assert all(line.get_marker() == "o" for axes in one.axes for line in axes.lines)
-    only_train = draw_curves(write_rows(tmp_path / "train.csv", [(1, 0, "train", "loss", 1.0)]))
+    only_train = draw_curves(write_rows(tmp_path / "train.csv", [(1, 0, "train", "loss", 1.0)]), DISPLAY)
     assert [axes.get_title(loc="left") for axes in only_train.axes] == ["Loss"]
-    multi = lines(draw_curves(write_rows(tmp_path / "multi.csv", [(1, 0, "val", "map", 0.25)])))
+    multi = lines(draw_curves(write_rows(tmp_path / "multi.csv", [(1, 0, "val", "map", 0.25)]), DISPLAY))
     assert multi["Validation", "mAP"] == ([1], [25])
-    other = lines(draw_curves(write_rows(tmp_path / "other.csv", [(1, 0, "val", "lines_per_page", 31.0)])))
-    assert other["Validation", "lines_per_page"] == ([1], [31])
+    unknown = write_rows(tmp_path / "other.csv", [(1, 0, "val", "loss", 1.0), (1, 0, "val", "lines_per_page", 31.0)])
+    for display in (DISPLAY, None):
+        other = lines(draw_curves(unknown, display))
+        assert other["Validation", "lines_per_page"] == ([1], [31])
+        assert ("Validation", "loss") not in other
     for path in (tmp_path / "absent.csv", write_rows(tmp_path / "empty.csv", [])):
-        empty = draw_curves(path)
+        empty = draw_curves(path, DISPLAY)
         assert not empty.axes
         assert "No metrics" in empty.texts[0].get_text()
 

@@ -12,10 +12,14 @@ import pytest
 import torch
 from PIL import Image
 
+from fishnet.cards import HeadCard, ModelCard, save_model
 from fishnet.errors import FishnetError
 from fishnet.metrics import MetricsFile
+from fishnet.models.build import Architecture
+from fishnet.models.heads.detectors import RegionPlan
 from fishnet.report.html import write_report
-from fishnet.runs import ModelCard, RunFolder, save_model
+from fishnet.runs import RunFolder
+from tests.models_on_disk import classifier_card
 
 EVIL = "<script>alert('x')</script>&amp;"
 VOID = {"meta", "img", "br", "link", "input"}
@@ -87,8 +91,7 @@ def fill(folder: Path, classes: tuple[str, ...] = ("cat", "dog")) -> RunFolder:
     evaluation["confusion"] = [[3, 1], [1, 3]]
     (folder / "evaluation_val.json").write_text(json.dumps(evaluation))
     run.bad_images_txt.write_text(f"train/a{classes[0]}.jpg\nhttp://example.com/b.jpg\n")
-    card = ModelCard("classification", "fishnet_nano", list(classes), num_classes=2, size=32)
-    save_model(run.model_file, {"weight": torch.zeros(1)}, card)
+    save_model(run.model_file, {"weight": torch.zeros(1)}, classifier_card(classes))
     Image.new("RGB", (4, 4), "red").save(folder / "train_batch.png")
     Image.new("RGB", (4, 4), "blue").save(folder / "predictions.png")
     return run
@@ -173,6 +176,7 @@ def test_without_an_evaluation_the_best_epoch_comes_from_the_metrics(tmp_path: P
 def test_damaged_files_do_not_stop_the_report(tmp_path: Path, damage: str) -> None:
     run = fill(tmp_path)
     (tmp_path / "evaluation_val.json").write_text(damage)
+    assert "Curves" in read(run).titles
     run.environment_json.write_text("not json")
     run.model_file.write_bytes(b"no model")
     run.config_yaml.write_text("a: [")
@@ -220,6 +224,9 @@ def test_a_detection_run_shows_headlines_figures_and_curves(tmp_path: Path) -> N
     row = {"class": "person", "objects": 7, "box_ap": 0.3, "mask_ap": None}
     evaluation = {"epoch": 1, "metrics": figures, "per_class": [row], "curves": curves}
     (tmp_path / "evaluation_val.json").write_text(json.dumps(evaluation))
+    architecture = Architecture("fishnet_nano", {"region": RegionPlan("mask_rcnn", num_classes=1)})
+    card = ModelCard("detection", architecture, {"region": HeadCard(["person"])}, size=64)
+    save_model(run.model_file, {"weight": torch.zeros(1)}, card)
     page = Page(write_report(run).read_text("utf-8"))
     assert ["", "AP", "AP50", "AP small", "AR1"] in page.rows
     assert ["box", "30.00 %", "60.00 %", "–", "–"] in page.rows

@@ -235,9 +235,16 @@ def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
                 np.testing.assert_array_equal(together.confusion, wanted.confusion)
 
 
+class Classifier(nn.Sequential):
+    """Layers that answer as the networks of runs do: the logits of each image, by head."""
+
+    def forward(self, images: torch.Tensor) -> dict[str, list[torch.Tensor]]:
+        return {"image": list(super().forward(images))}
+
+
 def test_judging_runs_in_eval_mode_and_puts_every_mode_back() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.9))
+    model = Classifier(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.9))
     images, targets = torch.randn(10, 3, 8, 8), torch.randint(4, (10,))
     batches = [{"image": images[:6], "target": targets[:6]}, {"image": images[6:], "target": targets[6:]}]
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -248,7 +255,7 @@ def test_judging_runs_in_eval_mode_and_puts_every_mode_back() -> None:
     assert model.training
     assert not model[1].training
     with torch.no_grad():
-        logits = model.eval()(images)
+        logits = torch.stack(model.eval()(images)["image"])
     assert found.metrics["top1"] == float((logits.argmax(1) == targets).double().mean())
 
 

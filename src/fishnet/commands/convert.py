@@ -67,10 +67,11 @@ def convert(
         UsageError: The source does not exist, or the destination does.
         FishnetError: The source cannot be read, or the layout cannot hold it.
     """
+    from fishnet.cards import CARD_KEY
     from fishnet.models.checkpoint_files import WRITTEN_SUFFIXES, read_metadata, write_checkpoint
-    from fishnet.models.layouts import convert_state, detect_layout
+    from fishnet.models.layouts import CLASSIFIER, convert_state, detect_layout
+    from fishnet.models.states import is_network, whole_of
     from fishnet.models.weights import locate_weights, read_checkpoint, recognise_member
-    from fishnet.runs import CARD_KEY
 
     target = Path(dest).expanduser()
     if target.suffix not in WRITTEN_SUFFIXES:
@@ -78,10 +79,11 @@ def convert(
     if target.exists() and not overwrite:
         raise UsageError(f"{target} exists; pass --overwrite to replace it, or choose another name.")
     path = locate_weights(source)
-    state = read_checkpoint(path, prefer_ema)
+    own = read_checkpoint(path, prefer_ema)
+    state = whole_of(own, (), CLASSIFIER.fishnet)[0] if is_network(own) else own
     try:
         layout = detect_layout(state)
-        converted = convert_state(state, to)
+        converted = own if to == "fishnet" and is_network(own) else convert_state(state, to)
     except FishnetError as error:
         raise FishnetError(f"cannot convert {path}: {error}") from error
     metadata = {name: text for name, text in read_metadata(path).items() if name != "format"}
@@ -103,6 +105,6 @@ def convert(
 
 def _model_options(card: str | None, path: Path) -> dict[str, object]:
     """Return the model options in the card of a run's model, none where there is no card."""
-    from fishnet.runs import ModelCard
+    from fishnet.cards import ModelCard
 
-    return {} if card is None else ModelCard.from_json(card, path).model_option
+    return {} if card is None else ModelCard.from_json(card, path).architecture.options

@@ -71,7 +71,7 @@ def evaluate(
         runtime: What runs the network.
     """
     from fishnet.commands.predict import read_names
-    from fishnet.runs import load_model
+    from fishnet.loading import load_model
     from fishnet.tasks.levels import make_level
 
     if batch_size < 1 or workers < 0:
@@ -108,7 +108,7 @@ def _judge(
     from fishnet.tasks.levels import autocast, judge, mover
 
     if precision == "auto":
-        precision = level.card.extra.get("precision", "fp32")
+        precision = level.card.precision
     device = next(network.parameters()).device
     network.to(memory_format=torch.channels_last)
     if precision == "bf16" and device.type == "cpu":

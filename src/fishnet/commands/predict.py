@@ -102,7 +102,7 @@ def predict(
 
 def _head(predictor: Predictor) -> dict[str, Any]:
     card = predictor.card
-    return {"format_version": FORMAT_VERSION, "task": card.task, "model": card.model, "classes": card.classes}
+    return {"format_version": FORMAT_VERSION, "task": card.task, "model": card.model, "classes": card.head().classes}
 
 
 def _make(folder: Path) -> None:

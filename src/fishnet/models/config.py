@@ -27,6 +27,14 @@ class FishInputError(FishnetError, ValueError):
     """Images that a network cannot take: too small, or too few to train on."""
 
 
+def too_small(height: int, width: int, least: int) -> FishInputError:
+    """Return the error for images below the smallest size of a fish, in pixels."""
+    return FishInputError(
+        f"input of {height}x{width} pixels (height x width) is too small for this FishNet: the smallest is "
+        f"{least}x{least}; use larger images or a smaller stem_stride"
+    )
+
+
 @dataclass(frozen=True)
 class FishConfig:
     """Plan of a FishNet (arXiv 1901.03495, the released layout); the defaults are those of FishNet-99.

@@ -19,7 +19,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from fishnet.models.blocks import Block, Device
-from fishnet.models.config import STAGES, VARIANTS, FishConfig, FishInputError
+from fishnet.models.config import STAGES, VARIANTS, FishConfig, too_small
 from fishnet.models.stages import Body, Bridge, Head, Stem, Tail, set_stage_checkpointing
 
 TAPS = ("stem_conv", "b3", "h1", "h2", "h3")
@@ -204,10 +204,7 @@ class FishNet(nn.Module):
         if isinstance(x, torch.fx.Proxy) or torch.jit.is_tracing():
             return
         if x.shape[-2] < self.min_size or x.shape[-1] < self.min_size:
-            raise FishInputError(
-                f"input of {x.shape[-2]}x{x.shape[-1]} pixels (height x width) is too small for this FishNet: the "
-                f"smallest is {self.min_size}x{self.min_size}; use larger images or a smaller stem_stride"
-            )
+            raise too_small(x.shape[-2], x.shape[-1], self.min_size)
 
     def _run(self, x: Tensor, take: list[int], last: int) -> tuple[Tensor, list[Tensor]]:
         """Return the feature with index `last` (or the last that pruning left) and those with an index in `take`."""

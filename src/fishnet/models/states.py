@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,38 @@ def _find(loaded: Mapping[Any, Any], prefer_ema: bool) -> dict[str, Tensor] | No
     tensors = {key: value for key, value in loaded.items() if isinstance(key, str) and isinstance(value, Tensor)}
     # A container may carry a tensor or two of its own (a loss, a random state); a state dict is mostly tensors.
     return {key: value.detach() for key, value in tensors.items()} if 2 * len(tensors) > len(loaded) else None
+
+
+def is_network(state: Mapping[str, Tensor]) -> bool:
+    """Whether a state dict is that of a network of this library: a trunk, necks and heads."""
+    return any(key.startswith("trunk.") for key in state)
+
+
+def whole_of(state: Mapping[str, Tensor], own: Iterable[str], classifier: str) -> tuple[dict[str, Tensor], list[str]]:
+    """Return the trunk of a network under the names of a whole classifier, and the names that were left out.
+
+    Args:
+        state: State dict of a network: `trunk.`, `necks.`, `heads.`.
+        own: Names of the tensors of the classifier.
+        classifier: Name of its last layer.
+    """
+    # timm's feature networks wrap a network, or flatten the dots of its containers
+    flattened = {key.replace(".", "_"): key for key in own}
+    found: dict[str, Tensor] = {}
+    left_out: list[str] = []
+    for key, value in state.items():
+        if key.startswith(_LAST_LAYER):
+            found[f"{classifier}.{key.removeprefix(_LAST_LAYER)}"] = value
+        elif key.startswith("trunk."):
+            name = _TRUNK.sub("", key)
+            found[flattened.get(name.replace(".", "_"), name)] = value
+        else:
+            left_out.append(key)
+    return found, left_out
+
+
+_LAST_LAYER = "heads.image.classifier."
+_TRUNK = re.compile(r"^trunk\.(?:network\.(?:model\.|body\.)?)?")
 
 
 def strip_wrappers(state: Mapping[str, Tensor], prefer_ema: bool = True, lightning: bool = False) -> dict[str, Tensor]:

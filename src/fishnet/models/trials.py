@@ -49,10 +49,10 @@ def find_fault(
 
 
 def freeze_idle(network: nn.Module, first: int, in_chans: int = 3) -> list[str]:
-    """Stop the gradients of parameters that the maps do not depend on; DDP would wait for them forever.
+    """Stop the gradients of parameters that no output depends on; DDP would wait for them forever.
 
     Args:
-        network: Images (N, in_chans, H, W) -> list of maps; its own tensors are not touched.
+        network: Images (N, in_chans, H, W) -> maps, and a vector or None; its own tensors are not touched.
         first: Index of the first map that is used.
         in_chans: Channels of the images.
 
@@ -65,8 +65,9 @@ def freeze_idle(network: nn.Module, first: int, in_chans: int = 3) -> list[str]:
     tensors = {name: torch.empty_like(t, device="meta") for name, t in rest if name not in wanted} | stand_ins
     images = torch.empty(2, in_chans, *SIZES[0], device="meta")
     with torch.enable_grad():
-        maps: list[Tensor] = torch.func.functional_call(network, tensors, (images,))
-        total = torch.stack([found.mean() for found in maps[first:]]).sum()
+        maps, vector = torch.func.functional_call(network, tensors, (images,))
+        used: list[Tensor] = [*maps[first:], *([] if vector is None else [vector])]
+        total = torch.stack([found.mean() for found in used]).sum()
         gradients = torch.autograd.grad(total, list(stand_ins.values()), allow_unused=True)
     idle = [name for name, gradient in zip(stand_ins, gradients, strict=True) if gradient is None]
     for name in idle:

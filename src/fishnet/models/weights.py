@@ -13,7 +13,7 @@ from fishnet.errors import FishnetError, UsageError, did_you_mean
 from fishnet.models.checkpoint_files import SUFFIXES, save_state
 from fishnet.models.layouts import CLASSIFIER, FIRST_CONV, convert_state, detect_layout, find_layout, listing, translate
 from fishnet.models.norms import BATCH_NORMS, apply_norm_policy, note_loaded_norms
-from fishnet.models.states import WRAPPERS, read_checkpoint
+from fishnet.models.states import WRAPPERS, is_network, read_checkpoint, whole_of
 
 __all__ = [
     "LoadReport",
@@ -96,6 +96,10 @@ def load_weights(
         _check_tag(source, own)
     path = locate_weights(source)
     state = read_checkpoint(path, prefer_ema)
+    cut = is_network(state)
+    if cut:  # of necks and heads, and perhaps of stages that its heads do not need
+        (classifier, *_) = [*_names(model, "classifier", _CLASSIFIERS), CLASSIFIER.fishnet]
+        state, _ = whole_of(state, own, classifier)
     layout, state = _to_model_layout(state, own, path)
     report = LoadReport(layout or "as is", source=str(path), group_norms=_has_group_norms(model, state))
     if report.group_norms and follow_norms:
@@ -104,12 +108,22 @@ def load_weights(
     state = _without_classifier(model, state, own, skip_classifier, report)
     state = _fit_first_conv(model, state, own, report)
     _compare(state, own, report)
+    if cut and skip_classifier:
+        _forgive_absent_parts(state, report)
     differing = [key for key in report.missing if key in state]
     if (strict and (report.missing or report.unexpected)) or not report.loaded:
         raise FishnetError(_explain_mismatch(model, state, own, report, differing))
     model.load_state_dict({key: state[key] for key in report.loaded}, strict=False)
     note_loaded_norms(model, report.loaded)
     return report
+
+
+def _forgive_absent_parts(state: Mapping[str, Tensor], report: LoadReport) -> None:
+    """Take parts of the model of which the trunk of a run has nothing at all for left out, not for missing."""
+    present = {key.partition(".")[0] for key in state}
+    absent = [key for key in report.missing if key.partition(".")[0] not in present]
+    report.skipped = sorted({*report.skipped, *absent})
+    report.missing = [key for key in report.missing if key not in set(absent)]
 
 
 def load_to_train(

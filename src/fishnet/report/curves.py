@@ -13,23 +13,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from fishnet.drawing.display import Display
 from fishnet.errors import FishnetError
 from fishnet.metrics import MetricsFile
 from fishnet.report import style
 
-KINDS = ("box", "mask", "keypoint")
-"""What COCO's figures are about; their names begin with it."""
-SCORES = {
-    "top1": "top-1",
-    "top5": "top-5",
-    "map": "mAP",
-    "f1": "F1",
-    "macro_accuracy": "mean class accuracy",
-    **{f"{kind}_{figure}": f"{kind} {figure.upper()}" for kind in KINDS for figure in ("ap", "ap50")},
-}
-"""Scores of validation in the order of their weight, with the names that people read; all lie in 0..1."""
-_DRAWN = ("top1", "top5", "map", "f1", *(f"{kind}_{figure}" for kind in KINDS for figure in ("ap", "ap50")))
-_FEW = 25
+_FEW, _MOST = 25, 6
 
 
 @dataclass
@@ -63,11 +52,6 @@ def read_metrics(path: Path) -> dict[tuple[str, str], Series]:
     return {key: _series(found) for key, found in points.items()}
 
 
-def is_detail(name: str) -> bool:
-    """Whether a metric is one of COCO's many figures beside AP and AP50."""
-    return name not in SCORES and name.startswith(tuple(f"{kind}_a" for kind in KINDS))
-
-
 def smooth(values: list[float], share: float = 0.02) -> np.ndarray:
     """Return a centred moving average over `share` of the points; NaN and infinite values are left out of it."""
     array = np.asarray(values, dtype=np.float64)
@@ -78,16 +62,21 @@ def smooth(values: list[float], share: float = 0.02) -> np.ndarray:
     return np.divide(total, count, out=np.full(len(array), np.nan), where=count > 0.5)
 
 
-def draw_curves(metrics_csv: Path) -> Figure:
+def draw_curves(metrics_csv: Path, display: Display | None = None) -> Figure:
     """Draw loss (training, smoothed, and validation) with its parts, scores and learning rate over optimizer steps.
 
-    What the file does not hold is left out, so runs of one epoch, without validation, or of another task are drawn too.
+    What the file does not hold is left out, so runs of one epoch or without validation are drawn too.
+
+    Args:
+        metrics_csv: Metrics of the run.
+        display: Which scores are drawn, and their titles; None draws the first few of whatever was measured.
 
     Raises:
-        FishnetError: if the file cannot be read.
+        FishnetError: The file cannot be read.
     """
-    series = read_metrics(metrics_csv)
-    scores = {name: found for name in _score_names(series) if (found := series.get(("val", name)))}
+    series, display = read_metrics(metrics_csv), display or Display()
+    names = _score_names(series, display)
+    scores = {display.title(name): found for name in names if (found := series.get(("val", name)))}
     panels = [("loss", bool({("train", "loss"), ("val", "loss")} & series.keys())), ("scores", bool(scores))]
     parts = {n: found for (split, n), found in series.items() if split == "train" and n.startswith("loss_")}
     panels += [("lr", ("train", "lr") in series), ("parts", bool(parts))]
@@ -118,11 +107,11 @@ def _series(points: dict[int, tuple[int, float]]) -> Series:
     return Series(steps, [points[s][0] for s in steps], [points[s][1] for s in steps])
 
 
-def _score_names(series: dict[tuple[str, str], Series]) -> list[str]:
-    """Return the known scores, or, for a run of another task, whatever validation measured but its losses."""
+def _score_names(series: dict[tuple[str, str], Series], display: Display) -> list[str]:
+    """Return the scores that are drawn, or, where none is declared, whatever validation measured but its losses."""
     measured = [name for split, name in series if split == "val"]
-    known = [name for name in _DRAWN if name in measured]
-    return known or [name for name in measured if "loss" not in name and name != "ece"][:6]
+    drawn = [name for name, score in display.scores.items() if score.curve and name in measured]
+    return drawn or [name for name in measured if "loss" not in name][:_MOST]
 
 
 def _draw_loss(axes: Axes, series: dict[tuple[str, str], Series]) -> None:
@@ -143,7 +132,7 @@ def _draw_scores(axes: Axes, scores: dict[str, Series]) -> None:
     percent = all(-1e-9 <= v <= 1 + 1e-9 for s in scores.values() for v in s.values if math.isfinite(v))
     for name, found in scores.items():
         values = np.asarray(found.values) * (100 if percent else 1)
-        label = style.middle(SCORES.get(name, name), 24)
+        label = style.middle(name, 24)
         if np.isfinite(values).any():
             label += f" (best {np.nanmax(values):.2f}{' %' if percent else ''})"
         axes.plot(found.steps, values, label=label, **_marks(found))

@@ -12,19 +12,18 @@ from typing import Any
 import yaml
 from PIL import Image
 
-from fishnet.errors import FishnetError
+from fishnet.cards import read_card
+from fishnet.drawing.display import Display, Section, Table
+from fishnet.errors import FishnetError, UsageError
 from fishnet.files import atomic_path
 from fishnet.report import style
-from fishnet.report.confusion import draw_confusion
-from fishnet.report.curves import KINDS, SCORES, Series, draw_curves, is_detail, read_metrics
-from fishnet.report.precision_recall import draw_precision_recall
-from fishnet.runs import RunFolder, read_card
+from fishnet.report.curves import Series, draw_curves, read_metrics
+from fishnet.runs import RunFolder
 
 Metrics = Mapping[tuple[str, str], Series]
 _MOST_ROWS = 1000
 _MOST_BYTES = 600_000
 _COUNTS = {"images", "predicted", "correct"}
-_TITLES = {**SCORES, "ece": "calibration error", "loss": "loss", "ap": "AP", "f1": "F1"}
 
 _CSS = """
 :root { color-scheme: light; --ink: #1f2933; --muted: #5d6874; --rule: #d9dee4; --tint: #f5f7f9; --accent: #0072b2; }
@@ -59,14 +58,18 @@ summary { cursor: pointer; color: var(--accent); }
 """
 
 
-def write_report(run: RunFolder) -> Path:
+def write_report(run: RunFolder, display: Display | None = None) -> Path:
     """Write report.html into a run folder from what the folder holds, and return its path.
 
     Everything in it (style, pictures) is part of the file; every text from the run is escaped. Whatever is not there
     yet, or cannot be read, is left out, with a note where a file is damaged.
 
+    Args:
+        run: Folder to report on.
+        display: What is shown of the evaluation; None takes it from the task that the run's model names.
+
     Raises:
-        FishnetError: if there is no such folder or the report cannot be written.
+        FishnetError: There is no such folder, or the report cannot be written.
     """
     if not run.path.is_dir():
         raise FishnetError(f"there is no run folder {run.path} to report on")
@@ -74,16 +77,15 @@ def write_report(run: RunFolder) -> Path:
     config = _read_config(run.config_yaml)
     evaluation, note = _read_json(run.path / "evaluation_val.json")
     environment, environment_note = _read_json(run.environment_json)
-    name = run.path.resolve().name
-    best = _best_epoch(metrics, evaluation)
+    name, task = run.path.resolve().name, _task(run)
+    display = display or _display_of(task)
+    best = _best_epoch(metrics, evaluation, display)
     sections = [
-        _headline(name, _task(run), config, metrics, evaluation, best, _seconds(run.timing_csv)),
-        _section("Curves", _figure(draw_curves(run.metrics_csv), "Loss, scores and learning rate")),
-        _section("Epochs", _epochs_table(metrics, best)),
-        _section("COCO's figures", _coco_figures(evaluation)),
-        _section("Precision and recall", _precision_recall(evaluation)),
-        _section("Classes", note + _per_class(evaluation)),
-        _section("Confusion", _confusion(evaluation)),
+        _headline(name, task, config, _best_scores(metrics, evaluation, best, display), metrics, best, run.timing_csv),
+        _section("Curves", _figure(draw_curves(run.metrics_csv, display), "Loss, scores and learning rate")),
+        _section("Epochs", _epochs_table(metrics, best, display)),
+        _section("Evaluation", note),
+        *(_section(part.title, _content(part)) for part in display.sections(evaluation)),
         _section("Predictions", _picture(run.path / "predictions.png", "Images with the best guesses")),
         _section("A training batch as the network saw it", _picture(run.path / "train_batch.png", "Augmented images")),
         _section("Images left out", _bad_images(run.bad_images_txt)),
@@ -110,16 +112,15 @@ def _headline(
     name: str,
     task: str,
     config: Mapping[str, Any],
+    scores: list[tuple[str, str, float]],
     metrics: Metrics,
-    evaluation: Mapping[str, Any],
     best: int | None,
-    seconds: float,
+    timing_csv: Path,
 ) -> str:
     facts = [task, config.get("model"), config.get("data") and f"on {config['data']}"]
     lead = " · ".join(escape(style.printable(str(fact))) for fact in facts if fact)
-    cards = [
-        (_number(key, value), f"val {_TITLES.get(key, key)}") for key, value in _best_scores(metrics, evaluation, best)
-    ]
+    cards = [(_number(key, value), f"val {title}") for key, title, value in scores]
+    seconds = _seconds(timing_csv)
     epochs = {e for (split, _), series in metrics.items() if split in ("train", "val") for e in series.epochs}
     if epochs:
         planned = config.get("epochs")
@@ -141,23 +142,46 @@ def _task(run: RunFolder) -> str:
     return card.task if card else ""
 
 
-def _best_scores(metrics: Metrics, evaluation: Mapping[str, Any], best: int | None) -> list[tuple[str, float]]:
-    """Return the validation metrics of the best epoch, scores first."""
+def _display_of(task: str) -> Display:
+    """Return what reports show of a task, or nothing in particular where it is unknown here."""
+    from fishnet.tasks import get_display
+
+    try:
+        return get_display(task)
+    except UsageError:
+        return Display()
+
+
+def _content(part: Section) -> str:
+    if isinstance(part.content, str):
+        return _note(part.content)
+    if isinstance(part.content, Table):
+        table = part.content
+        text = {place for place in range(len(table.head)) if any(isinstance(row[place], str) for row in table.rows)}
+        body = [[_number(name, value) for name, value in zip(table.names, row, strict=True)] for row in table.rows]
+        return _table(table.head, body, text=text)
+    return _figure(part.content, part.title)
+
+
+def _best_scores(
+    metrics: Metrics, evaluation: Mapping[str, Any], best: int | None, display: Display
+) -> list[tuple[str, str, float]]:
+    """Return name, title and value of the figures of the best epoch, the most important first."""
     found = evaluation.get("metrics")
     if not isinstance(found, dict):
         found = {}
         for (split, name), series in metrics.items():
             if split == "val" and best in series.epochs:
                 found[name] = series.values[series.epochs.index(best)]
-    order = [*SCORES, *(name for name in found if name not in SCORES and not is_detail(name))]
-    return [(name, float(found[name])) for name in order if isinstance(found.get(name), int | float)]
+    names = [name for name in display.order(list(found)) if not display.is_detail(name)]
+    return [(name, display.title(name), float(found[name])) for name in names if isinstance(found[name], int | float)]
 
 
-def _best_epoch(metrics: Metrics, evaluation: Mapping[str, Any]) -> int | None:
+def _best_epoch(metrics: Metrics, evaluation: Mapping[str, Any], display: Display) -> int | None:
     """Return the epoch of the evaluation, else the one with the best first score (or the lowest loss)."""
     if isinstance(evaluation.get("epoch"), int):
         return int(evaluation["epoch"])
-    for name, sign in [*((score, 1) for score in ("top1", "map", "mask_ap", "box_ap")), ("loss", -1)]:
+    for name, sign in [*((score, 1) for score in display.primary), ("loss", -1)]:
         series = metrics.get(("val", name))
         points = (
             [(sign * v, -e) for v, e in zip(series.values, series.epochs, strict=True) if not math.isnan(v)]
@@ -169,10 +193,10 @@ def _best_epoch(metrics: Metrics, evaluation: Mapping[str, Any]) -> int | None:
     return None
 
 
-def _epochs_table(metrics: Metrics, best: int | None) -> str:
+def _epochs_table(metrics: Metrics, best: int | None, display: Display) -> str:
     """Return a row per epoch: the mean of the training loss, the last learning rate, every validation metric."""
-    names = [name for split, name in metrics if split == "val" and not is_detail(name)]
-    names.sort(key=lambda name: [*SCORES, name].index(name))
+    measured = [name for split, name in metrics if split == "val"]
+    names = [name for name in display.order(measured) if not display.is_detail(name)]
     columns: dict[str, dict[int, float]] = {}
     if train := metrics.get(("train", "loss")):
         columns["train loss"] = {
@@ -180,7 +204,7 @@ def _epochs_table(metrics: Metrics, best: int | None) -> str:
         }
     for name in names:
         series = metrics["val", name]
-        columns[f"val {_TITLES.get(name, name)}"] = dict(zip(series.epochs, series.values, strict=True))
+        columns[f"val {display.title(name)}"] = dict(zip(series.epochs, series.values, strict=True))
     if rate := metrics.get(("train", "lr")):
         columns["learning rate"] = dict(zip(rate.epochs, rate.values, strict=True))
     epochs = sorted({epoch for column in columns.values() for epoch in column})
@@ -196,54 +220,6 @@ def _epochs_table(metrics: Metrics, best: int | None) -> str:
     ]
     marked = {epochs.index(best)} if best in epochs else set()
     return _table(["epoch", *columns], rows, marked=marked)
-
-
-def _per_class(evaluation: Mapping[str, Any]) -> str:
-    rows = evaluation.get("per_class")
-    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
-        return ""
-    keys = list(rows[0])
-    text = {place for place, key in enumerate(keys) if isinstance(rows[0][key], str)}
-    body = [[_number(key, row.get(key)) for key in keys] for row in rows]
-    return _table([_TITLES.get(key, key) for key in keys], body, text=text)
-
-
-def _coco_figures(evaluation: Mapping[str, Any]) -> str:
-    """Return a row per kind (box, mask, keypoint) with COCO's figures; what the split does not hold is a dash."""
-    found = evaluation.get("metrics")
-    rows: dict[str, dict[str, Any]] = {}
-    for name, value in found.items() if isinstance(found, dict) else ():
-        kind, _, figure = name.partition("_")
-        if kind in KINDS and figure:
-            rows.setdefault(kind, {})[figure] = None if value == -1 else value
-    names = list(dict.fromkeys(figure for row in rows.values() for figure in row))
-    body = [[kind, *(_number(figure, row.get(figure)) for figure in names)] for kind, row in rows.items()]
-    head = [f"{name[:2].upper()}{name[2:].replace('_', ' ')}" for name in names]
-    return _table(["", *head], body, text={0}) if body else ""
-
-
-def _precision_recall(evaluation: Mapping[str, Any]) -> str:
-    curves, metrics = evaluation.get("curves"), evaluation.get("metrics")
-    if not curves or not isinstance(metrics, dict):
-        return ""
-    try:
-        figure = draw_precision_recall(curves, metrics)
-    except (ValueError, TypeError, AttributeError) as error:
-        return _note(f"precision and recall cannot be drawn: {error}")
-    return _figure(figure, "Precision over recall")
-
-
-def _confusion(evaluation: Mapping[str, Any]) -> str:
-    matrix, classes = evaluation.get("confusion"), evaluation.get("classes")
-    if not matrix:
-        return ""
-    if not classes:
-        classes = [row["class"] for row in evaluation.get("per_class", ()) if "class" in row]
-    try:
-        figure = draw_confusion(matrix, [str(name) for name in classes])
-    except (FishnetError, ValueError, TypeError) as error:
-        return _note(f"the confusion matrix cannot be drawn: {error}")
-    return _figure(figure, "Confusion matrix")
 
 
 def _figure(figure: Any, alt: str) -> str:

@@ -10,9 +10,11 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from fishnet.cards import ModelCard
 from fishnet.config import TrainConfig
+from fishnet.drawing.display import Display
 from fishnet.errors import UsageError, did_you_mean
-from fishnet.runs import ModelCard
+from fishnet.models.network import Network
 
 
 class Evaluation(Protocol):
@@ -65,7 +67,7 @@ class Task(Protocol):
         """Return what `TrainBatches` should know of the training split: `groups`, `repeats`, or nothing."""
         ...
 
-    def build_model(self) -> nn.Module:
+    def build_model(self) -> Network:
         """Return the network, on the CPU, with its starting weights."""
         ...
 
@@ -111,6 +113,19 @@ def make_task(name: str, config: TrainConfig) -> Task:
     raise UsageError(f"unknown task {name!r}.{did_you_mean(name, TASK_NAMES)} Known are {', '.join(TASK_NAMES)}")
 
 
+def get_display(name: str) -> Display:
+    """Return what reports show of the evaluations of a task."""
+    if name == "classification":
+        from fishnet.tasks.classification_evaluator import DISPLAY as classification
+
+        return classification
+    if name == "detection":
+        from fishnet.tasks.detection_evaluator import DISPLAY as detection
+
+        return detection
+    raise UsageError(f"unknown task {name!r}.{did_you_mean(name, TASK_NAMES)} Known are {', '.join(TASK_NAMES)}")
+
+
 TASK_NAMES = ("classification", "detection")
 
-__all__ = ["TASK_NAMES", "Evaluation", "Evaluator", "Task", "make_task"]
+__all__ = ["TASK_NAMES", "Evaluation", "Evaluator", "Task", "get_display", "make_task"]

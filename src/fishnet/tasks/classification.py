@@ -13,13 +13,16 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
+from fishnet.cards import HeadCard, ModelCard
 from fishnet.config import TrainConfig
 from fishnet.data.classification import ClassificationDataset, open_classification
 from fishnet.data.transforms import eval_transform, train_transform
 from fishnet.errors import FishnetError
-from fishnet.runs import ModelCard
+from fishnet.models.build import Architecture, build_network
+from fishnet.models.heads.image import ClassifierPlan
+from fishnet.models.network import Network
 from fishnet.tasks.classification_evaluator import ClassificationEvaluator
-from fishnet.tasks.classification_level import judge_batch
+from fishnet.tasks.classification_level import HEAD, judge_batch
 
 
 def grown_size(config: TrainConfig, epoch: int) -> int:
@@ -57,7 +60,6 @@ class ClassificationTask:
         self.train_data.seed = config.seed
         self.train_data.keep, self.val_data.keep = config.cache, config.cache
         self._mixers = self._build_mixers()
-        self._weights = self._class_weights() if config.class_weights == "balanced" else None
 
     def _open(self, root: Path, split: str, classes: list[str] | None = None) -> ClassificationDataset:
         return open_classification(root, split, classes=classes, bad_images=self.config.bad_images)
@@ -72,7 +74,7 @@ class ClassificationTask:
             mixers.append(v2.CutMix(alpha=augment.cutmix, **labels))
         return mixers
 
-    def _class_weights(self) -> Tensor:
+    def _class_weights(self) -> tuple[float, ...]:
         """Return the inverse frequency of each class, scaled to mean 1 over the terms of the loss.
 
         These are one per image, that of its class; with several labels per image, one per image and class.
@@ -81,43 +83,41 @@ class ClassificationTask:
         weights = counts.sum() / (len(counts) * counts)
         if self.multi_label:
             weights /= weights.mean()
-        return torch.from_numpy(weights).float()
+        return tuple(weights.astype(np.float32).tolist())
 
     def train_order(self) -> dict[str, Any]:
         """Return nothing: every image is shown once per epoch, in any order."""
         return {}
 
-    def build_model(self) -> nn.Module:
-        """Return the network with `config.weights` loaded, if any; a classifier of another size stays fresh."""
-        from fishnet.models import PUBLISHED, create_model
-        from fishnet.models.norms import apply_norm_policy
-        from fishnet.models.weights import load_to_train
-
+    def architecture(self) -> Architecture:
+        """Return what builds the network."""
         config = self.config
         options = dict(config.model_option)
         if config.drop_rate:
             options.setdefault("drop_rate", config.drop_rate)
-        published = config.weights if config.weights == PUBLISHED else None
+        plan = ClassifierPlan(
+            num_classes=len(self.classes),
+            multi_label=self.multi_label,
+            label_smoothing=config.label_smoothing,
+            class_weights=self._class_weights() if config.class_weights == "balanced" else None,
+        )
+        return Architecture(config.model, {HEAD: plan}, options, group_norm=config.norm == "group")
+
+    def build_model(self) -> Network:
+        """Return the network with `config.weights` loaded, if any; a classifier of another size stays fresh."""
+        config = self.config
         torch.manual_seed(config.seed)
-        model = create_model(config.model, published, num_classes=len(self.classes), **options)
-        if config.weights and not published:
-            load_to_train(model, config.weights, config.norm == "group", skip_classifier="resize")
-        return apply_norm_policy(model, "group") if config.norm == "group" else model
+        return build_network(self.architecture(), config.weights, config.preprocess.mean, config.preprocess.std)
 
     def model_card(self) -> ModelCard:
         """Return what predicting and judging need to know of the network."""
-        config = self.config
         return ModelCard(
             task=self.name,
-            model=config.model,
-            model_option=dict(config.model_option),
-            num_classes=len(self.classes),
-            in_chans=3,
-            classes=list(self.classes),
-            multi_label=self.multi_label,
-            size=config.size,
-            preprocess=config.preprocess,
-            extra={"precision": config.precision, "group_norm": config.norm == "group"},
+            architecture=self.architecture(),
+            heads={HEAD: HeadCard(list(self.classes))},
+            size=self.config.size,
+            preprocess=self.config.preprocess,
+            precision=self.config.precision,
         )
 
     def training_loss(self, model: nn.Module, batch: dict[str, Any], epoch: int) -> dict[str, Tensor]:
@@ -132,14 +132,7 @@ class ClassificationTask:
         side = grown_size(self.config, epoch)
         if side != images.shape[-1]:
             images = F.interpolate(images, (side, side), mode="bilinear", antialias=True)
-        logits = model(images)
-        weights = None if self._weights is None else self._weights.to(logits.device)
-        smooth = self.config.label_smoothing
-        if self.multi_label:
-            targets = targets * (1 - smooth) + smooth / 2
-            # the whole term of a class is weighed: with pos_weight the best answer were not its probability any more
-            return {"loss": F.binary_cross_entropy_with_logits(logits, targets, weight=weights)}
-        return {"loss": F.cross_entropy(logits, targets, weight=weights, label_smoothing=smooth)}
+        return model(images, {HEAD: targets})
 
     def _mix(self, images: Tensor, targets: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
         """Mix the batch with one of the mixers; draws from torch's global generator."""
@@ -183,7 +176,7 @@ class ClassificationTask:
             if item["bad"]:
                 continue
             with torch.inference_mode():
-                logits = model(item["image"][None].to(device))[0].float()
+                logits = model(item["image"][None].to(device))[HEAD][0]
             scores = logits.sigmoid() if self.multi_label else logits.softmax(0)
             best = scores.topk(min(5, len(self.classes)))
             lines = [(self.classes[i], s) for s, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,7 @@ from torchmetrics.classification import (
     MultilabelAveragePrecision,
 )
 
+from fishnet.drawing.display import Display, Score, Section, Table
 from fishnet.errors import FishnetError
 
 CONFUSION_LIMIT = 2000
@@ -268,3 +269,42 @@ def good_items(batch: dict[str, Any]) -> dict[str, Any]:
         name: value[keep] if isinstance(value, Tensor) else [v for v, k in zip(value, keep.tolist(), strict=True) if k]
         for name, value in batch.items()
     }
+
+
+def _sections(evaluation: Mapping[str, Any]) -> list[Section]:
+    """Return the table per class and the confusion matrix."""
+    rows, matrix = evaluation.get("per_class"), evaluation.get("confusion")
+    sections = []
+    if isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows):
+        names = list(rows[0])
+        head = [_COLUMNS.get(name, name) for name in names]
+        sections.append(Section("Classes", Table(head, names, [[row.get(name) for name in names] for row in rows])))
+    if matrix:
+        sections.append(Section("Confusion", _confusion(matrix, rows)))
+    return sections
+
+
+def _confusion(matrix: Any, rows: Any) -> Any:
+    from fishnet.report.confusion import draw_confusion
+
+    try:
+        return draw_confusion(matrix, [str(row["class"]) for row in rows or ()])
+    except (FishnetError, ValueError, TypeError, KeyError) as error:
+        return f"the confusion matrix cannot be drawn: {error}"
+
+
+_COLUMNS = {"f1": "F1", "ap": "AP"}
+DISPLAY = Display(
+    scores={
+        "top1": Score("top-1", curve=True),
+        "top5": Score("top-5", curve=True),
+        "map": Score("mAP", curve=True),
+        "f1": Score("F1", curve=True),
+        "macro_accuracy": Score("mean class accuracy"),
+        "ece": Score("calibration error"),
+        "loss": Score("loss"),
+    },
+    primary=("top1", "map"),
+    sections=_sections,
+)
+"""What reports show of a classifier."""

@@ -11,13 +11,15 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from fishnet.cards import ModelCard
 from fishnet.data.classification import ClassificationDataset, open_classification
 from fishnet.data.transforms import eval_transform
 from fishnet.errors import FishnetError, UsageError
-from fishnet.runs import ModelCard
 from fishnet.tasks.classification_evaluator import ClassificationEvaluator, Evaluation, good_items
 from fishnet.tasks.levels import BadImages
 
+HEAD = "image"
+"""Name of the head that classifies."""
 ROWS = 20
 SHEET_IMAGES = 48
 _SHEET_LINES = 5
@@ -50,9 +52,11 @@ class ClassificationLevel:
             raise UsageError(f"--top {top}: at least one class must be asked for")
         if not 0 <= threshold <= 1:
             raise UsageError(f"--threshold {threshold} is not between 0 and 1")
-        if card.in_chans != 3:
-            raise FishnetError(f"{card.model} takes images of {card.in_chans} channels; fishnet reads images as RGB")
-        self.card, self.top, self.threshold = card, top, threshold
+        channels = card.architecture.in_chans
+        if channels != 3:
+            raise FishnetError(f"{card.model} takes images of {channels} channels; fishnet reads images as RGB")
+        self.card, self.head, self.top, self.threshold = card, card.heads[HEAD], top, threshold
+        self.multi_label = bool(card.architecture.heads[HEAD].multi_label)
         self.transform = eval_transform(card.preprocess, card.size)
 
     def open_split(self, root: Path, split: str, bad_images: BadImages = "stop") -> ClassificationDataset:
@@ -63,24 +67,23 @@ class ClassificationLevel:
         Raises:
             FishnetError: where split or classes do not fit.
         """
-        card = self.card
-        if card.extra.get("unnamed_classes"):
+        if self.head.details.get("unnamed_classes"):
             dataset = open_classification(root, split, bad_images=bad_images)
-            if len(dataset.classes) != card.num_classes:
-                raise FishnetError(f"{root} has {len(dataset.classes)} classes, the model {card.num_classes}")
-            card.classes, card.multi_label = list(dataset.classes), dataset.multi_label
+            if len(dataset.classes) != len(self.head.classes):
+                raise FishnetError(f"{root} has {len(dataset.classes)} classes, the model {len(self.head.classes)}")
+            self.head.classes, self.multi_label = list(dataset.classes), dataset.multi_label
         else:
-            dataset = open_classification(root, split, classes=card.classes, bad_images=bad_images)
-        if dataset.multi_label != card.multi_label:
+            dataset = open_classification(root, split, classes=self.head.classes, bad_images=bad_images)
+        if dataset.multi_label != self.multi_label:
             kinds = ("one label", "several labels")
-            ours, theirs = kinds[dataset.multi_label], kinds[card.multi_label]
+            ours, theirs = kinds[dataset.multi_label], kinds[self.multi_label]
             raise FishnetError(f"{root} has {ours} per image, the model {theirs}")
         dataset.transform = self.transform
         return dataset
 
     def evaluator(self, dataset: ClassificationDataset, device: Any) -> ClassificationEvaluator:
         """Return a fresh evaluator."""
-        return ClassificationEvaluator(self.card.classes, self.card.multi_label, device=device)
+        return ClassificationEvaluator(self.head.classes, self.multi_label, device=device)
 
     def evaluate_batch(self, model: nn.Module, batch: dict[str, Any], evaluator: ClassificationEvaluator) -> None:
         """Predict one batch and hand it to the evaluator."""
@@ -123,19 +126,19 @@ class ClassificationLevel:
         device = next(model.parameters()).device
         inputs = torch.stack(prepared).to(device, memory_format=torch.channels_last)
         with torch.inference_mode():
-            logits = model(inputs).float().cpu()
+            logits = torch.stack(model(inputs)[HEAD]).float().cpu()
         if not torch.isfinite(logits).all():
             raise FishnetError("the model gave NaN or infinite outputs: its weights are damaged")
         return list(self._answers(logits))
 
     def _answers(self, logits: Tensor) -> Iterator[dict[str, Any]]:
-        multi_label = self.card.multi_label
+        multi_label = self.multi_label
         scores = logits.sigmoid() if multi_label else logits.softmax(1)
         order = logits.argsort(dim=1, descending=True, stable=True)
         for row, ranked in zip(scores, order[:, : None if multi_label else self.top], strict=True):
             indices = [i for i in ranked.tolist() if not multi_label or row[i] > self.threshold]
             yield {
-                "labels": [self.card.classes[i] for i in indices],
+                "labels": [self.head.classes[i] for i in indices],
                 "scores": [float(row[i]) for i in indices],
                 "indices": indices,
             }
@@ -159,7 +162,7 @@ def judge_batch(model: nn.Module, batch: dict[str, Any], evaluator: Classificati
     """Predict one batch and hand it to the evaluator; stand-ins for unreadable images are left out."""
     batch = good_items(batch)
     if len(batch["target"]):
-        evaluator.update(model(batch["image"]).float(), batch["target"])
+        evaluator.update(torch.stack(model(batch["image"])[HEAD]), batch["target"])
 
 
 def class_table(rows: Sequence[dict[str, Any]], names: list[str], measure: str, weight: str) -> list[str]:

@@ -12,16 +12,20 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
+from fishnet.cards import HeadCard, ModelCard
 from fishnet.config import TrainConfig
 from fishnet.data.coco import CocoFile
 from fishnet.data.detection import PIXEL_CENTRE, DetectionDataset, collate, open_detection
 from fishnet.data.detection_transforms import eval_pipeline, train_pipeline
 from fishnet.data.mirroring import mirror_note
 from fishnet.errors import FishnetError, UsageError
-from fishnet.models.detection import WITH_MASKS, DetectorPlan, build_detector
-from fishnet.runs import ModelCard
+from fishnet.models.build import Architecture, build_network
+from fishnet.models.heads.detectors import WITH_MASKS, RegionPlan
+from fishnet.models.network import Network
 from fishnet.tasks.detection_evaluator import DetectionEvaluator
 
+HEAD = "region"
+"""Name of the head that finds objects."""
 MASK_THRESHOLD = 0.5
 
 
@@ -78,50 +82,42 @@ class DetectionTask:
             order["repeats"] = repeat_factors(file, region.repeat_threshold)
         return order
 
-    def plan(self) -> DetectorPlan:
-        """Return what builds the detector."""
-        config = self.config
-        heads = {name: value for name, value in vars(config.heads).items() if name != "preset" and value is not None}
-        return DetectorPlan(
-            detector=config.detector,
-            taps=config.pyramid.taps,
-            neck=config.pyramid.neck,
-            norm_relu=config.pyramid.norm_relu,
-            group_norm=config.norm == "group",
-            preset=config.heads.preset,
-            heads=heads or None,
-            keypoints=len(self.train_data.file.keypoint_names),
-            mean=config.preprocess.mean,
-            std=config.preprocess.std,
-        )
-
-    def build_model(self) -> nn.Module:
-        """Return the detector; its trunk has the weights of `config.weights`, if any."""
+    def architecture(self) -> Architecture:
+        """Return what builds the network."""
         config = self.config
         if config.drop_rate:
             raise UsageError("drop_rate: a detector has no classifier to drop inputs of")
+        sizes = {name: value for name, value in vars(config.heads).items() if name != "preset" and value is not None}
+        plan = RegionPlan(
+            kind=config.detector,
+            num_classes=len(self.classes),
+            neck=config.pyramid.neck,
+            norm_relu=config.pyramid.norm_relu,
+            preset=config.heads.preset,
+            sizes=sizes,
+            keypoints=len(self.train_data.file.keypoint_names),
+        )
+        options, group_norm = dict(config.model_option), config.norm == "group"
+        return Architecture(config.model, {HEAD: plan}, options, taps=config.pyramid.taps, group_norm=group_norm)
+
+    def build_model(self) -> Network:
+        """Return the detector; its trunk has the weights of `config.weights`, if any."""
+        config = self.config
         torch.manual_seed(config.seed)
-        return build_detector(config.model, len(self.classes), self.plan(), config.weights, **config.model_option)
+        return build_network(self.architecture(), config.weights, config.preprocess.mean, config.preprocess.std)
 
     def model_card(self) -> ModelCard:
         """Return what predicting and judging need to know of the network."""
-        config = self.config
+        config, file = self.config, self.train_data.file
+        details = {"category_ids": file.category_ids.tolist(), "keypoint_names": list(file.keypoint_names)}
         return ModelCard(
             task=self.name,
-            model=config.model,
-            model_option=dict(config.model_option),
-            num_classes=len(self.classes),
-            in_chans=3,
-            classes=list(self.classes),
+            architecture=self.architecture(),
+            heads={HEAD: HeadCard(list(self.classes), details)},
             size=config.size,
             preprocess=config.preprocess,
-            extra={
-                "precision": config.precision,
-                "longest": config.longest,
-                "category_ids": self.train_data.file.category_ids.tolist(),
-                "keypoint_names": list(self.train_data.file.keypoint_names),
-                "plan": self.plan().to_dict(),
-            },
+            precision=config.precision,
+            details={"longest": config.longest},
         )
 
     def training_loss(self, model: nn.Module, batch: dict[str, Any], epoch: int) -> dict[str, Tensor]:
@@ -132,7 +128,7 @@ class DetectionTask:
             batch: What `collate` returns.
             epoch: Number of this epoch from 0.
         """
-        return model(batch["image"], batch["target"])
+        return model(batch["image"], {HEAD: batch["target"]})
 
     def evaluator(self, device: Any) -> DetectionEvaluator:
         """Return a fresh evaluator for the validation split."""
@@ -228,7 +224,7 @@ def detect(model: nn.Module, images: list[Tensor], sizes: list[Any], masks: bool
         as in COCO's files: x and y count pixels, 0 being the centre of the first.
     """
     with torch.inference_mode():
-        raw = model(images)
+        raw = model(images)[HEAD]
     results = []
     for one, image, size in zip(raw, images, sizes, strict=True):
         found = {key: (value.float() if value.is_floating_point() else value).cpu() for key, value in one.items()}

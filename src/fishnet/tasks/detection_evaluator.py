@@ -7,7 +7,7 @@ that the split does not hold is -1, as COCO has it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from fishnet.data.coco import CocoFile
+from fishnet.drawing.display import Display, Score, Section, Table
 from fishnet.errors import FishnetError
 
 KINDS = {"box": "bbox", "mask": "segm", "keypoint": "keypoints"}
@@ -266,3 +267,56 @@ def _distributed() -> bool:
 
 def _rank() -> int:
     return torch.distributed.get_rank() if _distributed() else 0
+
+
+def _sections(evaluation: Mapping[str, Any]) -> list[Section]:
+    """Return COCO's figures, precision over recall, and the table per class."""
+    metrics, curves, rows = (evaluation.get(name) for name in ("metrics", "curves", "per_class"))
+    sections = []
+    if isinstance(metrics, dict) and (table := _figures_table(metrics)).rows:
+        sections.append(Section("COCO's figures", table))
+    if curves and isinstance(metrics, dict):
+        sections.append(Section("Precision and recall", _precision_recall(curves, metrics)))
+    if isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows):
+        names = list(rows[0])
+        sections.append(Section("Classes", Table(names, names, [[row.get(name) for name in names] for row in rows])))
+    return sections
+
+
+def _figures_table(metrics: Mapping[str, Any]) -> Table:
+    """Return a row per kind with COCO's figures; what the split does not hold is a dash."""
+    rows: dict[str, dict[str, Any]] = {}
+    for name, value in metrics.items():
+        kind, _, figure = name.partition("_")
+        if kind in KINDS and figure:
+            rows.setdefault(kind, {})[figure] = None if value == -1 else value
+    names = list(dict.fromkeys(figure for row in rows.values() for figure in row))
+    head = [f"{name[:2].upper()}{name[2:].replace('_', ' ')}" for name in names]
+    body = [[kind, *(row.get(name) for name in names)] for kind, row in rows.items()]
+    return Table(["", *head], ["", *names], body)
+
+
+def _precision_recall(curves: Any, metrics: Mapping[str, Any]) -> Any:
+    from fishnet.report.precision_recall import draw_precision_recall
+
+    try:
+        return draw_precision_recall(curves, metrics)
+    except (ValueError, TypeError, AttributeError) as error:
+        return f"precision and recall cannot be drawn: {error}"
+
+
+_CURVES = ("ap", "ap50")
+DISPLAY = Display(
+    scores={
+        **{f"{kind}_{name}": Score(f"{kind} {name.upper()}", curve=True) for kind in KINDS for name in _CURVES},
+        **{
+            f"{kind}_{name}": Score(f"{kind} {name}", detail=True)
+            for kind in KINDS
+            for name in dict.fromkeys(BOX_FIGURES + KEYPOINT_FIGURES)
+            if name not in _CURVES
+        },
+    },
+    primary=("mask_ap", "box_ap"),
+    sections=_sections,
+)
+"""What reports show of a detector."""

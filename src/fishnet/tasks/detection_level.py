@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from fishnet.cards import ModelCard
 from fishnet.data.detection import DetectionDataset, collate, open_detection
 from fishnet.data.detection_transforms import eval_pipeline, resized
 from fishnet.errors import FishnetError, UsageError
-from fishnet.runs import ModelCard
 from fishnet.tasks.classification_level import class_table
-from fishnet.tasks.detection import detect, encode_masks, judge_batch, judged_kinds
+from fishnet.tasks.detection import HEAD, detect, encode_masks, judge_batch, judged_kinds
 from fishnet.tasks.detection_evaluator import DetectionEvaluation, DetectionEvaluator
 from fishnet.tasks.levels import BadImages
 
@@ -74,12 +74,13 @@ class DetectionLevel:
             raise UsageError(f"--overlap {overlap} must be a share from 0 to below 0.9")
         self.card, self.score, self.max_detections = card, score, max_detections
         self.tile, self.overlap = tile, overlap
-        self.longest = int(card.extra.get("longest", 1333))
-        self.kinds = judged_kinds(card.extra["plan"]["detector"])
+        self.longest = int(card.details.get("longest", 1333))
+        self.classes = card.heads[HEAD].classes
+        self.kinds = judged_kinds(card.architecture.heads[HEAD].kind)
 
     def open_split(self, root: Path, split: str, bad_images: BadImages = "stop") -> DetectionDataset:
         """Return a split with the model's classes, resized as the model wants it."""
-        dataset = open_detection(root, split, classes=self.card.classes, bad_images=bad_images)
+        dataset = open_detection(root, split, classes=self.classes, bad_images=bad_images)
         dataset.transform = eval_pipeline(self.card.size, self.longest)
         return dataset
 
@@ -146,7 +147,7 @@ class DetectionLevel:
         elif "masks" in found:
             found["masks"] = [found["masks"][i] for i in keep.tolist()]
         answer = {
-            "labels": [self.card.classes[i] for i in found["labels"][keep].tolist()],
+            "labels": [self.classes[i] for i in found["labels"][keep].tolist()],
             "indices": found["labels"][keep].tolist(),
             "scores": found["scores"][keep].tolist(),
             "boxes": found["boxes"][keep].tolist(),
@@ -190,7 +191,7 @@ class DetectionLevel:
 
     def painter(self, out: Path, images: int) -> Pictures:
         """Return what draws a picture per image."""
-        return Pictures(out, self.card.classes)
+        return Pictures(out, self.classes)
 
 
 def tile_places(width: int, height: int, tile: int | None, overlap: float) -> list[tuple[int, int, int, int]]:

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from torch import nn
 
+from fishnet.cards import ModelCard
 from fishnet.errors import FishnetError, UsageError
-from fishnet.runs import ModelCard
 from fishnet.tasks import Evaluation
 
 BadImages = Literal["stop", "skip"]

@@ -13,8 +13,8 @@ from torchvision.models.detection.fcos import FCOSHead
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.retinanet import RetinaNetHead
 
-from fishnet.models.detection import ObjectDetector
-from tests.models.test_detection import CLASSES, detector, images, target
+from fishnet.models.network import Network
+from tests.models.test_detection import CLASSES, detector, found_in, images, losses_of, region, target
 
 TWO_STAGES = {"faster_rcnn": FasterRCNN, "mask_rcnn": MaskRCNN, "keypoint_rcnn": KeypointRCNN}
 # multiples of the largest stride: elsewhere torchvision guesses the strides of the coarsest levels wrongly
@@ -24,22 +24,34 @@ SHAPES = (128, 256), (256, 128)
 class Prepared(nn.Module):
     """Stands for torchvision's transform: images come as they shall be seen."""
 
-    def __init__(self, own: ObjectDetector) -> None:
+    def __init__(self, own: Network) -> None:
         super().__init__()
         self.batcher = own.batcher
 
     def forward(self, pictures: list[Tensor], targets: Any = None) -> tuple[ImageList, Any]:
-        batch, sizes = self.batcher(pictures)
-        return ImageList(batch, sizes), targets
+        batch, frame = self.batcher(pictures)
+        return ImageList(batch, frame.sizes), targets
 
     def postprocess(self, result: Any, *_: Any) -> Any:
         return result
 
 
-def twin(name: str, own: ObjectDetector) -> nn.Module:
+class Body(nn.Module):
+    """Trunk and neck in the form of torchvision's backbones."""
+
+    def __init__(self, own: Network) -> None:
+        super().__init__()
+        self.trunk, self.neck = own.trunk, own.necks["region"]
+        self.out_channels = self.neck.out_channels
+
+    def forward(self, batch: Tensor) -> dict[str, Tensor]:
+        return self.neck(self.trunk(batch).maps)
+
+
+def twin(name: str, own: Network) -> nn.Module:
     """Return torchvision's detector on the same modules."""
-    head: Any = own.region
-    options: dict[str, Any] = {"backbone": own.pyramid}
+    head = region(own)
+    options: dict[str, Any] = {"backbone": Body(own)}
     if name in TWO_STAGES:
         stage = head.regions
         anchors = head.proposals.anchors
@@ -68,7 +80,7 @@ def twin(name: str, own: ObjectDetector) -> nn.Module:
 
 @pytest.mark.parametrize("name", [*TWO_STAGES, "retinanet", "fcos"])
 def test_losses_and_detections_are_those_of_torchvision(name: str) -> None:
-    own: Any = detector(name, preset="nano", heads={"score": 0.01})
+    own = detector(name, preset="nano", sizes={"score": 0.01})
     other = twin(name, own)
     shift = int(name in TWO_STAGES)
     pictures = images(*SHAPES)
@@ -76,7 +88,7 @@ def test_losses_and_detections_are_those_of_torchvision(name: str) -> None:
     for model in (own, other):
         model.train()
     torch.manual_seed(3)  # both draw regions in the same order
-    losses = own(pictures, targets)
+    losses = losses_of(own, pictures, targets)
     torch.manual_seed(3)
     expected = other(pictures, [{**t, "labels": t["labels"] + shift} for t in targets])
     assert losses.keys() == expected.keys()
@@ -86,7 +98,7 @@ def test_losses_and_detections_are_those_of_torchvision(name: str) -> None:
         model.eval()
     with torch.no_grad():
         for picture in pictures:
-            (found,), (wanted,) = own([picture]), other([picture])
+            (found,), (wanted,) = found_in(own, [picture]), other([picture])
             assert len(found["scores"]) > 0
             torch.testing.assert_close(found["scores"], wanted["scores"])
             torch.testing.assert_close(found["boxes"], wanted["boxes"])

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection.roi_heads import keypointrcnn_loss
 
-from fishnet.models.detection import DETECTORS, resolve_heads
 from fishnet.models.heads.boxes import Anchors, drawn, generator_of
+from fishnet.models.heads.detectors import DETECTORS, RegionPlan, resolve_sizes
 from fishnet.models.heads.region import keypoint_loss
-from fishnet.models.pyramid import build_trunk
-from tests.models.test_detection import detector, images, target
+from fishnet.models.trunk import build_trunk
+from tests.models.test_detection import detector, found_in, images, losses_of, region, target
 
 
 def silence(model: nn.Module) -> None:
@@ -30,18 +30,17 @@ def silence(model: nn.Module) -> None:
 @torch.no_grad()
 def test_half_precision_leaves_boxes_exact(name: str, size: tuple[int, int]) -> None:
     """Heads that move nothing answer with anchors, clipped to the image: in bf16 those above 512 would be rounded."""
-    model: Any = detector(name, heads={"score": 1e-6, "nms": 1.0, "detections": 2000}).eval()
+    model = detector(name, sizes={"score": 1e-6, "nms": 1.0, "detections": 2000}).eval()
+    head = region(model)
     silence(model)
     if name == "fcos":  # its distances are one stride each, so that boxes have an area
-        model.region.towers.regression_head.bbox_reg.bias.fill_(1.0)
+        head.towers.regression_head.bbox_reg.bias.fill_(1.0)
     if "rcnn" in name:
-        model.region.proposals.nms_thresh = 1.0
+        head.proposals.nms_thresh = 1.0
     with torch.autocast("cpu", torch.bfloat16):
-        (found,) = model(images(size))
+        (found,) = found_in(model, images(size))
     canvas = (640, 928)
-    levels = (model.region.proposals.anchors if "rcnn" in name else model.region.anchors).levels(
-        canvas, torch.device("cpu")
-    )
+    levels = (head.proposals.anchors if "rcnn" in name else head.anchors).levels(canvas, torch.device("cpu"))
     anchors = torch.cat(levels).double()
     if name == "fcos":
         centre, side = (anchors[:, :2] + anchors[:, 2:]) / 2, anchors[:, 2:] - anchors[:, :2]
@@ -59,9 +58,9 @@ def test_half_precision_leaves_boxes_exact(name: str, size: tuple[int, int]) -> 
 @pytest.mark.parametrize("name", ["mask_rcnn", "cascade_mask_rcnn", "keypoint_rcnn"])
 def test_half_precision_regression_targets_are_exact(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Regions and their objects reach the box coder as they are, not in multiples of 4 pixels."""
-    model: Any = detector(name).train()
+    model = detector(name).train()
     seen: list[Tensor] = []
-    coder = type(model.region.regions.box_coder)
+    coder = type(region(model).regions.box_coder)
     encode = coder.encode
 
     def watch(self: Any, objects: list[Tensor], regions: list[Tensor]) -> Any:
@@ -71,7 +70,7 @@ def test_half_precision_regression_targets_are_exact(name: str, monkeypatch: pyt
     monkeypatch.setattr(coder, "encode", watch)
     box = [601.3, 40.7, 777.1, 250.9]
     with torch.autocast("cpu", torch.bfloat16):
-        model(images((288, 801)), [target([box], (288, 801))])
+        losses_of(model, images((288, 801)), [target([box], (288, 801))])
     assert seen
     assert all(part.dtype == torch.float32 for part in seen)
     assert any(bool((part == torch.tensor(box)).all(1).any()) for part in seen if len(part))
@@ -100,11 +99,11 @@ def test_a_draw_takes_the_stated_shares_and_depends_on_the_image_only() -> None:
 
 
 def test_fcos_suppresses_at_the_threshold_of_its_paper() -> None:
-    trunk = build_trunk("fishnet_nano")
-    assert detector("fcos").region.nms == 0.6
-    assert detector("fcos", heads={"nms": 0.4}).region.nms == 0.4
-    assert detector("retinanet").region.nms == resolve_heads("nano", trunk).nms == 0.5
-    assert math.isclose(detector("faster_rcnn").region.regions.nms_thresh, 0.5)
+    trunk, _ = build_trunk("fishnet_nano")
+    assert region(detector("fcos")).nms == 0.6
+    assert region(detector("fcos", sizes={"nms": 0.4})).nms == 0.4
+    assert region(detector("retinanet")).nms == resolve_sizes(RegionPlan(preset="nano"), trunk).nms == 0.5
+    assert math.isclose(region(detector("faster_rcnn")).regions.nms_thresh, 0.5)
 
 
 def test_the_keypoint_loss_takes_maps_in_any_memory_order() -> None:

@@ -17,7 +17,7 @@ from torchvision.ops import boxes as box_ops
 
 from fishnet.models.distributed import balanced
 from fishnet.models.heads.boxes import Anchors
-from fishnet.models.heads.types import Detections, Losses, Maps, Raw, Size, Target
+from fishnet.models.heads.types import Detections, Frame, Losses, Maps, Raw, Size, Target
 
 
 class DenseHead(nn.Module):
@@ -32,6 +32,8 @@ class DenseHead(nn.Module):
         candidates: Most candidates per level that enter non-maximum suppression.
     """
 
+    takes_maps = True
+
     def __init__(
         self, towers: nn.Module, anchors: Anchors, score: float, nms: float, detections: int, candidates: int
     ) -> None:
@@ -43,16 +45,9 @@ class DenseHead(nn.Module):
         """Return the outputs of the towers, all levels in one."""
         return {name: value.float() for name, value in self.towers(list(maps.values())).items()}
 
-    def losses(self, raw: Raw, canvas: Size, sizes: list[Size], targets: list[Target]) -> Losses:
-        """Return the losses by name.
-
-        Args:
-            raw: What `raw` returned.
-            canvas: Size of the padded batch.
-            sizes: Size of each image in it.
-            targets: Objects of each image.
-        """
-        levels = self.anchors.levels(canvas, raw["cls_logits"].device)
+    def losses(self, raw: Raw, frame: Frame, targets: list[Target]) -> Losses:
+        """Return the losses by name."""
+        levels = self.anchors.levels(frame.canvas, raw["cls_logits"].device)
         matched = [self.match(levels, target["boxes"]) for target in targets]
         return self.tower_losses(raw, [torch.cat(levels)] * len(targets), matched, targets)
 
@@ -73,14 +68,14 @@ class DenseHead(nn.Module):
         """Return anchors (N, 4) moved by deltas (N, 4)."""
         raise NotImplementedError
 
-    def decode(self, raw: Raw, canvas: Size, sizes: list[Size]) -> list[Detections]:
-        """Return the detections of each image; see `losses` for the arguments."""
-        levels = self.anchors.levels(canvas, raw["cls_logits"].device)
+    def decode(self, raw: Raw, frame: Frame) -> list[Detections]:
+        """Return the detections of each image."""
+        levels = self.anchors.levels(frame.canvas, raw["cls_logits"].device)
         counts = [len(level) for level in levels]
         scores = self.scores(raw)
         return [
             self._select(score.split(counts), deltas.split(counts), levels, size)
-            for score, deltas, size in zip(scores, raw["bbox_regression"], sizes, strict=True)
+            for score, deltas, size in zip(scores, raw["bbox_regression"], frame.sizes, strict=True)
         ]
 
     def _select(

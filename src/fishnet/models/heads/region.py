@@ -26,7 +26,7 @@ from torchvision.ops import MultiScaleRoIAlign
 
 from fishnet.models.distributed import balanced
 from fishnet.models.heads.boxes import Anchors, TakeAll, drawn, generator_of
-from fishnet.models.heads.types import Detections, Losses, Maps, Raw, Size, Target
+from fishnet.models.heads.types import Detections, Frame, Losses, Maps, Raw, Size, Target
 
 POSITIVE_PROPOSALS, POSITIVE_REGIONS = 0.5, 0.25
 """Largest share of regions with an object among those that each stage is trained on."""
@@ -53,8 +53,7 @@ class ProposalNetwork(RegionProposalNetwork):
         self,
         objectness: list[Tensor],
         deltas: list[Tensor],
-        canvas: Size,
-        sizes: list[Size],
+        frame: Frame,
         targets: list[Target] | None = None,
     ) -> tuple[list[Tensor], Losses]:
         """Return regions (N, 4) of each image and, where targets are given, the losses.
@@ -62,15 +61,14 @@ class ProposalNetwork(RegionProposalNetwork):
         Args:
             objectness: Scores of each level (B, A, H, W), before the sigmoid.
             deltas: Box deltas of each level (B, 4 A, H, W).
-            canvas: Size of the padded batch.
-            sizes: Size of each image in it.
+            frame: Where the images lie in the batch.
             targets: Objects of each image.
         """
         counts = [level[0].numel() for level in objectness]
-        anchors = [torch.cat(self.anchors.levels(canvas, objectness[0].device))] * len(sizes)
+        anchors = [torch.cat(self.anchors.levels(frame.canvas, objectness[0].device))] * len(frame.sizes)
         scores, moves = concat_box_prediction_layers(objectness, deltas)
-        boxes = self.box_coder.decode(moves.detach(), anchors).view(len(sizes), -1, 4)
-        regions, _ = self.filter_proposals(boxes, scores, sizes, counts)
+        boxes = self.box_coder.decode(moves.detach(), anchors).view(len(frame.sizes), -1, 4)
+        regions, _ = self.filter_proposals(boxes, scores, frame.sizes, counts)
         return regions, {} if targets is None else self._losses(scores, moves, anchors, targets)
 
     def _losses(self, scores: Tensor, moves: Tensor, anchors: list[Tensor], targets: list[Target]) -> Losses:
@@ -260,6 +258,8 @@ class TwoStageHead(nn.Module):
         names: Names of the maps, the finest first.
     """
 
+    takes_maps = True
+
     def __init__(self, proposals: ProposalNetwork, regions: Regions, names: list[str]) -> None:
         super().__init__()
         self.proposals, self.regions, self.names = proposals, regions, names
@@ -272,16 +272,16 @@ class TwoStageHead(nn.Module):
             outputs |= {f"objectness_{name}": score.float(), f"deltas_{name}": delta.float()}
         return outputs | {f"map_{name}": maps[name] for name in self.names}
 
-    def losses(self, raw: Raw, canvas: Size, sizes: list[Size], targets: list[Target]) -> Losses:
-        """Return the losses of both stages; see `ProposalNetwork.forward` for the arguments."""
+    def losses(self, raw: Raw, frame: Frame, targets: list[Target]) -> Losses:
+        """Return the losses of both stages."""
         counted: list[Target] = [{**target, "labels": target["labels"] + 1} for target in targets]
-        regions, losses = self.proposals(*self._levels(raw), canvas, sizes, counted)
-        return losses | self.regions.losses(self._maps(raw), regions, sizes, counted)
+        regions, losses = self.proposals(*self._levels(raw), frame, counted)
+        return losses | self.regions.losses(self._maps(raw), regions, frame.sizes, counted)
 
-    def decode(self, raw: Raw, canvas: Size, sizes: list[Size]) -> list[Detections]:
+    def decode(self, raw: Raw, frame: Frame) -> list[Detections]:
         """Return the detections of each image."""
-        regions, _ = self.proposals(*self._levels(raw), canvas, sizes)
-        found = self.regions.detect(self._maps(raw), regions, sizes)
+        regions, _ = self.proposals(*self._levels(raw), frame)
+        found = self.regions.detect(self._maps(raw), regions, frame.sizes)
         return [{**one, "labels": one["labels"] - 1} for one in found]
 
     def _levels(self, raw: Raw) -> tuple[list[Tensor], list[Tensor]]:

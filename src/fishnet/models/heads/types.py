@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from typing import NotRequired, TypedDict
+from typing import NamedTuple, NotRequired, TypedDict
 
 from torch import Tensor
 
 Size = tuple[int, int]
 """Height and width in pixels."""
+
+
+class Frame(NamedTuple):
+    """Where the images of a batch lie."""
+
+    canvas: Size
+    """Height and width of the padded batch."""
+    sizes: list[Size]
+    """Height and width of each image, from the upper left corner."""
+
+
 Maps = dict[str, Tensor]
 """Maps of a pyramid by name, the finest first."""
 Raw = dict[str, Tensor]

@@ -1,0 +1,200 @@
+"""What a model file says of its network: all that judging, predicting and exporting need to know.
+
+`model.safetensors` holds the weights and, in its header under `model.json`, the `ModelCard`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, get_args
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from fishnet.config import Interpolation, PreprocessConfig
+from fishnet.errors import FishnetError, UsageError
+from fishnet.files import atomic_path
+from fishnet.models.build import Architecture
+
+FORMAT_VERSION = 2
+CARD_KEY = "model.json"
+
+# Keywords of timm.create_model that read files or the network: a model file must not be able to ask for them.
+REFUSED_OPTIONS = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
+
+
+@dataclass
+class HeadCard:
+    """What a model file says of one head."""
+
+    classes: list[str]
+    """Names in the order of the head's outputs."""
+    details: dict[str, Any] = field(default_factory=dict)
+    """What the task of the head adds, as JSON values; free for whoever wrote the file."""
+
+
+@dataclass
+class ModelCard:
+    """What a model file says of its network."""
+
+    task: str
+    """Name of the task."""
+    architecture: Architecture
+    """What builds the network."""
+    heads: dict[str, HeadCard]
+    """An entry per head, by the head's name."""
+    size: int
+    """Side of the input in pixels, as the task understands it."""
+    preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
+    """How images are prepared."""
+    precision: str = "fp32"
+    """Arithmetic with which the network was validated in training."""
+    details: dict[str, Any] = field(default_factory=dict)
+    """What the task adds, as JSON values."""
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def model(self) -> str:
+        """Name of the backbone."""
+        return self.architecture.backbone
+
+    def head(self) -> HeadCard:
+        """Return the card of the only head."""
+        (card,) = self.heads.values()
+        return card
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the card as it is written: plain JSON values."""
+        values = {
+            "format_version": self.format_version,
+            "task": self.task,
+            "architecture": self.architecture.to_dict(),
+            "heads": {name: asdict(head) for name, head in self.heads.items()},
+            "preprocessing": {"size": self.size, **asdict(self.preprocess)},
+            "precision": self.precision,
+            "details": self.details,
+        }
+        return dict(json.loads(json.dumps(values)))  # tuples become lists, as in the file
+
+    def to_json(self) -> str:
+        """Return the card as JSON text."""
+        return json.dumps(self.to_dict(), ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str, where: str | Path) -> ModelCard:
+        """Read a card; `where` names its file in errors.
+
+        Raises:
+            FishnetError: The text is no card, is damaged, or was written by a newer version.
+        """
+        try:
+            raw = json.loads(text)
+            version = raw["format_version"]
+            if isinstance(version, int) and version > FORMAT_VERSION:
+                raise FishnetError(
+                    f"{where} was written by a newer fishnet (format {version}, this one reads up to "
+                    f"{FORMAT_VERSION}): upgrade fishnet-vision"
+                )
+            return cls._from_dict(raw)
+        except (ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
+            raise FishnetError(
+                f"{where}: its {CARD_KEY} is damaged ({type(error).__name__}: {error}); write the model file again"
+            ) from error
+
+    @classmethod
+    def _from_dict(cls, raw: dict[str, Any]) -> ModelCard:
+        preprocessing = dict(raw["preprocessing"])
+        size = preprocessing.pop("size")
+        known = {f.name for f in fields(PreprocessConfig)}
+        preprocessing = {name: value for name, value in preprocessing.items() if name in known}
+        for name in ("mean", "std"):
+            preprocessing[name] = tuple(float(value) for value in preprocessing[name])
+        card = cls(
+            task=raw["task"],
+            architecture=Architecture.from_dict(raw["architecture"]),
+            heads={
+                name: HeadCard(list(head["classes"]), dict(head.get("details") or {}))
+                for name, head in raw["heads"].items()
+            },
+            size=size,
+            preprocess=PreprocessConfig(**preprocessing),
+            precision=str(raw.get("precision", "fp32")),
+            details=dict(raw.get("details") or {}),
+            format_version=raw["format_version"],
+        )
+        card.check()
+        return card
+
+    def at_size(self, size: int) -> ModelCard:
+        """Return the card for another input size; a bound of the longer side (`longest`) grows or shrinks with it."""
+        details = dict(self.details)
+        if "longest" in details:
+            details["longest"] = round(details["longest"] * size / self.size)
+        return replace(self, size=size, details=details)
+
+    def check(self) -> None:
+        """Raise ValueError where the fields do not fit each other."""
+        if not isinstance(self.task, str) or not self.task:
+            raise ValueError(f"{self.task!r} is not the name of a task")
+        if not isinstance(self.model, str) or ":" in self.model:
+            raise ValueError(f"{self.model!r} is not the name of a model")
+        numbers = {"size": self.size, "in_chans": self.architecture.in_chans, "format_version": self.format_version}
+        numbers |= {f"num_classes of {name}": plan.num_classes for name, plan in self.architecture.heads.items()}
+        for name, value in numbers.items():
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} is {value!r}, not a positive integer")
+        if self.heads.keys() != self.architecture.heads.keys():
+            raise ValueError(f"heads {sorted(self.heads)} are described, {sorted(self.architecture.heads)} are built")
+        for name, head in self.heads.items():
+            if not all(isinstance(text, str) for text in head.classes):
+                raise ValueError("a class name is not a text")
+            if len(head.classes) != self.architecture.heads[name].num_classes:
+                count = self.architecture.heads[name].num_classes
+                raise ValueError(f"{len(head.classes)} class names for {count} outputs of {name}")
+        if self.preprocess.interpolation not in get_args(Interpolation):
+            raise ValueError(f"unknown interpolation {self.preprocess.interpolation!r}")
+        if refused := REFUSED_OPTIONS & set(self.architecture.options):
+            raise ValueError(f"the options of the backbone may not hold {', '.join(sorted(refused))}")
+
+
+def save_model(path: Path, model: nn.Module | Mapping[str, Tensor], card: ModelCard) -> None:
+    """Write weights and card to one safetensors file; the old file stays until the new one is whole on disk.
+
+    Raises:
+        FishnetError: The file cannot be written.
+    """
+    card.check()
+    state = model.state_dict() if isinstance(model, nn.Module) else model
+    tensors: dict[str, Tensor] = {}
+    stored: set[int] = set()
+    for name, tensor in state.items():
+        tensor = tensor.detach().cpu().contiguous()
+        if tensor.numel() and tensor.untyped_storage().data_ptr() in stored:
+            tensor = tensor.clone()  # safetensors refuses two names for one memory
+        stored.add(tensor.untyped_storage().data_ptr())
+        tensors[name.replace("_orig_mod.", "")] = tensor
+    try:
+        with atomic_path(Path(path)) as beside:
+            # one key only: the order of several changes from call to call, and equal models must give equal files
+            save_file(tensors, beside, metadata={CARD_KEY: card.to_json()})
+    except SafetensorError as error:
+        raise FishnetError(f"cannot write {path}: {error}") from error
+
+
+def read_card(path: Path) -> ModelCard | None:
+    """Return the card of a safetensors file, or None where it holds none.
+
+    Raises:
+        FishnetError: The file is not a safetensors file, is truncated, or its card is damaged or too new.
+    """
+    try:
+        with safe_open(path, framework="pt") as opened:
+            metadata = opened.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise FishnetError(f"cannot read {path}: it is truncated or no safetensors file ({error})") from error
+    text = metadata.get(CARD_KEY)
+    return None if text is None else ModelCard.from_json(text, path)

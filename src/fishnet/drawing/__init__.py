@@ -1,0 +1,1 @@
+"""Pictures that tasks and reports share: sheets, boxes and masks, matrices, curves."""

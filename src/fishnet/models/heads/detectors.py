@@ -1,0 +1,245 @@
+"""The seven detectors as plans, and the heads that plans become.
+
+The stock heads of Faster R-CNN are made for large backbones: 13.9 M multiply-adds per region in the box head alone.
+Presets give smaller trunks heads of their own size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, get_args
+
+from torch import nn
+from torchvision.models.detection.faster_rcnn import TwoMLPHead
+from torchvision.models.detection.fcos import FCOSHead
+from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, KeypointRCNNPredictor
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.retinanet import RetinaNetHead
+from torchvision.models.detection.rpn import RPNHead
+from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops.poolers import initLevelMapper
+
+from fishnet.errors import UsageError, did_you_mean
+from fishnet.models.heads.boxes import Anchors
+from fishnet.models.heads.cascade import IOUS, CascadePredictor, CascadeRegions
+from fishnet.models.heads.dense import FCOS, DenseHead, RetinaNet
+from fishnet.models.heads.region import BoxPredictor, ProposalNetwork, Regions, TwoStageHead
+from fishnet.models.pyramid import Extra, Neck, Pyramid
+from fishnet.models.trunk import Trunk
+
+Detector = Literal[
+    "faster_rcnn", "mask_rcnn", "keypoint_rcnn", "retinanet", "fcos", "cascade_rcnn", "cascade_mask_rcnn"
+]
+DETECTORS: tuple[str, ...] = get_args(Detector)
+WITH_MASKS = ("mask_rcnn", "cascade_mask_rcnn")
+CASCADES = ("cascade_rcnn", "cascade_mask_rcnn")
+ONE_STAGE = ("retinanet", "fcos")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of a region head and its neck, and what it answers."""
+
+    width: int = 256
+    """Channels of the pyramid's maps."""
+    box_width: int = 1024
+    """Units of the two layers of the box head."""
+    mask_width: int = 256
+    """Channels of the mask head's convolutions."""
+    mask_layers: int = 4
+    """Convolutions of the mask head before its up-sampling."""
+    keypoint_width: int = 512
+    """Channels of the keypoint head's eight convolutions."""
+    tower_layers: int = 4
+    """Convolutions of the towers of RetinaNet and FCOS."""
+    proposals: int = 1000
+    """Regions per image that the first stage hands on (twice as many in training)."""
+    samples: int = 512
+    """Regions per image that the second stage is trained on."""
+    anchor_scale: float = 8.0
+    """Side of the smallest anchor of a level, in strides of the level (RetinaNet: half of it)."""
+    aspect_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    """Height over width of the anchors."""
+    score: float = 0.05
+    """Smallest score of a detection."""
+    nms: float = 0.5
+    """IoU threshold of non-maximum suppression (FCOS: 0.6)."""
+    detections: int = 100
+    """Most detections per image."""
+
+
+PRESETS: dict[str, Sizes] = {
+    "nano": Sizes(64, 128, 64, 2, 64, 2, 300, 64),
+    "tiny": Sizes(96, 256, 96, 2, 128, 2, 500, 128),
+    "small": Sizes(128, 512, 128, 4, 256, 4, 1000, 256),
+    "base": Sizes(),
+}
+"""Sizes by size of the trunk."""
+DIFFERENT_SIZES: dict[str, dict[str, Any]] = {"fcos": {"nms": 0.6}}
+"""What a detector's paper sets otherwise, whatever the preset."""
+_PRESET_LIMITS = (("nano", 1e6), ("tiny", 6e6), ("small", 15e6))
+
+
+@dataclass(frozen=True)
+class RegionPlan:
+    """What builds a region head and its neck."""
+
+    kind: str = "mask_rcnn"
+    """One of `DETECTORS`."""
+    num_classes: int = 1
+    """Number of classes, without background."""
+    neck: Neck = "fpn"
+    """Feature pyramid, or 1x1 projections only."""
+    norm_relu: bool | None = None
+    """BatchNorm and ReLU in front of the neck; None: where the trunk's maps are raw sums."""
+    preset: str = "auto"
+    """Sizes of neck and head: nano, tiny, small, base, or auto, by the size of the trunk."""
+    sizes: dict[str, Any] = field(default_factory=dict)
+    """Sizes that differ from the preset, by field of `Sizes`."""
+    keypoints: int = 0
+    """Number of keypoints per object (keypoint_rcnn)."""
+
+
+def resolve_sizes(plan: RegionPlan, trunk: Trunk) -> Sizes:
+    """Return the sizes of neck and head for a trunk.
+
+    Raises:
+        UsageError: Unknown preset or field, or a size that is not above 0.
+    """
+    preset = plan.preset
+    if preset == "auto":
+        parameters = sum(parameter.numel() for parameter in trunk.parameters())
+        preset = next((name for name, limit in _PRESET_LIMITS if parameters < limit), "base")
+    if preset not in PRESETS:
+        raise UsageError(f"heads.preset must be auto or one of {', '.join(PRESETS)}, not {preset!r}")
+    given = {key: value for key, value in plan.sizes.items() if value is not None}
+    known = [entry.name for entry in fields(Sizes)]
+    for key in given:
+        if key not in known:
+            raise UsageError(f"heads.{key} is unknown.{did_you_mean(key, known)} Known are {', '.join(known)}")
+    if "aspect_ratios" in given:
+        given["aspect_ratios"] = tuple(given["aspect_ratios"])
+    sizes = replace(PRESETS[preset], **DIFFERENT_SIZES.get(plan.kind, {}) | given)
+    for name in known:
+        value = getattr(sizes, name)
+        if min(value if isinstance(value, tuple) else (value,)) <= 0:
+            raise UsageError(f"heads.{name} must be above 0, not {value}")
+    return sizes
+
+
+def check_region_plan(plan: RegionPlan) -> None:
+    """Raise UsageError for a plan of which no head can be built."""
+    if plan.kind not in DETECTORS:
+        near = did_you_mean(plan.kind, DETECTORS)
+        raise UsageError(f"unknown detector {plan.kind!r}.{near} Known are {', '.join(DETECTORS)}")
+    if plan.kind == "keypoint_rcnn" and plan.keypoints < 1:
+        raise UsageError("keypoint_rcnn needs data with keypoints: no category names any")
+
+
+def build_region_head(plan: RegionPlan, trunk: Trunk) -> tuple[Pyramid, TwoStageHead | DenseHead]:
+    """Return the neck and the head of a plan for a trunk.
+
+    Raises:
+        UsageError: A size or name that makes no head.
+    """
+    sizes = resolve_sizes(plan, trunk)
+    dense = plan.kind in ONE_STAGE
+    extra: Extra = "p6p7" if dense else "pool"
+    pyramid = Pyramid(trunk, sizes.width, plan.neck, plan.norm_relu, extra, finest=int(dense))
+    return pyramid, _HEADS.get(plan.kind, _two_stages)(pyramid, sizes, plan)
+
+
+def _two_stages(pyramid: Pyramid, sizes: Sizes, plan: RegionPlan) -> TwoStageHead:
+    sides: list[tuple[float, ...]] = [(sizes.anchor_scale * stride,) for stride in pyramid.strides]
+    anchors = Anchors(sides, sizes.aspect_ratios, pyramid.strides)
+    towers = RPNHead(sizes.width, anchors.num_anchors_per_location()[0])
+    parts: dict[str, Any] = {}
+    if plan.kind in WITH_MASKS:
+        parts = _mask_parts(pyramid, sizes, plan.num_classes)
+    elif plan.kind == "keypoint_rcnn":
+        parts = _keypoint_parts(pyramid, sizes, plan.keypoints)
+    options: dict[str, Any] = {
+        "box_pool": _pool(pyramid, 7),
+        "samples": sizes.samples,
+        "score": sizes.score,
+        "nms": sizes.nms,
+        "detections": sizes.detections,
+    }
+    classes = plan.num_classes + 1
+    if plan.kind in CASCADES:
+        box_heads: list[nn.Module] = [_box_head(sizes) for _ in IOUS]
+        predictors: list[nn.Module] = [CascadePredictor(sizes.box_width, classes) for _ in IOUS]
+        regions: Regions = CascadeRegions(box_heads, predictors, **options, **parts)
+    else:
+        predictor = BoxPredictor(sizes.box_width, classes)
+        regions = Regions(box_head=_box_head(sizes), box_predictor=predictor, **options, **parts)
+    return TwoStageHead(ProposalNetwork(anchors, towers, sizes.proposals), regions, pyramid.names)
+
+
+def _pool(pyramid: Pyramid, size: int) -> MultiScaleRoIAlign:
+    """Return the pooling of regions from the trunk's levels, each region from the level of its size.
+
+    torchvision guesses the strides from the first image that it sees and keeps the guess, a wrong one where that image
+    is small and much of its batch is padding; here they are known.
+    """
+    names = [name for name in pyramid.names if name.isdigit()]
+    pool = MultiScaleRoIAlign(names, size, sampling_ratio=2)
+    strides = pyramid.strides[: len(names)]
+    pool.scales = [1 / stride for stride in strides]
+    finest, coarsest = int(math.log2(strides[0])), int(math.log2(strides[-1]))
+    pool.map_levels = initLevelMapper(finest, coarsest, pool.canonical_scale, pool.canonical_level)
+    return pool
+
+
+def _box_head(sizes: Sizes) -> TwoMLPHead:
+    return TwoMLPHead(sizes.width * 49, sizes.box_width)
+
+
+def _mask_parts(pyramid: Pyramid, sizes: Sizes, num_classes: int) -> dict[str, nn.Module]:
+    return {
+        "mask_roi_pool": _pool(pyramid, 14),
+        "mask_head": MaskRCNNHeads(sizes.width, (sizes.mask_width,) * sizes.mask_layers, 1),
+        "mask_predictor": MaskRCNNPredictor(sizes.mask_width, sizes.mask_width, num_classes + 1),
+    }
+
+
+def _keypoint_parts(pyramid: Pyramid, sizes: Sizes, keypoints: int) -> dict[str, nn.Module]:
+    return {
+        "keypoint_roi_pool": _pool(pyramid, 14),
+        "keypoint_head": KeypointRCNNHeads(sizes.width, (sizes.keypoint_width,) * 8),
+        "keypoint_predictor": KeypointRCNNPredictor(sizes.keypoint_width, keypoints),
+    }
+
+
+def _retinanet(pyramid: Pyramid, sizes: Sizes, plan: RegionPlan) -> DenseHead:
+    # three sizes per level, a third of an octave apart (section 4 of the paper)
+    sides = [
+        tuple(0.5 * sizes.anchor_scale * stride * 2 ** (third / 3) for third in range(3)) for stride in pyramid.strides
+    ]
+    anchors = Anchors(sides, sizes.aspect_ratios, pyramid.strides)
+    towers = RetinaNetHead(sizes.width, anchors.num_anchors_per_location()[0], plan.num_classes)
+    for tower in (towers.classification_head, towers.regression_head):
+        tower.conv = tower.conv[: sizes.tower_layers]
+    return RetinaNet(towers, anchors=anchors, **_dense_options(sizes))
+
+
+def _fcos(pyramid: Pyramid, sizes: Sizes, plan: RegionPlan) -> DenseHead:
+    if sizes.width % 32:
+        raise UsageError(f"heads.width must be a multiple of 32 for FCOS (32 groups of channels), not {sizes.width}")
+    anchors = Anchors([(stride,) for stride in pyramid.strides], (1.0,), pyramid.strides)
+    towers = FCOSHead(sizes.width, 1, plan.num_classes, sizes.tower_layers)
+    return FCOS(towers, anchors=anchors, **_dense_options(sizes))
+
+
+def _dense_options(sizes: Sizes) -> dict[str, Any]:
+    return {
+        "score": sizes.score,
+        "nms": sizes.nms,
+        "detections": sizes.detections,
+        "candidates": sizes.proposals,
+    }
+
+
+_HEADS: dict[str, Callable[[Pyramid, Sizes, RegionPlan], Any]] = {"retinanet": _retinanet, "fcos": _fcos}

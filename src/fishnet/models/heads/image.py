@@ -1,0 +1,64 @@
+"""Image level: one class, or several, for a whole image, from the pooled features of the trunk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fishnet.models.heads.types import Frame, Losses, Raw
+
+
+@dataclass(frozen=True)
+class ClassifierPlan:
+    """What builds an image head."""
+
+    kind: str = "classifier"
+    num_classes: int = 1000
+    """Number of outputs."""
+    multi_label: bool = False
+    """Whether an image has any number of classes."""
+    label_smoothing: float = 0.0
+    """Share of the target that is spread over all classes."""
+    class_weights: tuple[float, ...] | None = None
+    """Weight of each class in the loss; None weighs all alike."""
+
+
+class ImageHead(nn.Module):
+    """Features (N, C) -> logits (N, classes): cross entropy, or binary cross entropy for several labels per image.
+
+    Args:
+        classifier: Last layer of the backbone, features -> logits.
+        plan: How the loss is taken.
+    """
+
+    takes_maps = False
+
+    def __init__(self, classifier: nn.Module, plan: ClassifierPlan) -> None:
+        super().__init__()
+        self.classifier, self.plan = classifier, plan
+
+    def raw(self, features: Tensor) -> Raw:
+        """Return the logits."""
+        return {"logits": self.classifier(features)}
+
+    def losses(self, raw: Raw, frame: Frame, targets: Tensor) -> Losses:
+        """Return the mean loss of a batch.
+
+        Args:
+            raw: What `raw` returned.
+            frame: Sizes of the images; not used.
+            targets: Class indices (N,), or probabilities (N, classes) of mixed images, or multi-hot (N, classes).
+        """
+        logits, plan = raw["logits"], self.plan
+        weights = None if plan.class_weights is None else logits.new_tensor(plan.class_weights)
+        smooth = plan.label_smoothing
+        if plan.multi_label:
+            targets = targets * (1 - smooth) + smooth / 2
+            return {"loss": F.binary_cross_entropy_with_logits(logits, targets, weight=weights)}
+        return {"loss": F.cross_entropy(logits, targets, weight=weights, label_smoothing=smooth)}
+
+    def decode(self, raw: Raw, frame: Frame) -> list[Tensor]:
+        """Return the logits (classes,) of each image, in fp32."""
+        return list(raw["logits"].float())
