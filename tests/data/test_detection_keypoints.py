@@ -84,9 +84,10 @@ class Echo(nn.Module):
         super().__init__()
         self.targets = targets
 
-    def forward(self, images: list[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+    def forward(self, images: list[torch.Tensor]) -> dict[str, list[dict[str, torch.Tensor]]]:
         names = ("boxes", "labels", "keypoints")
-        return [{name: target[name] for name in names} | {"scores": torch.ones(2)} for target in self.targets]
+        found = [{name: target[name] for name in names} | {"scores": torch.ones(2)} for target in self.targets]
+        return {"region": found}
 
 
 @pytest.mark.parametrize("size", [37, 150])
