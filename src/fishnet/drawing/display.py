@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.figure import Figure
+if TYPE_CHECKING:  # evaluators are imported for training, which draws nothing until its end
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)

@@ -29,9 +29,7 @@ def balanced(loss: Tensor, count: int | Tensor) -> Tensor:
     if not _is_distributed():
         return loss
     own = torch.as_tensor(count, dtype=torch.float64, device=loss.device)
-    total = own.clone()
-    torch.distributed.all_reduce(total)
-    factor = own.clamp(min=1) * world_size() / total.clamp(min=1)
+    factor = own.clamp(min=1) * world_size() / total(own).clamp(min=1)
     return loss * factor.to(loss.dtype)
 
 

@@ -17,13 +17,7 @@ Images = Tensor | list[Tensor]
 
 
 class Head(Protocol):
-    """What stands on a trunk.
-
-    Attributes:
-        takes_maps: Whether it takes the maps of a pyramid, or the pooled features of the trunk.
-    """
-
-    takes_maps: bool
+    """What stands on a trunk: it takes the levels of its neck, or without a neck the pooled features."""
 
     def raw(self, features: Any) -> Raw:
         """Return the outputs before decoding, by name; free of Python control flow on values, so that it exports."""

@@ -32,8 +32,6 @@ class DenseHead(nn.Module):
         candidates: Most candidates per level that enter non-maximum suppression.
     """
 
-    takes_maps = True
-
     def __init__(
         self, towers: nn.Module, anchors: Anchors, score: float, nms: float, detections: int, candidates: int
     ) -> None:

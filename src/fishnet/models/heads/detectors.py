@@ -131,9 +131,6 @@ def resolve_sizes(plan: RegionPlan, trunk: Trunk) -> Sizes:
 
 def check_region_plan(plan: RegionPlan) -> None:
     """Raise UsageError for a plan of which no head can be built."""
-    if plan.kind not in DETECTORS:
-        near = did_you_mean(plan.kind, DETECTORS)
-        raise UsageError(f"unknown detector {plan.kind!r}.{near} Known are {', '.join(DETECTORS)}")
     if plan.kind == "keypoint_rcnn" and plan.keypoints < 1:
         raise UsageError("keypoint_rcnn needs data with keypoints: no category names any")
 

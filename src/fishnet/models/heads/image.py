@@ -33,8 +33,6 @@ class ImageHead(nn.Module):
         plan: How the loss is taken.
     """
 
-    takes_maps = False
-
     def __init__(self, classifier: nn.Module, plan: ClassifierPlan) -> None:
         super().__init__()
         self.classifier, self.plan = classifier, plan

@@ -258,8 +258,6 @@ class TwoStageHead(nn.Module):
         names: Names of the maps, the finest first.
     """
 
-    takes_maps = True
-
     def __init__(self, proposals: ProposalNetwork, regions: Regions, names: list[str]) -> None:
         super().__init__()
         self.proposals, self.regions, self.names = proposals, regions, names
