@@ -24,8 +24,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from record import PROJECT, record
 
-from fishnet.data.coco import CocoFile, read_coco
-from fishnet.tasks.detection_evaluator import BOX_FIGURES, KEYPOINT_FIGURES, KINDS, DetectionEvaluator
+from fishnet.data.detection.coco import CocoFile, read_coco
+from fishnet.tasks.detection.evaluator import BOX_FIGURES, KEYPOINT_FIGURES, KINDS, DetectionEvaluator
 
 sys.path.insert(0, str(PROJECT))
 from tests.tasks.predictions import keypoint_file, oracle, perturbed

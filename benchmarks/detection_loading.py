@@ -20,7 +20,7 @@ from runs import fishnet, parse, series
 from fishnet.metrics import MetricsFile
 from fishnet.runs import RunFolder
 from fishnet.settings import build_config, read_settings
-from fishnet.tasks.detection import DetectionTask
+from fishnet.tasks.detection.training import DetectionTask
 
 OPTIONS = ["--recipe", "scratch_small", "--model", "fishnet_tiny", "--workers", "2"]
 AUGMENTATIONS: dict[str, list[str]] = {

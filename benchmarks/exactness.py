@@ -17,8 +17,8 @@ from record import PROJECT, record
 from torch import nn
 
 from fishnet.models import create_model, list_models
+from fishnet.models.checkpoints.layouts import convert_state
 from fishnet.models.complexity import count
-from fishnet.models.layouts import convert_state
 
 sys.path.insert(0, str(PROJECT))
 from tests.models.test_parity import outputs, pytorchcv_model, randomise  # needs the line above

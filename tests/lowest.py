@@ -18,10 +18,15 @@ CORE = [
     "tests/data",
     "tests/tasks",
     "tests/models/test_fishnet.py",
-    "tests/models/test_weights.py",
+    "tests/models/checkpoints/test_weights.py",
     "tests/test_cli.py",
 ]
-CORE += ["tests/test_settings.py", "tests/test_runs.py", "tests/test_engine.py", "tests/models/test_parity.py"]
+CORE += [
+    "tests/test_settings.py",
+    "tests/test_cards.py",
+    "tests/training/test_module.py",
+    "tests/models/test_parity.py",
+]
 TOOLS = ["pytest>=8.4", "pytest-timeout", "pytest-xdist", "pytorchcv==0.0.74", "scikit-learn>=1.6", "scipy>=1.14"]
 
 

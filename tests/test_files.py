@@ -113,7 +113,7 @@ from pathlib import Path
 import torch
 from fishnet.errors import FishnetError
 from fishnet.files import atomic_path, atomic_write, sweep_partials
-from fishnet.models.checkpoint_files import write_checkpoint
+from fishnet.models.checkpoints.files import write_checkpoint
 folder, state = Path(sys.argv[1]), {"a": torch.zeros(1_000_000)}
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 for name in ("a.safetensors", "a.pth", "a.txt"):

@@ -12,11 +12,11 @@ import yaml
 import fishnet.recipes
 from fishnet.cli import COMMANDS, find_command, parse
 from fishnet.config import TrainConfig
-from fishnet.data.detection_transforms import eval_pipeline, train_pipeline
-from fishnet.data.transforms import eval_transform, train_transform
-from fishnet.engine import base_lr
+from fishnet.data.classification.transforms import eval_transform, train_transform
+from fishnet.data.detection.transforms import eval_pipeline, train_pipeline
 from fishnet.errors import UsageError
 from fishnet.settings import build_config, differences, list_recipes, read_recipe, read_settings, resolve, save_settings
+from fishnet.training.optimizer import base_lr
 from tests.fuzzing import mutate
 
 RECIPES = [(task, name) for task in ("classification", "detection") for name in list_recipes(task)]
@@ -37,7 +37,7 @@ def test_every_recipe_works_and_says_where_it_comes_from(task: str, name: str) -
     build_pipelines(task, config)
     if config.optim.schedule == "step":
         assert all(0 < epoch < config.epochs for epoch in config.optim.step_at)
-    folder = Path(fishnet.recipes.__file__).parent / ("" if task == "classification" else task)
+    folder = Path(fishnet.recipes.__file__).parent / task
     lines = (folder / f"{name}.yaml").read_text("utf-8").splitlines()
     header = [line for line in lines if line.startswith("#")]
     assert lines[: len(header)] == header

@@ -34,8 +34,8 @@ import timm
 import torch
 
 import fishnet  # registers the family
-from fishnet.models.layouts import convert_state
-from fishnet.models.pretrained import MIRROR_VARIABLE, PRETRAINED
+from fishnet.models.checkpoints.layouts import convert_state
+from fishnet.models.checkpoints.pretrained import MIRROR_VARIABLE, PRETRAINED
 
 PROJECT = Path(__file__).resolve().parents[1]
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from fishnet.commands.info import info
     from fishnet.commands.predict import predict
     from fishnet.commands.train import train
-    from fishnet.models.weights import load_weights
+    from fishnet.models.checkpoints.weights import load_weights
     from fishnet.predictor import Predictor
 
 _LAZY = {
@@ -26,7 +26,7 @@ _LAZY = {
     "info": "fishnet.commands.info",
     "predict": "fishnet.commands.predict",
     "train": "fishnet.commands.train",
-    "load_weights": "fishnet.models.weights",
+    "load_weights": "fishnet.models.checkpoints.weights",
     "Predictor": "fishnet.predictor",
 }
 

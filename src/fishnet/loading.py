@@ -103,7 +103,7 @@ def _load_foreign(
     source: str | Path, task: str | None, model: str | None, classes: Sequence[str] | None
 ) -> tuple[Network, ModelCard]:
     """Load weights that say nothing of their network."""
-    from fishnet.models.weights import load_weights, locate_weights
+    from fishnet.models.checkpoints.weights import load_weights, locate_weights
     from fishnet.tasks import TASK_NAMES
 
     path = locate_weights(source)
@@ -140,7 +140,7 @@ def _count_classes(path: Path, model: str) -> int:
     """Return the number of classes of a weights file from the shape of its classifier."""
     from timm import get_pretrained_cfg, is_model
 
-    from fishnet.models.weights import classifier_size, read_checkpoint
+    from fishnet.models.checkpoints.weights import classifier_size, read_checkpoint
 
     state = read_checkpoint(path)
     config = get_pretrained_cfg(model) if is_model(model.partition(".")[0]) else None
@@ -187,7 +187,7 @@ def preprocessing_of_weights(model: str, weights: str | None) -> dict[str, Any]:
     from timm.data import resolve_data_config
 
     from fishnet.models import PUBLISHED, published_weights
-    from fishnet.models.pretrained import PRETRAINED
+    from fishnet.models.checkpoints.pretrained import PRETRAINED
 
     if weights == PUBLISHED:
         weights = published_weights(model)

@@ -27,7 +27,7 @@ Tree = dict[str, Any]
 
 def _recipe_folder(task: str) -> Traversable:
     root = resources.files("fishnet.recipes")
-    return root if task == "classification" else root / task
+    return root / task
 
 
 def list_recipes(task: str = "classification") -> list[str]:

@@ -13,9 +13,9 @@ from fishnet.cli import main
 from fishnet.commands.convert import convert
 from fishnet.errors import FishnetError, UsageError
 from fishnet.models import create_model
-from fishnet.models.checkpoint_files import read_metadata, save_state
-from fishnet.models.layouts import LAYOUTS, convert_state, detect_layout
-from fishnet.models.states import read_checkpoint
+from fishnet.models.checkpoints.files import read_metadata, save_state
+from fishnet.models.checkpoints.layouts import LAYOUTS, convert_state, detect_layout
+from fishnet.models.checkpoints.states import read_checkpoint
 from tests.models_on_disk import classifier_card, save_classifier
 
 

@@ -12,10 +12,10 @@ import pytest
 
 from fishnet.commands.data_check import data_check
 from fishnet.commands.data_split import data_split
-from fishnet.data import split_coco
-from fishnet.data.classification import open_classification
-from fishnet.data.detection import open_detection
-from fishnet.data.split import choose_val
+from fishnet.data.classification.dataset import open_classification
+from fishnet.data.classification.split import choose_val
+from fishnet.data.detection import split as split_coco
+from fishnet.data.detection.dataset import open_detection
 from fishnet.errors import FishnetError, UsageError
 from fishnet.files import atomic_write
 from tests.data.makers import class_folders, encode, noise, put, write_shard

@@ -20,8 +20,8 @@ from fishnet.commands.evaluate import evaluate, summary
 from fishnet.config import PreprocessConfig
 from fishnet.errors import FishnetError, UsageError
 from fishnet.models import create_model
-from fishnet.tasks.classification_evaluator import Evaluation
-from fishnet.tasks.classification_level import ClassificationLevel
+from fishnet.tasks.classification.evaluator import Evaluation
+from fishnet.tasks.classification.task import ClassificationLevel
 from tests.models_on_disk import classifier_card, save_classifier
 
 QUICK = {"device": "cpu", "workers": 0}

@@ -17,7 +17,7 @@ from fishnet.config import PreprocessConfig
 from fishnet.errors import FishnetError, UsageError
 from fishnet.models import create_model
 from fishnet.predictor import Predictor
-from fishnet.tasks import classification_level
+from fishnet.tasks.classification import task as classification_task
 from tests.models_on_disk import classifier_card, save_classifier
 
 CLASSES = [f"kind {i}" for i in range(8)]
@@ -84,7 +84,7 @@ def test_results_and_contact_sheet(run: str, photos: Path, tmp_path: Path, capsy
 
 
 def test_many_pages_and_workers(run: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(classification_level, "SHEET_IMAGES", 5)
+    monkeypatch.setattr(classification_task, "SHEET_IMAGES", 5)
     monkeypatch.setattr(command, "_FEW", 1)
     out = tmp_path / "out"
     found = predict(run, [str(photos)], str(out), device="cpu", batch_size=4, workers=1, top=2)
@@ -100,8 +100,8 @@ def test_many_pages_and_workers(run: str, photos: Path, tmp_path: Path, monkeypa
 def test_only_so_many_images_are_drawn(
     run: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr(classification_level, "SHEET_IMAGES", 4)
-    monkeypatch.setattr(classification_level, "_SHEETS", 2)
+    monkeypatch.setattr(classification_task, "SHEET_IMAGES", 4)
+    monkeypatch.setattr(classification_task, "_SHEETS", 2)
     found = predict(run, [str(photos)], str(tmp_path / "out"), device="cpu", workers=0)
     assert len(found.images) == 12
     assert len(found.pictures) == 2

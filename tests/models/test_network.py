@@ -13,12 +13,12 @@ from fishnet import create_model
 from fishnet.cards import HeadCard, ModelCard, save_model
 from fishnet.errors import UsageError
 from fishnet.models.build import Architecture, as_network, build_network
+from fishnet.models.checkpoints.weights import load_weights
 from fishnet.models.heads.detectors import RegionPlan
 from fishnet.models.heads.image import ClassifierPlan
 from fishnet.models.heads.types import Frame
 from fishnet.models.network import Network
-from fishnet.models.weights import load_weights
-from tests.models.test_detection import images, target
+from tests.models.heads.test_detectors import images, target
 
 CLASSIFIER, DETECTOR = ClassifierPlan(num_classes=4), RegionPlan(kind="faster_rcnn", num_classes=3, preset="nano")
 

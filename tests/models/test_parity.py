@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fishnet.models import create_model
-from fishnet.models.layouts import convert_state
+from fishnet.models.checkpoints.layouts import convert_state
 
 
 @pytest.fixture(scope="module")

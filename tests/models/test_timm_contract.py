@@ -16,7 +16,7 @@ from timm.optim import create_optimizer_v2, param_groups_layer_decay
 from torch import Tensor, nn
 
 from fishnet.models import FishNet, list_models
-from fishnet.models.checkpoint_files import write_checkpoint
+from fishnet.models.checkpoints.files import write_checkpoint
 from fishnet.models.config import STAGES
 
 TAPS = ("stem_conv", "b3", "h1", "h2", "h3")

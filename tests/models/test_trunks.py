@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fishnet.errors import UsageError
 from fishnet.models.norms import apply_norm_policy
 from fishnet.models.trunk import TimmTrunk, build_trunk
-from tests.models.test_detection import detector, losses_of, target
+from tests.models.heads.test_detectors import detector, losses_of, target
 from tests.models.test_norms import batch_norms, classifier, saved
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "trunks.md"

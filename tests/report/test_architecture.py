@@ -7,9 +7,9 @@ import timm
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
+from fishnet.drawing import style
 from fishnet.errors import UsageError
 from fishnet.models import create_model, list_models
-from fishnet.report import style
 from fishnet.report.architecture import draw_fish
 
 

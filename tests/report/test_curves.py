@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from fishnet.drawing import style
+from fishnet.drawing.confusion import draw_confusion
 from fishnet.errors import FishnetError, UsageError
-from fishnet.report import style
-from fishnet.report.confusion import draw_confusion
 from fishnet.report.curves import draw_curves, read_metrics, smooth
 from fishnet.tasks import get_display
 

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fishnet.drawing import style
 from fishnet.errors import FishnetError
 from fishnet.models import create_model
-from fishnet.report import style
 from fishnet.report.gradient_flow import GradientFlow, draw_gradient_flow, gradient_flow, gradient_norms
 from fishnet.report.isolated import isolated_convolutions
 

@@ -13,7 +13,7 @@ from faster_coco_eval.core import mask as run_lengths
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from fishnet.data.coco import CocoFile, read_coco
+from fishnet.data.detection.coco import CocoFile, read_coco
 
 
 def oracle(path: Path, results: list[dict[str, Any]], kind: str, images: list[int] | None = None) -> list[float]:

@@ -68,10 +68,10 @@ def convert(
         FishnetError: The source cannot be read, or the layout cannot hold it.
     """
     from fishnet.cards import CARD_KEY
-    from fishnet.models.checkpoint_files import WRITTEN_SUFFIXES, read_metadata, write_checkpoint
-    from fishnet.models.layouts import CLASSIFIER, convert_state, detect_layout
-    from fishnet.models.states import is_network, whole_of
-    from fishnet.models.weights import locate_weights, read_checkpoint, recognise_member
+    from fishnet.models.checkpoints.files import WRITTEN_SUFFIXES, read_metadata, write_checkpoint
+    from fishnet.models.checkpoints.layouts import CLASSIFIER, convert_state, detect_layout
+    from fishnet.models.checkpoints.states import is_network, whole_of
+    from fishnet.models.checkpoints.weights import locate_weights, read_checkpoint, recognise_member
 
     target = Path(dest).expanduser()
     if target.suffix not in WRITTEN_SUFFIXES:

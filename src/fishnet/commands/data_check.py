@@ -6,7 +6,8 @@ from json import dumps
 from pathlib import Path
 from typing import Literal
 
-from fishnet.data.checks import CheckReport, check_classification
+from fishnet.data.checks import CheckReport
+from fishnet.data.classification.checks import check_classification
 from fishnet.errors import UsageError
 from fishnet.files import atomic_write
 
@@ -50,14 +51,14 @@ def data_check(
 
 
 def _check_detection(root: Path, workers: int, picture: str | None, fix: str | None, split: str | None) -> CheckReport:
-    from fishnet.data.coco import read_coco
-    from fishnet.data.detection import annotation_file, image_folder
-    from fishnet.data.detection_checks import check_detection, fix_coco, split_to_fix
+    from fishnet.data.detection.checks import check_detection, fix_coco, split_to_fix
+    from fishnet.data.detection.coco import read_coco
+    from fishnet.data.detection.dataset import annotation_file, image_folder
 
     report = check_detection(root, workers)
     if picture is not None and report.summary["splits"]:
-        from fishnet.report.objects import draw_objects
-        from fishnet.report.style import save_figure
+        from fishnet.drawing.objects import draw_objects
+        from fishnet.drawing.style import save_figure
 
         files = {name: read_coco(annotation_file(root, name)) for name in report.summary["splits"]}
         print(f"written: {save_figure(draw_objects(files), Path(picture))}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from fishnet.data.convert import ConversionReport, FolderNames, convert_boxes
+from fishnet.data.detection.convert import ConversionReport, FolderNames, convert_boxes
 
 
 def data_convert(

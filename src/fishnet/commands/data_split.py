@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fishnet.data.split import SplitReport, split_classification
-from fishnet.data.split_coco import CocoSplitReport, split_coco
+from fishnet.data.classification.split import SplitReport, split_classification
+from fishnet.data.detection.split import CocoSplitReport, split_coco
 from fishnet.errors import UsageError
 
 

@@ -158,7 +158,7 @@ def _write(
     for path, content in contents.items():
         atomic_write(path, json_module.dumps(content, ensure_ascii=False, indent=1, allow_nan=False))
     if folder is not None:
-        from fishnet.report.style import save_figure
+        from fishnet.drawing.style import save_figure
 
         for name, figure in level.pictures(evaluation).items():
             pictures.append(save_figure(figure, folder / f"{name}_{split}.png"))

@@ -123,7 +123,7 @@ def _check(
     weights: str | None,
     model_option: dict[str, Any] | None,
 ) -> None:
-    from fishnet.report.style import check_picture
+    from fishnet.drawing.style import check_picture
 
     if size < 1:
         raise UsageError(f"--size {size} is no image size: give pixels")
@@ -216,8 +216,8 @@ def _output_sides(network: nn.Module, modules: list[str], size: int) -> dict[str
 
 
 def _draw_figure(network: nn.Module, name: str, path: Path) -> None:
+    from fishnet.drawing.style import save_figure
     from fishnet.report.architecture import draw_fish
-    from fishnet.report.style import save_figure
 
     save_figure(draw_fish(network, name), path, dpi=130)
 
@@ -241,8 +241,8 @@ def _parse_compare(compare: str) -> list[tuple[str, str, dict[str, Any]]]:
 
 def _draw_gradient_flow(networks: Sequence[tuple[str, nn.Module]], size: int, path: Path) -> list[GradientFlow]:
     """Measure models, given with their labels, and draw them beside each other."""
+    from fishnet.drawing.style import save_figure
     from fishnet.report.gradient_flow import draw_gradient_flow, gradient_flow
-    from fishnet.report.style import save_figure
 
     flows = [gradient_flow(network, label, size) for label, network in networks]
     save_figure(draw_gradient_flow(flows), path, dpi=130)

@@ -61,8 +61,8 @@ def train(
         check_resume(run, saved, config, allow_changes)
     elif is_main_process():
         refuse_old_run(run, overwrite)
-    from fishnet.fitting import fit
     from fishnet.tasks import make_task
+    from fishnet.training.fit import fit
 
     if is_main_process() and not resume and (line := describe_preprocessing(config, task)):
         print(line, flush=True)

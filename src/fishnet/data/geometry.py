@@ -112,7 +112,7 @@ def pad(sample: Sample, border: list[int], fill: float = 0, ignore: int | None =
 
 
 def flip(sample: Sample) -> Sample:
-    """Flip left and right; keypoints keep their order (see `fishnet.data.mirroring`)."""
+    """Flip left and right; keypoints keep their order (see `fishnet.data.detection.mirroring`)."""
 
     def one(value: tv_tensors.TVTensor) -> Tensor:
         if not isinstance(value, tv_tensors.KeyPoints):

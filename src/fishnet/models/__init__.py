@@ -39,7 +39,7 @@ def published_weights(name: str) -> str:
     Raises:
         UsageError: None are published for the model, or not under its tag.
     """
-    from fishnet.models.pretrained import PRETRAINED
+    from fishnet.models.checkpoints.pretrained import PRETRAINED
 
     member, _, wanted = name.partition(".")
     if member in VARIANTS:
@@ -97,8 +97,8 @@ def create_model(
     if config.get("pretrained"):
         note_loaded_norms(model)
     if weights is not None:
-        from fishnet.models.pretrained import PRETRAINED
-        from fishnet.models.weights import load_weights
+        from fishnet.models.checkpoints.pretrained import PRETRAINED
+        from fishnet.models.checkpoints.weights import load_weights
 
         load_weights(model, weights, skip_classifier="resize" if str(weights) in PRETRAINED else False)
     return model

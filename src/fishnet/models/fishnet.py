@@ -162,7 +162,7 @@ class FishNet(nn.Module):
     @torch.jit.ignore
     def load_pretrained(self, checkpoint_path: str, prefix: str = "") -> None:
         """Load a checkpoint file of any known layout; another class count or `in_chans` is adapted as timm does."""
-        from fishnet.models.weights import read_checkpoint
+        from fishnet.models.checkpoints.weights import read_checkpoint
 
         state = checkpoint_filter_fn(read_checkpoint(checkpoint_path), self)
         source: dict[str, Any] = {**getattr(self, "pretrained_cfg", {}), "state_dict": state, "source": ""}
@@ -291,7 +291,7 @@ def _init_weights(module: nn.Module) -> None:
 
 def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Return weights of any known layout under this model's key names."""
-    from fishnet.models.weights import convert_state
+    from fishnet.models.checkpoints.weights import convert_state
 
     return convert_state(state_dict)
 
@@ -352,7 +352,7 @@ def _downloaded(variant: str, kwargs: dict[str, Any]) -> dict[str, Any]:
     overlay = dict(kwargs.get("pretrained_cfg_overlay") or {})
     cfg = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), overlay)
     if cfg.custom_load and cfg.url and cfg.tag and not (cfg.file or cfg.state_dict or cfg.hf_hub_id):
-        from fishnet.models.pretrained import fetch
+        from fishnet.models.checkpoints.pretrained import fetch
 
         overlay.update(file=str(fetch(cfg.tag)), custom_load=True)
     return overlay

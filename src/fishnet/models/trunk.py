@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from fishnet.errors import FishnetError, UsageError
 from fishnet.models import VARIANTS, check_name, create_model
+from fishnet.models.checkpoints.weights import load_to_train
 from fishnet.models.config import too_small
 from fishnet.models.fishnet import FishNet
 from fishnet.models.norms import apply_norm_policy, note_loaded_norms
 from fishnet.models.stages import set_stage_checkpointing
 from fishnet.models.trials import SIZES, find_fault, freeze_idle
-from fishnet.models.weights import load_to_train
 
 Taps = Literal["head", "body", "tail"]
 

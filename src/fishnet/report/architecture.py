@@ -14,10 +14,10 @@ from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, PathPatc
 from matplotlib.path import Path as Outline
 from torch import nn
 
+from fishnet.drawing import style
 from fishnet.errors import UsageError
 from fishnet.models.config import SKIPS
 from fishnet.models.fishnet import FishNet
-from fishnet.report import style
 
 _WIDTH = 1.0
 _STEP = 1.22

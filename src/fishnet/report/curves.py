@@ -13,10 +13,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from fishnet.drawing import style
 from fishnet.drawing.display import Display
 from fishnet.errors import FishnetError
 from fishnet.metrics import MetricsFile
-from fishnet.report import style
 
 _FEW, _MOST = 25, 6
 

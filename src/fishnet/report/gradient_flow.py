@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from torch import Tensor, nn
 
+from fishnet.drawing import style
 from fishnet.errors import FishnetError
-from fishnet.report import style
 from fishnet.report.isolated import TRUNK, Isolated, isolated_convolutions, parts, stage_modules
 
 __all__ = ["GradientFlow", "Isolated", "StageGradient", "draw_gradient_flow", "gradient_flow", "gradient_norms"]

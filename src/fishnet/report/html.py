@@ -13,10 +13,10 @@ import yaml
 from PIL import Image
 
 from fishnet.cards import read_card
+from fishnet.drawing import style
 from fishnet.drawing.display import Display, Section, Table
 from fishnet.errors import FishnetError, UsageError
 from fishnet.files import atomic_path
-from fishnet.report import style
 from fishnet.report.curves import Series, draw_curves, read_metrics
 from fishnet.runs import RunFolder
 

@@ -103,11 +103,11 @@ class Task(Protocol):
 def make_task(name: str, config: TrainConfig) -> Task:
     """Return the task of that name on the data of the settings; problems with the data are raised here."""
     if name == "classification":
-        from fishnet.tasks.classification import ClassificationTask
+        from fishnet.tasks.classification.training import ClassificationTask
 
         return ClassificationTask(config)
     if name == "detection":
-        from fishnet.tasks.detection import DetectionTask
+        from fishnet.tasks.detection.training import DetectionTask
 
         return DetectionTask(config)
     raise UsageError(f"unknown task {name!r}.{did_you_mean(name, TASK_NAMES)} Known are {', '.join(TASK_NAMES)}")
@@ -116,11 +116,11 @@ def make_task(name: str, config: TrainConfig) -> Task:
 def get_display(name: str) -> Display:
     """Return what reports show of the evaluations of a task."""
     if name == "classification":
-        from fishnet.tasks.classification_evaluator import DISPLAY as classification
+        from fishnet.tasks.classification.evaluator import DISPLAY as classification
 
         return classification
     if name == "detection":
-        from fishnet.tasks.detection_evaluator import DISPLAY as detection
+        from fishnet.tasks.detection.evaluator import DISPLAY as detection
 
         return detection
     raise UsageError(f"unknown task {name!r}.{did_you_mean(name, TASK_NAMES)} Known are {', '.join(TASK_NAMES)}")

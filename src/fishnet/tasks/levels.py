@@ -112,9 +112,9 @@ def make_level(card: ModelCard, **options: Any) -> Level:
     given = {name: value for name, value in options.items() if value is not None}
     kind: Any
     if card.task == "classification":
-        from fishnet.tasks.classification_level import ClassificationLevel as kind
+        from fishnet.tasks.classification.task import ClassificationLevel as kind
     elif card.task == "detection":
-        from fishnet.tasks.detection_level import DetectionLevel as kind
+        from fishnet.tasks.detection.task import DetectionLevel as kind
     else:
         raise FishnetError(f"models for {card.task} are unknown to this version of fishnet")
     if foreign := sorted(set(given) - set(kind.OPTIONS)):

@@ -14,7 +14,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.retinanet import RetinaNetHead
 
 from fishnet.models.network import Network
-from tests.models.test_detection import CLASSES, detector, found_in, images, losses_of, region, target
+from tests.models.heads.test_detectors import CLASSES, detector, found_in, images, losses_of, region, target
 
 TWO_STAGES = {"faster_rcnn": FasterRCNN, "mask_rcnn": MaskRCNN, "keypoint_rcnn": KeypointRCNN}
 # multiples of the largest stride: elsewhere torchvision guesses the strides of the coarsest levels wrongly

@@ -14,7 +14,7 @@ from fishnet.models.heads.boxes import Anchors, drawn, generator_of
 from fishnet.models.heads.detectors import DETECTORS, RegionPlan, resolve_sizes
 from fishnet.models.heads.region import keypoint_loss
 from fishnet.models.trunk import build_trunk
-from tests.models.test_detection import detector, found_in, images, losses_of, region, target
+from tests.models.heads.test_detectors import detector, found_in, images, losses_of, region, target
 
 
 def silence(model: nn.Module) -> None:

@@ -1,0 +1,1 @@
+"""Images with one label, or several: data sets, layouts, checks, split and augmentation."""

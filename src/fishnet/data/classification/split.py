@@ -1,0 +1,277 @@
+"""A stratified validation split of a data set that has none, made of renames that a crash cannot turn into a loss.
+
+The plan is written first, to `split.json` in the data folder. A file is then either still at its old place or already
+at its new one, so running the command again finishes what was interrupted.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import random
+import shutil
+from collections import Counter, defaultdict
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
+
+from fishnet.data.checks import quiet_pillow
+from fishnet.data.classification.checks import inspect_listings
+from fishnet.data.classification.layouts import Listing, available_splits, list_split
+from fishnet.errors import FishnetError, UsageError
+from fishnet.files import atomic_path, atomic_write
+
+PLAN = "split.json"
+
+
+@dataclass
+class SplitPlan:
+    """What goes where; paths are relative to the data folder."""
+
+    val: float
+    seed: int
+    copy: bool
+    counts: dict[str, tuple[int, int]]
+    """Images of each class in train and in val."""
+    moves: list[tuple[str, str]]
+    """Old and new path of every file that changes its place."""
+    lists: dict[str, str] = field(default_factory=dict)
+    """Content of every `labels.csv` to be written after the moves."""
+    done: bool = False
+    format_version: int = 1
+
+
+@dataclass
+class SplitReport:
+    """What `split_classification` did."""
+
+    root: Path
+    plan: SplitPlan
+    resumed: bool
+
+    def describe(self) -> str:
+        """Return the number of images of each class in train and val as a table."""
+        plan = self.plan
+        lines = []
+        if self.resumed:
+            lines.append(f"finished a split that was begun earlier with --val {plan.val} --seed {plan.seed}")
+        width = max(len(name) for name in [*plan.counts, "class"])
+        lines.append(f"{'class':<{width}}  {'train':>8}  {'val':>8}")
+        lines += [f"{name:<{width}}  {train:>8}  {val:>8}" for name, (train, val) in plan.counts.items()]
+        train, val = (sum(column) for column in zip(*plan.counts.values(), strict=True))
+        lines.append(f"{'all':<{width}}  {train:>8}  {val:>8}")
+        if few := [name for name, (_, val) in plan.counts.items() if not val]:
+            lines.append(f"without a val image, since there are not two different ones: {', '.join(few)}")
+        lines.append(f"{self.root}: train and val are ready; the plan is kept in {PLAN}")
+        return "\n".join(lines)
+
+
+def split_classification(
+    root: Path | str, val: float = 0.2, seed: int = 0, copy: bool = False, progress: bool = True
+) -> SplitReport:  # fmt: skip
+    """Give a data set a val split with a share of every class; finishes an interrupted split first.
+
+    `root/train/<class>/` gives files to `root/val/<class>/`; `root/<class>/` becomes train and val; `root/train` with a
+    `labels.csv` is stratified by the first label. Every class with two different images or more gets one in val and
+    keeps one in train; pictures with equal pixels stay on one side.
+
+    Args:
+        root: Data folder.
+        val: Share of each class that goes to val.
+        seed: Seed of the choice.
+        copy: Copy the files (only from `root/<class>/`) instead of moving them.
+        progress: Show a bar on a terminal.
+
+    Raises:
+        FishnetError: There is a val already, the layout cannot be split, or a file is in the way; nothing is lost.
+        UsageError: `val` is no share between 0 and 1, or `copy` would leave val images in train.
+    """
+    root = Path(root)
+    if not 0 < val < 1:
+        raise UsageError(f"--val {val} is not a share between 0 and 1, such as 0.2")
+    splits = available_splits(root)
+    plan = _read_plan(root)
+    resumed = plan is not None
+    if plan is None:
+        plan = _make_plan(root, splits, val, seed, copy, progress)
+        _write_plan(root, plan)
+    _carry_out(root, plan)
+    plan.done = True
+    _write_plan(root, plan)
+    return SplitReport(root, plan, resumed)
+
+
+def choose_val(classes: list[str], digests: list[bytes], val: float, seed: int) -> set[int]:
+    """Return which images go to val: of every class about its share, at least one, and never all.
+
+    Args:
+        classes: Class of every image.
+        digests: Hash of the content of every image; images with equal ones stay together.
+        val: Share of each class.
+        seed: Seed of the choice.
+    """
+    groups: dict[bytes, list[int]] = defaultdict(list)
+    for number, digest in enumerate(digests):
+        groups[digest].append(number)
+    of_class: dict[str, list[bytes]] = defaultdict(list)
+    for digest, numbers in groups.items():
+        for name in sorted({classes[number] for number in numbers}):
+            of_class[name].append(digest)
+    total, chosen, taken = Counter(classes), Counter[str](), set[bytes]()
+
+    def take(digest: bytes) -> None:
+        """Send a group to val unless one of its classes would have nothing left in train."""
+        parts = Counter(classes[number] for number in groups[digest])
+        if digest not in taken and all(chosen[name] + size < total[name] for name, size in parts.items()):
+            taken.add(digest)
+            chosen.update(parts)
+
+    for name in sorted(of_class):
+        order = of_class[name]
+        random.Random(f"{seed}/{name}").shuffle(order)
+        wanted = max(1, int(total[name] * val + 0.5))
+        for digest in order:
+            if chosen[name] + len(groups[digest]) <= wanted:
+                take(digest)
+        for digest in sorted(order, key=lambda digest: len(groups[digest])):
+            if not chosen[name]:
+                take(digest)
+    return {number for digest in taken for number in groups[digest]}
+
+
+def _make_plan(root: Path, splits: list[str], val: float, seed: int, copy: bool, progress: bool) -> SplitPlan:
+    if present := [name for name in splits if name.startswith("val")] or ["val"] * (root / "val").exists():
+        raise FishnetError(f"{root} has a validation split already ({present[0]}); remove or rename it to make another")
+    if splits and "train" not in splits:
+        raise FishnetError(f"{root} has the splits {', '.join(splits)} but no train to take a val from")
+    if splits and copy:
+        raise UsageError("--copy would leave the val images in train; it works for DIR/<class>/ without a train only")
+    listing = list_split(root, "train" if splits else "")
+    if listing.kind not in ("folders", "list"):
+        raise FishnetError(
+            f"{listing.place}: a split of shards is not supported; it works on class folders, labels.csv and COCO files"
+        )
+    if not listing.names:
+        raise FishnetError(f"{listing.place} holds no image to split")
+    _check_movable(root, listing, unsplit=not splits, copy=copy)
+    if listing.multi_label:
+        names = [listing.classes[target[0]] if target else "(no label)" for target in listing.targets]
+    else:
+        names = [listing.classes[target] for target in listing.targets]
+    with quiet_pillow():
+        digests = [facts.digest for facts in inspect_listings(root, [listing], progress=progress)]
+    chosen = choose_val(names, digests, val, seed)
+    plan = SplitPlan(val, seed, copy, _count(names, chosen), [])
+    for number, name in enumerate(listing.names):
+        side = "val" if number in chosen else "train"
+        target = f"{side}/{name if not splits else PurePosixPath(name).relative_to('train')}"
+        if target != name:
+            plan.moves.append((name, target))
+    if listing.multi_label:
+        plan.lists = _divide_list(listing.place, {PurePosixPath(new).relative_to("val") for _, new in plan.moves})
+    return plan
+
+
+def _count(names: list[str], chosen: set[int]) -> dict[str, tuple[int, int]]:
+    total, val = Counter(names), Counter(names[number] for number in chosen)
+    return {name: (total[name] - val[name], val[name]) for name in sorted(total)}
+
+
+def _check_movable(root: Path, listing: Listing, unsplit: bool, copy: bool) -> None:
+    """Raise where a rename would not do what it should: files that are missing, outside, or reached through links."""
+    folder = root if unsplit else root / "train"
+    for name in listing.names:
+        path = root / name
+        if not path.is_relative_to(folder) or ".." in path.parts[len(folder.parts) :]:
+            raise FishnetError(f"{listing.place} names {name}, which is not below {folder}; put the images there")
+        if not path.exists():
+            raise FishnetError(
+                f"{listing.place} names {name}, and there is no such file; `fishnet data check` lists all"
+            )
+        if copy:
+            continue
+        linked = any(parent.is_symlink() for parent in path.parents if parent != folder and folder in parent.parents)
+        if linked or (unsplit and path.is_symlink()):
+            advice = "use --copy" if unsplit else "put the files themselves there"
+            raise FishnetError(f"{path} is reached through a symbolic link, which moving would break; {advice}")
+
+
+def _divide_list(path: Path, in_val: set[PurePosixPath]) -> dict[str, str]:
+    """Return the content of the two new `labels.csv`, all columns kept."""
+    with path.open(newline="", encoding="utf-8-sig") as stream:
+        header, *rows = list(csv.reader(stream))
+    column = header.index("file")
+    texts = {side: io.StringIO() for side in ("val", "train")}
+    writers = {side: csv.writer(text, lineterminator="\n") for side, text in texts.items()}
+    for writer in writers.values():
+        writer.writerow(header)
+    for row in filter(None, rows):
+        writers["val" if PurePosixPath(row[column]) in in_val else "train"].writerow(row)
+    return {f"{side}/labels.csv": text.getvalue() for side, text in texts.items()}
+
+
+def _read_plan(root: Path) -> SplitPlan | None:
+    """Return the plan of an interrupted split, or nothing where there is none or it is finished."""
+    path = root / PLAN
+    if not path.is_file():
+        return None
+    try:
+        document = json.loads(path.read_bytes())
+        plan = SplitPlan(**document)
+        plan.moves = [(str(old), str(new)) for old, new in plan.moves]
+        plan.counts = {name: (train, val) for name, (train, val) in plan.counts.items()}
+        names = [PurePosixPath(name) for name in [*plan.lists, *(name for move in plan.moves for name in move)]]
+        if plan.format_version != 1 or any(name.is_absolute() or ".." in name.parts for name in names):
+            raise ValueError("paths outside the data folder or another version")
+    except (ValueError, TypeError, AttributeError) as error:
+        raise FishnetError(f"{path} is not a plan of this command ({error}); rename it and run again") from error
+    return None if plan.done else plan
+
+
+def _write_plan(root: Path, plan: SplitPlan) -> None:
+    atomic_write(root / PLAN, json.dumps(asdict(plan), indent=1) + "\n")
+
+
+def _carry_out(root: Path, plan: SplitPlan) -> None:
+    """Bring every file to its new place; what is there already stays, nothing is overwritten."""
+    for old, new in plan.moves:
+        source, target = root / old, root / new
+        at_source, at_target = _present(source), _present(target)
+        if at_target and at_source and not plan.copy:
+            raise FishnetError(
+                f"{target} exists already, {source} cannot go there; move one of the two away, run again"
+            )
+        if not at_target and not at_source:
+            raise FishnetError(f"{source} vanished before it could go to {target}; bring it back and run again")
+        if at_target:
+            continue
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if plan.copy:
+                with atomic_path(target) as partial:
+                    shutil.copy2(source, partial)
+            else:
+                source.rename(target)
+        except OSError as error:
+            raise FishnetError(
+                f"cannot bring {source} to {target} ({error.strerror or error}); no file is lost, "
+                f"run again to go on with the plan in {root / PLAN}"
+            ) from error
+    for name, text in plan.lists.items():
+        atomic_write(root / name, text)
+    if not plan.copy:
+        _remove_emptied(root, {(root / old).parent for old, _ in plan.moves})
+
+
+def _present(path: Path) -> bool:
+    return path.exists() or path.is_symlink()
+
+
+def _remove_emptied(root: Path, folders: set[Path]) -> None:
+    """Remove folders that the moves have emptied, the deepest first; one that still holds anything stays."""
+    nested = {parent for folder in folders for parent in (folder, *folder.parents) if root in parent.parents}
+    for folder in sorted(nested, key=lambda folder: -len(folder.parts)):
+        if folder.name not in ("train", "val"):
+            with suppress(OSError):
+                folder.rmdir()

@@ -1,0 +1,1 @@
+"""Images with boxes, masks and keypoints: data sets, checks, conversion and augmentation."""

@@ -1,0 +1,363 @@
+"""Augmentation and resizing of images with boxes, masks and keypoints, on torchvision's transforms v2.
+
+A sample is what `DetectionDataset.sample` returns. `fishnet.data.geometry` moves its image, boxes, masks and keypoints
+together; objects that leave the image are removed. An object that is cut gets the box around what is left of its mask,
+where there are masks; all others keep their annotated box. Nothing is normalised here: the detector does that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F2
+
+from fishnet.config import RegionAugmentConfig
+from fishnet.data import geometry
+from fishnet.data.detection.mirroring import mirrored_order
+from fishnet.data.geometry import Sample, canvas_size, mask_boxes, plain
+from fishnet.errors import UsageError
+
+Draw = Callable[[], Sample]
+_FILL = 114  # the grey of what lies outside an image, near the mean of natural photos
+
+
+class Resize:
+    """Shorter side to `short` pixels, the longer to at most `longest`; of several lengths one is drawn."""
+
+    def __init__(self, short: list[int], longest: int) -> None:
+        self.short, self.longest = short, longest
+
+    def __call__(self, sample: Sample) -> Sample:
+        """Return the sample in its new size."""
+        short = self.short[int(torch.randint(len(self.short), ()))] if len(self.short) > 1 else self.short[0]
+        return geometry.rescale(sample, geometry.fit_factor(canvas_size(sample), short, self.longest))
+
+    def __repr__(self) -> str:
+        return f"Resize(short={self.short}, longest={self.longest})"
+
+
+def resized(image: Tensor, short: int, longest: int) -> Tensor:
+    """Return an image (3, H, W) alone in the size of `eval_pipeline`."""
+    before = image.shape[-2], image.shape[-1]
+    size = geometry.scaled_size(before, geometry.fit_factor(before, short, longest))
+    return image if size == before else F2.resize(image, list(size), antialias=True)
+
+
+class ScaleJitter:
+    """Large-scale jitter (Ghiasi et al., arXiv 2012.07177): scaled at random, then cropped or padded to a square.
+
+    Args:
+        size: Side of the square in pixels.
+        scale: Range of the scale; 1 makes the longer side `size`.
+    """
+
+    def __init__(self, size: int, scale: tuple[float, float]) -> None:
+        self.size, self.scale = size, scale
+
+    def __call__(self, sample: Sample) -> Sample:
+        """Return a sample of size x size pixels."""
+        low, high = self.scale
+        factor = low + (high - low) * float(torch.rand(()))
+        sample = geometry.rescale(sample, factor * self.size / max(canvas_size(sample)))
+        sample = random_crop(sample, self.size, self.size)
+        height, width = canvas_size(sample)
+        border = [0, 0, self.size - width, self.size - height]
+        return sanitise(geometry.pad(sample, border, fill=_FILL) if any(border) else sample)
+
+    def __repr__(self) -> str:
+        return f"ScaleJitter(size={self.size}, scale={self.scale})"
+
+
+class Flip:
+    """Mirror left and right with a probability; keypoints such as `left_eye` and `right_eye` change places."""
+
+    def __init__(self, probability: float, keypoint_names: list[str] | None = None) -> None:
+        self.probability = probability
+        self.order = mirrored_order(keypoint_names or [])
+
+    def __call__(self, sample: Sample) -> Sample:
+        """Return the sample, mirrored or not."""
+        if float(torch.rand(())) >= self.probability:
+            return sample
+        sample = geometry.flip(sample)
+        if not self.order:
+            return sample
+        target = dict(sample["target"])
+        for name in ("keypoints", "keypoints_visibility"):
+            if name in target:
+                target[name] = _indexed(target[name], (slice(None), self.order))
+        return {**sample, "target": target}
+
+    def __repr__(self) -> str:
+        return f"Flip(p={self.probability})"
+
+
+class IouCrop:
+    """Random part that keeps some object well inside (SSD, arXiv 1512.02325), or the whole image."""
+
+    def __init__(self) -> None:
+        self.crop = v2.RandomIoUCrop(min_scale=0.3)
+
+    def __call__(self, sample: Sample) -> Sample:
+        """Return the part; objects whose centre it leaves out are gone."""
+        if not len(sample["target"]["boxes"]):
+            return sample
+        place = self.crop.make_params([sample["image"], sample["target"]["boxes"]])
+        if not place:
+            return sample
+        sample = _select(sample, place.pop("is_within_crop_area"))
+        return sanitise(cropped(sample, **place))
+
+    def __repr__(self) -> str:
+        return "IouCrop()"
+
+
+def cropped(sample: Sample, top: int, left: int, height: int, width: int) -> Sample:
+    """Crop to a rectangle; objects of whose mask something is cut off get the box around the rest of it."""
+    moved = geometry.crop(sample, top, left, height, width)
+    if "masks" not in sample["target"]:
+        return moved
+    masks = plain(sample["target"]["masks"])
+    beyond = masks[:, :top], masks[:, top + height :], masks[:, :, :left], masks[:, :, left + width :]
+    cut = torch.zeros(len(masks), dtype=torch.bool)
+    for strip in beyond:
+        if strip.numel():
+            cut |= strip.amax((1, 2)) > 0
+    return _with_boxes(moved, cut, mask_boxes(moved["target"]["masks"][cut])) if cut.any() else moved
+
+
+def random_crop(sample: Sample, height: int, width: int) -> Sample:
+    """Crop to at most height x width pixels at a random place."""
+    before = canvas_size(sample)
+    top, left = (int(torch.randint(max(0, a - b) + 1, ())) for a, b in zip(before, (height, width), strict=True))
+    return cropped(sample, top, left, min(height, before[0]), min(width, before[1]))
+
+
+class Photometric:
+    """Random brightness, contrast, saturation, hue and order of channels (SSD)."""
+
+    def __init__(self) -> None:
+        self.distort = v2.RandomPhotometricDistort()
+
+    def __call__(self, sample: Sample) -> Sample:
+        """Return the sample in other colours."""
+        return {**sample, "image": self.distort(sample["image"])}
+
+    def __repr__(self) -> str:
+        return "Photometric()"
+
+
+class CopyPaste:
+    """Paste some objects of another image, by their masks (Ghiasi et al., arXiv 2012.07177)."""
+
+    def __init__(self, probability: float, prepare: Callable[[Sample], Sample]) -> None:
+        self.probability, self.prepare = probability, prepare
+
+    def __call__(self, sample: Sample, draw: Draw) -> Sample:
+        """Return the sample with objects of one that `draw` gives; hidden objects shrink or fall away."""
+        if float(torch.rand(())) >= self.probability or "masks" not in sample["target"]:
+            return sample
+        other = self.prepare(draw())
+        count = len(other["target"]["labels"])
+        if not count:
+            return sample
+        chosen = torch.rand(count) < 0.5
+        if not chosen.any():
+            chosen[int(torch.randint(count, ()))] = True
+        return _pasted(sample, _select(other, chosen))
+
+    def __repr__(self) -> str:
+        return f"CopyPaste(p={self.probability})"
+
+
+def _pasted(below: Sample, above: Sample) -> Sample:
+    """Return `below` with the objects of `above` at the same place, cut at its border."""
+    above = _fitted(above, canvas_size(below))
+    if not len(above["target"]["labels"]):
+        return below
+    cover = plain(above["target"]["masks"]).amax(0) > 0
+    image = torch.where(cover, plain(above["image"]), plain(below["image"]))
+    before = plain(below["target"]["masks"])
+    after = before * (~cover).to(before.dtype)
+    seen, whole = after.flatten(1).sum(1), before.flatten(1).sum(1)
+    # a hole in an object leaves its box as it is
+    smaller = (mask_boxes(after) != mask_boxes(before)).any(1)
+    hidden = {**below, "target": _hidden_keypoints({**below["target"], "masks": tv_tensors.Mask(after)}, cover)}
+    hidden = _with_boxes(hidden, smaller, mask_boxes(after[smaller]))
+    # an object of which less than a tenth is seen would teach the network to guess
+    hidden = _select(hidden, (seen > 0) & (seen >= 0.1 * whole))
+    return sanitise(_merged(below, image, [hidden["target"], above["target"]]))
+
+
+def _fitted(sample: Sample, size: geometry.Size) -> Sample:
+    """Return a sample cut, or extended with nothing, at the bottom and right to an image of a size."""
+    height, width = canvas_size(sample)
+    sample = cropped(sample, 0, 0, min(height, size[0]), min(width, size[1]))
+    border = [0, 0, max(0, size[1] - width), max(0, size[0] - height)]
+    return sanitise(geometry.pad(sample, border))
+
+
+def _hidden_keypoints(target: Sample, cover: Tensor) -> Sample:
+    """Mark the keypoints that lie on a covered pixel (H, W) as hidden: labelled but not visible is 1 in COCO."""
+    if "keypoints" not in target:
+        return target
+    points, visibility = target["keypoints"], target["keypoints_visibility"]
+    places = plain(points).floor().long()
+    rows = places[..., 1].clamp(0, cover.shape[0] - 1)
+    columns = places[..., 0].clamp(0, cover.shape[1] - 1)
+    covered = cover[rows, columns] & geometry.inside(points)
+    return {**target, "keypoints_visibility": torch.where(covered, visibility.clamp(max=1), visibility)}
+
+
+class Mosaic:
+    """Four images around a random point of a square (YOLOv4, arXiv 2004.10934)."""
+
+    def __init__(self, probability: float, size: int) -> None:
+        self.probability, self.size = probability, size
+
+    def __call__(self, sample: Sample, draw: Draw) -> Sample:
+        """Return the sample, or a square of it and three others that `draw` gives."""
+        if float(torch.rand(())) >= self.probability:
+            return sample
+        size = self.size
+        middle = (size * (0.3 + 0.4 * torch.rand(2))).int().tolist()
+        places = [
+            (0, 0, middle[0], middle[1]),
+            (0, middle[1], middle[0], size),
+            (middle[0], 0, size, middle[1]),
+            (middle[0], middle[1], size, size),
+        ]
+        parts = [self._part(one, place) for one, place in zip([sample, draw(), draw(), draw()], places, strict=True)]
+        image = torch.stack([plain(part["image"]) for part in parts]).amax(0)
+        return sanitise(_merged(sample, image, [part["target"] for part in parts]))
+
+    def _part(self, sample: Sample, place: tuple[int, int, int, int]) -> Sample:
+        """Return a sample on a black square, cut to its place."""
+        top, left, bottom, right = place
+        height, width = bottom - top, right - left
+        h, w = canvas_size(sample)
+        sample = geometry.rescale(sample, max(height / h, width / w))
+        sample = sanitise(random_crop(sample, height, width))
+        return geometry.pad(sample, [left, top, self.size - right, self.size - bottom])
+
+    def __repr__(self) -> str:
+        return f"Mosaic(p={self.probability}, size={self.size})"
+
+
+class Pipeline:
+    """Steps one after the other; those that mix images get a function that draws another raw sample."""
+
+    def __init__(self, steps: list[Any], mixing: list[Any] | None = None) -> None:
+        self.mixing, self.steps = mixing or [], steps
+
+    def __call__(self, sample: Sample, draw: Draw | None = None) -> Sample:
+        """Return what the last step makes of the sample; without `draw` nothing is mixed in."""
+        for mix in self.mixing if draw is not None else ():
+            sample = mix(sample, draw)
+        for step in self.steps:
+            sample = step(sample)
+        return sample
+
+    def __repr__(self) -> str:
+        return "\n".join(["Pipeline:", *(f"  {step!r}" for step in [*self.mixing, *self.steps])])
+
+
+def train_pipeline(
+    augment: RegionAugmentConfig, size: int, longest: int, keypoint_names: list[str] | None = None
+) -> Pipeline:
+    """Return the augmentation of training samples.
+
+    Args:
+        augment: What to do.
+        size: Shorter side, or with scale jitter the side of the square.
+        longest: Bound of the longer side.
+        keypoint_names: To know left from right.
+
+    Raises:
+        UsageError: A setting is out of range.
+    """
+    _check(augment, size, longest)
+    mixing: list[Any] = []
+    if augment.mosaic:
+        mixing.append(Mosaic(augment.mosaic, size))
+    if augment.copy_paste:
+        mixing.append(CopyPaste(augment.copy_paste, Flip(augment.flip, keypoint_names)))
+    steps: list[Any] = []
+    if augment.iou_crop:
+        steps.append(IouCrop())
+    # what costs time per pixel comes after the resizing, most photos being larger than what is trained on
+    if augment.scale_jitter is not None:
+        steps.append(ScaleJitter(size, augment.scale_jitter))
+    else:
+        steps.append(Resize(list(augment.short_edges) or [size], longest))
+    if augment.flip:
+        steps.append(Flip(augment.flip, keypoint_names))
+    if augment.photometric:
+        steps.append(Photometric())
+    return Pipeline([*steps, sanitise], mixing)
+
+
+def eval_pipeline(size: int, longest: int) -> Pipeline:
+    """Return the transform for judging: the shorter side to `size`, the longer to at most `longest`."""
+    return Pipeline([Resize([size], longest)])
+
+
+def sanitise(sample: Sample) -> Sample:
+    """Clip boxes at the border of the image and remove objects of which less than a pixel is left."""
+    target = sample["target"]
+    boxes = F2.clamp_bounding_boxes(target["boxes"])
+    keep = ((boxes[:, 2] - boxes[:, 0]) >= 1) & ((boxes[:, 3] - boxes[:, 1]) >= 1)
+    if "masks" in target:
+        keep &= plain(target["masks"]).flatten(1).any(1).bool()
+    sample = {**sample, "target": {**target, "boxes": boxes}}
+    return sample if bool(keep.all()) else _select(sample, keep)
+
+
+def _select(sample: Sample, keep: Tensor) -> Sample:
+    """Return the sample with some of its objects."""
+    return {**sample, "target": {name: _indexed(value, keep) for name, value in sample["target"].items()}}
+
+
+def _indexed(value: Tensor, index: Any) -> Tensor:
+    """Return value[index] as the same kind of tensor."""
+    chosen = plain(value)[index]
+    return tv_tensors.wrap(chosen, like=value) if isinstance(value, tv_tensors.TVTensor) else chosen
+
+
+def _with_boxes(sample: Sample, which: Tensor, boxes: Tensor) -> Sample:
+    """Return the sample with other boxes for some of its objects."""
+    target = sample["target"]
+    changed = plain(target["boxes"]).clone()
+    changed[which] = boxes.to(changed.dtype)
+    return {**sample, "target": {**target, "boxes": tv_tensors.wrap(changed, like=target["boxes"])}}
+
+
+def _merged(like: Sample, image: Tensor, targets: list[Sample]) -> Sample:
+    """Return a sample with new pixels and the objects of several targets, all of that image's size."""
+    merged = {}
+    for name, value in targets[0].items():
+        joined = torch.cat([plain(target[name]) for target in targets])
+        merged[name] = tv_tensors.wrap(joined, like=value) if isinstance(value, tv_tensors.TVTensor) else joined
+    return {**like, "image": tv_tensors.Image(image), "target": merged}
+
+
+def _check(augment: RegionAugmentConfig, size: int, longest: int) -> None:
+    for name in ("flip", "copy_paste", "mosaic"):
+        if not 0 <= getattr(augment, name) <= 1:
+            raise UsageError(f"region.{name}: {getattr(augment, name)} is not a probability between 0 and 1")
+    if augment.scale_jitter is not None and not 0 < augment.scale_jitter[0] <= augment.scale_jitter[1]:
+        raise UsageError(f"region.scale_jitter: {list(augment.scale_jitter)} is not a range above 0")
+    if augment.scale_jitter is not None and augment.short_edges:
+        raise UsageError(
+            f"region.short_edges {augment.short_edges} and scale_jitter {list(augment.scale_jitter)} both choose the "
+            "size of an image: leave one out (--region.short-edges '[]' or --region.scale-jitter null)"
+        )
+    if min([size, longest, *augment.short_edges]) < 1:
+        raise UsageError("region.short_edges, --size and --longest must be above 0")
+    if longest < size:
+        raise UsageError(f"--longest {longest} is smaller than --size {size}")

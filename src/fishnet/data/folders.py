@@ -1,0 +1,50 @@
+"""Folders of data sets: what lies in them, in a fixed order."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from fishnet.data.images import IMAGE_EXTENSIONS
+from fishnet.errors import FishnetError
+
+
+def check_root(root: Path, layouts: str) -> None:
+    """Check that a data folder is there and not empty.
+
+    Args:
+        root: Data folder.
+        layouts: What it should hold, for the message.
+
+    Raises:
+        FishnetError: The folder is missing, a file, or empty.
+    """
+    if not root.exists():
+        raise FishnetError(f"the data folder {root} does not exist; check the path")
+    if not root.is_dir():
+        raise FishnetError(f"{root} is a file, not a data folder; name the folder that holds the splits ({layouts})")
+    if not any(root.iterdir()):
+        raise FishnetError(f"the data folder {root} is empty; expected {layouts}")
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """Return the folders in a folder by name, without hidden ones."""
+    return sorted(
+        path for path in folder.iterdir() if not path.name.startswith((".", "__MACOSX")) and path.is_dir()
+    )  # fmt: skip
+
+
+def all_files(folder: Path, base: Path | None = None) -> Iterator[Path]:
+    """Yield every file below a folder that is not hidden, in a fixed order; relative to `base` where given."""
+    for top, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        here = Path(top) if base is None else Path(top).relative_to(base)
+        for name in sorted(files):
+            if not name.startswith(".") and name != "Thumbs.db":
+                yield here / name
+
+
+def image_files(folder: Path, base: Path | None = None) -> Iterator[Path]:
+    """Yield every file below a folder that has the ending of an image; see `all_files`."""
+    return (path for path in all_files(folder, base) if path.suffix.lower() in IMAGE_EXTENSIONS)

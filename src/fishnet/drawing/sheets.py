@@ -1,0 +1,153 @@
+"""Pictures of images with what a model was given or what it answered."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from fishnet.config import PreprocessConfig
+from fishnet.drawing import style
+from fishnet.errors import FishnetError
+
+MOST_IMAGES = 32
+_TILE = 160
+_GAP = 8
+_LINE = 20
+_PAPER = "#eef1f5"
+
+
+def draw_batch(images: Tensor, captions: Sequence[str], preprocess: PreprocessConfig) -> Image.Image:
+    """Draw a batch as the network sees it, a caption under each image; at most 32 images.
+
+    Args:
+        images: float (N, C, H, W), normalised by `preprocess`, of 1, 3 or more channels (the first three are drawn).
+        captions: one text for each image.
+        preprocess: holds the mean and standard deviation to undo.
+
+    Raises:
+        FishnetError: if there are no images or another number of captions.
+    """
+    if images.ndim != 4 or not len(images) or len(images) != len(captions):
+        raise FishnetError(f"cannot draw a batch of shape {tuple(images.shape)} with {len(captions)} captions")
+    tiles = [_as_image(image, preprocess) for image in images[:MOST_IMAGES]]
+    width, height = tiles[0].size
+    columns = min(len(tiles), 8 if len(tiles) > 12 else 4)
+    rows = math.ceil(len(tiles) / columns)
+    face = style.font(13)
+    sheet = Image.new("RGB", (columns * (width + _GAP) + _GAP, rows * (height + _LINE + _GAP) + _GAP), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for number, (tile, caption) in enumerate(zip(tiles, captions, strict=False)):
+        x = _GAP + (number % columns) * (width + _GAP)
+        y = _GAP + (number // columns) * (height + _LINE + _GAP)
+        sheet.paste(tile, (x, y))
+        draw.text((x, y + height + 2), style.shorten(caption, width, face), fill=style.INK, font=face)
+    return sheet
+
+
+def contact_sheet(entries: Iterable[Mapping[str, Any]], columns: int = 4) -> Image.Image:
+    """Draw predictions as cards: the image, its name, and each label with a bar and its score.
+
+    Args:
+        entries: one mapping per image: `image` (PIL), `title` (str; shortened in the middle where it is too long),
+            `lines` (pairs of a label and its score in 0..1, the best first) and, where the truth is known, `target`
+            (a label or several): the card is then edged in green if the best label is among them, in red with the right
+            answer written below if it is not.
+        columns: cards beside each other.
+
+    Raises:
+        FishnetError: if there are no entries.
+    """
+    entries = list(entries)
+    if not entries:
+        raise FishnetError("there are no images to put on a contact sheet")
+    columns = max(1, min(columns, len(entries)))
+    lines = max(len(entry["lines"]) for entry in entries)
+    extra = any(entry.get("target") is not None for entry in entries)
+    size = (_CARD, _PHOTO + 34 + lines * _ROW + (_ROW if extra else 0) + 8)
+    rows = math.ceil(len(entries) / columns)
+    step = size[0] + 12, size[1] + 12
+    sheet = Image.new("RGB", (columns * step[0] + 12, rows * step[1] + 12), _PAPER)
+    for number, entry in enumerate(entries):
+        corner = 12 + (number % columns) * step[0], 12 + (number // columns) * step[1]
+        sheet.paste(_card(entry, size), corner)
+    return sheet
+
+
+_CARD = 270
+_PHOTO = 200
+_ROW = 22
+
+
+def _card(entry: Mapping[str, Any], size: tuple[int, int]) -> Image.Image:
+    card = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(card)
+    draw.rectangle((8, 8, _CARD - 9, _PHOTO - 1), fill=_PAPER)
+    photo = _fit(entry["image"], _CARD - 16, _PHOTO - 8)
+    card.paste(photo, ((_CARD - photo.width) // 2, 8 + (_PHOTO - 8 - photo.height) // 2))
+    targets = _targets(entry.get("target"))
+    lines = list(entry["lines"])
+    right = bool(lines) and lines[0][0] in targets
+    edge = style.RULE if not targets else style.GREEN if right else style.VERMILION
+    bold, face = style.font(14, bold=True), style.font(13)
+    draw.text((10, _PHOTO + 7), style.shorten(entry["title"], _CARD - 20, bold), fill=style.INK, font=bold)
+    y = _PHOTO + 30
+    for label, score in lines:
+        _score_line(draw, y, str(label), float(score), style.GREEN if label in targets else style.SKY)
+        y += _ROW
+    if targets and not right:
+        text = style.shorten(f"is: {', '.join(targets)}", _CARD - 20, face)
+        draw.text((10, y + 2), text, fill=style.VERMILION, font=face)
+    draw.rectangle((0, 0, size[0] - 1, size[1] - 1), outline=edge, width=3 if targets else 1)
+    return card
+
+
+def _score_line(draw: ImageDraw.ImageDraw, y: int, label: str, score: float, color: str) -> None:
+    """Write a label to the left, its score to the right, and a bar under both as long as the score."""
+    face = style.font(13)
+    share = min(max(score, 0.0), 1.0) if math.isfinite(score) else 0.0
+    value = f"{100 * score:.1f} %"
+    width = _CARD - 20
+    draw.rectangle((10, y + 17, 10 + width, y + 19), fill="#e9edf1")
+    if share > 0:
+        draw.rectangle((10, y + 17, 10 + round(width * share), y + 19), fill=color)
+    room = width - face.getlength(value) - 8
+    draw.text((10, y), style.shorten(label, room, face), fill=style.INK, font=face)
+    draw.text((10 + width - face.getlength(value), y), value, fill=style.MUTED, font=face)
+
+
+def _targets(target: Any) -> list[str]:
+    if target is None:
+        return []
+    return [target] if isinstance(target, str) else [str(t) for t in target]
+
+
+def _fit(image: Image.Image, width: int, height: int) -> Image.Image:
+    """Return the image scaled to fit into width x height; tiny ones grow by whole pixels and stay sharp."""
+    image = image.convert("RGB")
+    scale = min(width / image.width, height / image.height)
+    if scale >= 2:
+        return image.resize((image.width * int(scale), image.height * int(scale)), Image.Resampling.NEAREST)
+    size = max(1, round(image.width * min(scale, 1))), max(1, round(image.height * min(scale, 1)))
+    return image.resize(size, Image.Resampling.BICUBIC) if size != image.size else image
+
+
+def _as_image(image: Tensor, preprocess: PreprocessConfig) -> Image.Image:
+    channels = min(len(image), 3) if len(image) != 2 else 1
+    image = image[:channels].detach().to("cpu", torch.float32)
+    mean = torch.tensor(preprocess.mean)[:channels, None, None]
+    std = torch.tensor(preprocess.std)[:channels, None, None]
+    pixels = (image * std + mean).nan_to_num(0.0).clamp(0, 1).mul(255).round().to(torch.uint8)
+    array = pixels.permute(1, 2, 0).numpy()
+    picture = Image.fromarray(array if channels == 3 else array[:, :, 0]).convert("RGB")
+    longest = max(picture.size)
+    if longest <= _TILE // 2:
+        scale = _TILE // longest
+        return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+    scale_down = min(1.0, 1.5 * _TILE / longest)
+    size = max(1, round(picture.width * scale_down)), max(1, round(picture.height * scale_down))
+    return picture.resize(size, Image.Resampling.BICUBIC) if size != picture.size else picture

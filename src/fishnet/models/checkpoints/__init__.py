@@ -1,0 +1,1 @@
+"""Weights on disk: layouts, a reader that runs no code, conversion, download."""

@@ -1,0 +1,1 @@
+"""Image level: one label, or several, for a whole image."""

@@ -1,0 +1,1 @@
+"""Region level: boxes, masks and keypoints of the objects in an image."""

@@ -1,0 +1,322 @@
+"""How boxes, masks and keypoints are judged: the figures of COCO, by faster-coco-eval, over all processes.
+
+https://cocodataset.org/#detection-eval. Average precision (AP) is the mean over ten overlaps from 0.5 to 0.95 unless a
+single one is named, average recall (AR) that at a given number of detections per image. A figure of a size or class
+that the split does not hold is -1, as COCO has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from fishnet.data.detection.coco import CocoFile
+from fishnet.drawing.display import Display, Score, Section, Table
+from fishnet.errors import FishnetError
+
+KINDS = {"box": "bbox", "mask": "segm", "keypoint": "keypoints"}
+"""What can be judged, and COCO's name for it."""
+
+BOX_FIGURES = (
+    "ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large",
+    "ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large",
+)  # fmt: skip
+KEYPOINT_FIGURES = (
+    "ap", "ap50", "ap75", "ap_medium", "ap_large",
+    "ar", "ar50", "ar75", "ar_medium", "ar_large",
+)  # fmt: skip
+"""COCO's figures in COCO's order; each is written with the kind in front, such as box_ap50."""
+_CURVES_AT = (0.5, 0.75)
+
+
+@dataclass
+class DetectionEvaluation:
+    """What an evaluator found.
+
+    `metrics` are shares between 0 and 1 (-1: nothing to judge), `per_class` has a row per class, `curves` holds per
+    kind and overlap the precision at 101 recalls from 0 to 1, averaged over classes.
+    """
+
+    metrics: dict[str, float]
+    per_class: list[dict[str, Any]] = field(default_factory=list)
+    curves: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    images: int = 0
+    detections: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain values for JSON."""
+        return {
+            "images": self.images,
+            "detections": self.detections,
+            "metrics": self.metrics,
+            "per_class": self.per_class,
+            "curves": self.curves,
+        }
+
+
+class DetectionEvaluator:
+    """Collect detections, image by image, and judge them against an annotation file.
+
+    Args:
+        file: What is true.
+        kinds: Which of box, mask and keypoint are judged; the first gives the figure that picks the best epoch, unless
+            masks are judged: then theirs does.
+    """
+
+    def __init__(self, file: CocoFile, kinds: Sequence[str] = ("box",)) -> None:
+        if unknown := set(kinds) - set(KINDS):
+            raise FishnetError(f"cannot judge {', '.join(sorted(unknown))}; known are {', '.join(KINDS)}")
+        self.file, self.kinds = file, tuple(kinds)
+        self.primary = "mask_ap" if "mask" in kinds else f"{self.kinds[0]}_ap"
+        self._found: dict[int, list[dict[str, Any]]] = {}
+
+    def reset(self) -> None:
+        """Forget all detections."""
+        self._found = {}
+
+    def add(self, image: int, found: dict[str, Any]) -> None:
+        """Take the detections of one image, in pixels of its file.
+
+        Args:
+            image: Index of the image in the annotation file.
+            found: `boxes` (N, 4) x1 y1 x2 y2, `labels` (N,) class indices, `scores` (N,), and where they are judged
+                `masks`: list of N run lengths, `keypoints` (N, K, 3).
+
+        Raises:
+            FishnetError: A box or score is not finite.
+        """
+        self._found[image] = coco_results(self.file, image, found)
+
+    def results(self) -> list[dict[str, Any]]:
+        """Return the detections of this process in COCO's results format."""
+        return [entry for image in sorted(self._found) for entry in self._found[image]]
+
+    def compute(self) -> DetectionEvaluation:
+        """Return the figures over all images of all processes, each of which must call this.
+
+        Raises:
+            FishnetError: No image was seen.
+        """
+        found = self._gathered()
+        answer: list[Any] = [None]
+        if _rank() == 0:
+            answer = [judge(self.file, found, self.kinds)] if found else [None]
+        if _distributed():
+            torch.distributed.broadcast_object_list(answer, src=0)
+        if answer[0] is None:
+            raise FishnetError("no image was evaluated: the split is empty, or every image in it was left out")
+        return answer[0]
+
+    def _gathered(self) -> dict[int, list[dict[str, Any]]]:
+        if not _distributed():
+            return self._found
+        parts: list[Any] = [None] * torch.distributed.get_world_size() if _rank() == 0 else []
+        torch.distributed.gather_object(self._found, parts if _rank() == 0 else None, dst=0)
+        return {image: entries for part in parts for image, entries in part.items()}
+
+
+def coco_results(file: CocoFile, image: int, found: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return detections of one image as entries of COCO's results format."""
+    boxes = _rounded(found["boxes"]).reshape(-1, 4)
+    scores = _rounded(found["scores"])
+    if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
+        raise FishnetError("the model gave NaN or infinite boxes or scores: its weights are damaged")
+    boxes[:, 2:] -= boxes[:, :2]
+    categories = file.category_ids[np.asarray(found["labels"], dtype=np.int64)]
+    entries: list[dict[str, Any]] = []
+    for index, (box, score, category) in enumerate(
+        zip(boxes.tolist(), scores.tolist(), categories.tolist(), strict=True)
+    ):
+        entry: dict[str, Any] = {
+            "image_id": int(file.image_ids[image]),
+            "category_id": category,
+            "bbox": box,
+            "score": score,
+        }
+        if "masks" in found:
+            mask = found["masks"][index]
+            counts = mask["counts"]
+            entry["segmentation"] = {
+                "size": [int(side) for side in mask["size"]],
+                "counts": counts.decode() if isinstance(counts, bytes) else counts,
+            }
+        if "keypoints" in found:
+            entry["keypoints"] = _rounded(found["keypoints"][index]).reshape(-1).tolist()
+        entries.append(entry)
+    return entries
+
+
+def _rounded(values: Any) -> np.ndarray:
+    return np.asarray(values, dtype=np.float64)
+
+
+def judge(
+    file: CocoFile, found: dict[int, list[dict[str, Any]]], kinds: Iterable[str] = ("box",)
+) -> DetectionEvaluation:
+    """Return COCO's figures for detections given per image index; images without an entry are not judged."""
+    images = sorted(found)
+    entries = [entry for image in images for entry in found[image]]
+    evaluation = DetectionEvaluation({}, images=len(images), detections=len(entries))
+    counts = file.class_counts()
+    evaluation.per_class = [
+        {"class": name, "objects": int(count)} for name, count in zip(file.classes, counts, strict=True)
+    ]
+    for kind in kinds:
+        _judge_kind(file, images, entries, kind, evaluation)
+    return evaluation
+
+
+def _judge_kind(
+    file: CocoFile, images: list[int], entries: list[dict[str, Any]], kind: str, evaluation: DetectionEvaluation
+) -> None:
+    from faster_coco_eval import COCO, COCOeval_faster
+
+    truth = COCO()
+    truth.dataset = ground_truth(file, images, kind)
+    truth.createIndex()
+    names = {"mask": ("segmentation",), "box": ("bbox",), "keypoint": ("keypoints",)}[kind]
+    wanted = ("image_id", "category_id", "score", *names)
+    results = truth.loadRes([{name: entry[name] for name in wanted} for entry in entries])
+    options = {"kpt_oks_sigmas": keypoint_sigmas(len(file.keypoint_names))} if kind == "keypoint" else {}
+    coco = COCOeval_faster(truth, results, KINDS[kind], print_function=_say_nothing, extra_calc=False, **options)
+    coco.params.imgIds = [int(file.image_ids[image]) for image in images]
+    coco.evaluate()
+    coco.accumulate()
+    coco.summarize()
+    figures = KEYPOINT_FIGURES if kind == "keypoint" else BOX_FIGURES
+    values = list(coco.stats)[: len(figures)]
+    evaluation.metrics |= {f"{kind}_{name}": float(value) for name, value in zip(figures, values, strict=True)}
+    precision = np.asarray(coco.eval["precision"])[..., 0, -1]  # (overlaps, recalls, classes), all sizes
+    overlaps, categories = np.asarray(coco.params.iouThrs), list(coco.params.catIds)
+    for row, identity in zip(evaluation.per_class, file.category_ids.tolist(), strict=True):
+        if identity in categories:
+            own = precision[:, :, categories.index(identity)]
+            row[f"{kind}_ap"] = _mean(own)
+            row[f"{kind}_ap50"] = _mean(own[np.isclose(overlaps, 0.5)])
+    evaluation.curves[kind] = {}
+    for overlap in _CURVES_AT:
+        at = precision[np.isclose(overlaps, overlap)][0]
+        known = at[:, (at > -1).any(0)]
+        evaluation.curves[kind][f"{overlap:g}"] = known.mean(1).tolist() if known.size else []
+
+
+def _mean(values: np.ndarray) -> float | None:
+    known = values[values > -1]
+    return float(known.mean()) if known.size else None
+
+
+def ground_truth(file: CocoFile, images: Sequence[int], kind: str) -> dict[str, Any]:
+    """Return the truth of some images as a COCO document, crowds included; objects are numbered anew from 1.
+
+    COCO's judging marks an unmatched detection by 0: an object of that id, legal in a file, would never count as found.
+    """
+    annotations: list[dict[str, Any]] = []
+    for image in images:
+        for index in file.objects(image).tolist():
+            entry: dict[str, Any] = {
+                "id": len(annotations) + 1,
+                "image_id": int(file.image_ids[image]),
+                "category_id": int(file.category_ids[file.class_of[index]]),
+                "bbox": file.boxes[index].tolist(),
+                "area": float(file.areas[index]),
+                "iscrowd": int(file.crowd[index]),
+            }
+            if kind == "mask":
+                entry["segmentation"] = file.mask(index)
+            if kind == "keypoint":
+                assert file.keypoints is not None
+                points = file.keypoints[index]
+                entry["keypoints"] = points.reshape(-1).tolist()
+                entry["num_keypoints"] = int((points[:, 2] > 0).sum())
+            annotations.append(entry)
+    sizes = zip(file.image_ids.tolist(), file.widths.tolist(), file.heights.tolist(), strict=True)
+    stated = [{"id": number, "width": width, "height": height} for number, width, height in sizes]
+    return {
+        "images": [stated[image] for image in images],
+        "annotations": annotations,
+        "categories": [
+            {"id": number, "name": name} for number, name in zip(file.category_ids.tolist(), file.classes, strict=True)
+        ],
+    }
+
+
+_PERSON_SIGMAS = (
+    0.026, 0.025, 0.025, 0.035, 0.035, 0.079, 0.079, 0.072, 0.072,
+    0.062, 0.062, 0.107, 0.107, 0.087, 0.087, 0.089, 0.089,
+)  # fmt: skip
+
+
+def keypoint_sigmas(count: int) -> np.ndarray:
+    """Return how exactly each keypoint can be placed: COCO's values for its 17 of a person, else the mean of them."""
+    if count == len(_PERSON_SIGMAS):
+        return np.array(_PERSON_SIGMAS)
+    return np.full(count, float(np.mean(_PERSON_SIGMAS)))
+
+
+def _say_nothing(*_: Any, **__: Any) -> None:
+    """Take what the library wants to print."""
+
+
+def _distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def _rank() -> int:
+    return torch.distributed.get_rank() if _distributed() else 0
+
+
+def _sections(evaluation: Mapping[str, Any]) -> list[Section]:
+    """Return COCO's figures, precision over recall, and the table per class."""
+    metrics, curves, rows = (evaluation.get(name) for name in ("metrics", "curves", "per_class"))
+    sections = []
+    if isinstance(metrics, dict) and (table := _figures_table(metrics)).rows:
+        sections.append(Section("COCO's figures", table))
+    if curves and isinstance(metrics, dict):
+        sections.append(Section("Precision and recall", _precision_recall(curves, metrics)))
+    if isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows):
+        names = list(rows[0])
+        sections.append(Section("Classes", Table(names, names, [[row.get(name) for name in names] for row in rows])))
+    return sections
+
+
+def _figures_table(metrics: Mapping[str, Any]) -> Table:
+    """Return a row per kind with COCO's figures; what the split does not hold is a dash."""
+    rows: dict[str, dict[str, Any]] = {}
+    for name, value in metrics.items():
+        kind, _, figure = name.partition("_")
+        if kind in KINDS and figure:
+            rows.setdefault(kind, {})[figure] = None if value == -1 else value
+    names = list(dict.fromkeys(figure for row in rows.values() for figure in row))
+    head = [f"{name[:2].upper()}{name[2:].replace('_', ' ')}" for name in names]
+    body = [[kind, *(row.get(name) for name in names)] for kind, row in rows.items()]
+    return Table(["", *head], ["", *names], body)
+
+
+def _precision_recall(curves: Any, metrics: Mapping[str, Any]) -> Any:
+    from fishnet.drawing.precision_recall import draw_precision_recall
+
+    try:
+        return draw_precision_recall(curves, metrics)
+    except (ValueError, TypeError, AttributeError) as error:
+        return f"precision and recall cannot be drawn: {error}"
+
+
+_CURVES = ("ap", "ap50")
+DISPLAY = Display(
+    scores={
+        **{f"{kind}_{name}": Score(f"{kind} {name.upper()}", curve=True) for kind in KINDS for name in _CURVES},
+        **{
+            f"{kind}_{name}": Score(f"{kind} {name}", detail=True)
+            for kind in KINDS
+            for name in dict.fromkeys(BOX_FIGURES + KEYPOINT_FIGURES)
+            if name not in _CURVES
+        },
+    },
+    primary=("mask_ap", "box_ap"),
+    sections=_sections,
+)
+"""What reports show of a detector."""

@@ -1,0 +1,1 @@
+"""Training a task: Lightning module, optimizer, checkpoints, signals, progress."""

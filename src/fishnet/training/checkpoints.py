@@ -1,0 +1,191 @@
+"""What a run keeps: checkpoints at optimizer steps, a validation at the end of an epoch, the best network."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from fishnet.cards import save_model
+from fishnet.errors import Interrupted
+from fishnet.files import atomic_path, atomic_write
+from fishnet.metrics import MetricsFile
+from fishnet.runs import RunFolder
+from fishnet.training.module import TrainingModule
+from fishnet.training.progress import Stopwatch
+from fishnet.training.signals import SignalWatch
+
+
+class RunKeeper(pl.Callback):
+    """Saves the state often enough, validates after each epoch, and keeps the best network.
+
+    `last.ckpt` is written at optimizer steps, at least every `checkpoint_minutes`, before a validation and after it.
+    A checkpoint that was taken before its validation says so, and a resumed run validates first.
+
+    Args:
+        run: Folder to write.
+        minutes: Longest time between two checkpoints.
+    """
+
+    def __init__(self, run: RunFolder, minutes: float):
+        self.run, self.seconds = run, minutes * 60
+        self.signals = SignalWatch()
+        self.stopwatch = Stopwatch()
+        self.timing = MetricsFile(run.timing_csv)
+        self.best: float | None = None
+        self.best_epoch = -1
+        self.validated = True
+        self.last_values: dict[str, float] = {}
+        self._saved_step = -1
+        self._saved_at = time.monotonic()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run must know."""
+        return {"best": self.best, "best_epoch": self.best_epoch, "validated": self.validated}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the state of an interrupted run."""
+        self.best, self.best_epoch = state_dict["best"], state_dict["best_epoch"]
+        self.validated = state_dict["validated"]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take the signals; finish the validation that an interrupted run did not."""
+        assert isinstance(pl_module, TrainingModule)
+        self.signals.install()
+        if not self.validated:
+            self._validate(trainer, pl_module, trainer.current_epoch - 1)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the watch."""
+        self.stopwatch.restart()
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Count the wait for data; draw the very first batch."""
+        assert isinstance(pl_module, TrainingModule)
+        self.stopwatch.data_arrived()
+        if trainer.global_step == 0 and batch_idx == 0 and trainer.is_global_zero:
+            torch.manual_seed(pl_module.config.seed)
+            first = {key: value.cpu() if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
+            with atomic_path(self.run.path / "train_batch.png") as partial:
+                pl_module.task.draw_batch(first).save(partial)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save where it is time to, at optimizer steps only; stop here if a signal came."""
+        assert isinstance(pl_module, TrainingModule)
+        self.stopwatch.batch_done()
+        at_step = (batch_idx + 1) % pl_module.config.accumulate == 0
+        if not at_step or trainer.is_last_batch:
+            return
+        signum = self._agreed_signal(trainer)
+        at_limit = trainer.global_step == trainer.max_steps
+        if signum or at_limit or self._time_to_save(trainer, pl_module):
+            self._save(trainer, pl_module)
+        if signum:
+            raise Interrupted(signum)
+
+    def _agreed_signal(self, trainer: pl.Trainer) -> int:
+        """Return the signal that any process got; all processes must stop at the same step."""
+        if trainer.world_size == 1:
+            return self.signals.signum
+        got = torch.tensor(float(self.signals.signum), device=trainer.strategy.root_device)
+        torch.distributed.all_reduce(got, op=torch.distributed.ReduceOp.MAX)
+        return int(got)
+
+    def _time_to_save(self, trainer: pl.Trainer, module: TrainingModule) -> bool:
+        if trainer.world_size > 1 and trainer.global_step % module.config.log_every:
+            return False  # agreeing on the time costs a message; now and then is enough
+        return bool(trainer.strategy.broadcast(time.monotonic() - self._saved_at >= self.seconds))
+
+    def _save(self, trainer: pl.Trainer, module: TrainingModule) -> None:
+        """Write last.ckpt; never with weights whose loss is no number."""
+        module.stop_on_nan()
+        trainer.save_checkpoint(self.run.last)
+        self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save, validate, save the best, save again."""
+        assert isinstance(pl_module, TrainingModule)
+        cut_short = not trainer.is_last_batch
+        self._note_timing(trainer, pl_module)
+        if cut_short:  # max_steps inside an epoch: the state is one of mid-epoch
+            return
+        config, epoch = pl_module.config, trainer.current_epoch
+        due = (epoch + 1) % config.validate_every == 0 or epoch + 1 == config.epochs
+        self.validated = not due
+        self._save(trainer, pl_module)
+        if signum := self._agreed_signal(trainer):
+            raise Interrupted(signum)
+        if not due:
+            return
+        self._validate(trainer, pl_module, epoch)
+        if signum := self._agreed_signal(trainer):
+            raise Interrupted(signum)
+
+    def _note_timing(self, trainer: pl.Trainer, module: TrainingModule) -> None:
+        watch, batches = self.stopwatch, module.trainer.fit_loop.epoch_loop.batch_progress.current.completed
+        seconds = max(1e-9, watch.mark - watch.begin)
+        images = batches * module.config.batch_size / module.config.accumulate
+        self.speed = images / seconds
+        if trainer.is_global_zero:
+            values = {"seconds": seconds, "images_per_second": self.speed, "data_wait_share": watch.waited / seconds}
+            self.timing.write(trainer.global_step, trainer.current_epoch, "train", values)
+
+    def _validate(self, trainer: pl.Trainer, module: TrainingModule, epoch: int) -> None:
+        started = time.perf_counter()
+        evaluator_primary, evaluation = module.evaluate_split(progress=trainer.is_global_zero)
+        value = evaluation.metrics[evaluator_primary]
+        better = self.best is None or value > self.best
+        if better:
+            self.best, self.best_epoch = value, epoch
+        if trainer.is_global_zero:
+            module.publish(trainer.global_step, epoch, "val", evaluation.metrics)
+            self.timing.write(trainer.global_step, epoch, "val", {"seconds": time.perf_counter() - started})
+            if better:
+                save_model(self.run.model_file, module.judged_model, module.task.model_card())
+                content = {"split": "val", "epoch": epoch, **evaluation.to_dict()}
+                atomic_write(self.run.path / "evaluation_val.json", json.dumps(content, indent=1))
+            self._list_bad_images(module)
+            self._tell(trainer, epoch, evaluation.metrics, evaluator_primary)
+        self.last_values = dict(evaluation.metrics)
+        self.validated = True
+        if not better:
+            self._save(trainer, module)
+            return
+        # The best first: a kill in between leaves the last one unvalidated, and the resumed run does this again.
+        trainer.save_checkpoint(self.run.best)
+        if trainer.is_global_zero:
+            with atomic_path(self.run.last) as partial:
+                shutil.copyfile(self.run.best, partial)
+        self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
+
+    def _list_bad_images(self, module: TrainingModule) -> None:
+        if module.bad_images:
+            known = self.run.bad_images_txt.read_text("utf-8").splitlines() if self.run.bad_images_txt.exists() else []
+            atomic_write(self.run.bad_images_txt, "\n".join(sorted({*known, *module.bad_images})) + "\n")
+
+    def _tell(self, trainer: pl.Trainer, epoch: int, metrics: dict[str, float], primary: str) -> None:
+        figures = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name in ("loss", primary))
+        print(
+            f"epoch {epoch + 1}/{trainer.max_epochs}  {figures}  best {self.best:.4f} (epoch {self.best_epoch + 1})"
+            f"{f'  {self.speed:.0f} images/s' if hasattr(self, 'speed') else ''}",
+            flush=True,
+        )
+
+    def finish(self, trainer: pl.Trainer, module: TrainingModule) -> None:
+        """Do what a kill after the last step, or a limit on the steps, left undone."""
+        if not self.validated:
+            self._validate(trainer, module, trainer.current_epoch - 1)
+        if trainer.is_global_zero and not self.run.model_file.exists():
+            save_model(self.run.model_file, module.judged_model, module.task.model_card())
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Give the signals back."""
+        self.signals.restore()

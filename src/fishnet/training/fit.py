@@ -1,0 +1,81 @@
+"""Running a task from its settings to a finished run folder."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fishnet.environment import write_environment
+from fishnet.files import atomic_path
+from fishnet.loading import load_model
+from fishnet.metrics import MetricsFile
+from fishnet.runs import RunFolder
+from fishnet.tasks import Task
+from fishnet.training.checkpoints import RunKeeper
+from fishnet.training.module import TrainingModule
+from fishnet.training.progress import progress_bars
+from fishnet.training.trainer import build_trainer
+
+
+def fit(task: Task, run: RunFolder, resume: bool = False) -> None:
+    """Train a task into its run folder, from the beginning or from the last checkpoint.
+
+    Raises:
+        FishnetError: NaN, bad images, a full disk; the last good checkpoint stays.
+        Interrupted: A signal; the state is saved.
+    """
+    config = task.config
+    with quiet_lightning():
+        keeper = RunKeeper(run, config.checkpoint_minutes)
+        trainer = build_trainer(config, [keeper, *progress_bars(config.log_every)], run)
+        checkpoint = run.last if resume and run.last.exists() else None
+        if trainer.is_global_zero:
+            step, validated = read_position(checkpoint) if checkpoint else (0, True)
+            MetricsFile(run.metrics_csv).cut(step, validated)
+            MetricsFile(run.timing_csv).cut(step, validated)
+            write_environment(run.environment_json, task.fingerprint(), resume)
+            print(f"resuming at step {step}" if checkpoint else f"writing to {run.path}", flush=True)
+        module = TrainingModule(task, run)
+        trainer.fit(module, ckpt_path=checkpoint)
+        keeper.finish(trainer, module)
+        if trainer.is_global_zero:
+            finish_report(task, run)
+
+
+def read_position(checkpoint: Path) -> tuple[int, bool]:
+    """Return the optimizer steps that a checkpoint holds, and whether their validation is done."""
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    keeper = next(value for key, value in state["callbacks"].items() if key.startswith("RunKeeper"))
+    return int(state["global_step"]), bool(keeper["validated"])
+
+
+def finish_report(task: Task, run: RunFolder) -> None:
+    """Draw predictions of the best network, write report.html and say where it is."""
+    from fishnet.report.html import write_report
+
+    model, _ = load_model(run.path)
+    with atomic_path(run.path / "predictions.png") as partial:
+        task.draw_predictions(model, torch.device("cpu")).save(partial)
+    print(f"report: {write_report(run)}", flush=True)
+
+
+class quiet_lightning(warnings.catch_warnings):  # reads as what it does: `with quiet_lightning():`
+    """Silence hints of Lightning that do not apply to this engine."""
+
+    def __enter__(self) -> Any:
+        entered = super().__enter__()
+        import logging
+
+        logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+        for message in (
+            r".*does not have many workers.*",
+            r".*`?isinstance\(treespec, LeafSpec\)`? is deprecated.*",
+            r".*[Yy]ou defined a `validation_step` but have no `val_dataloader`.*",
+            r".*GPU available but not used.*",
+            r".*module\(s\) in eval mode at the start of training.*",
+        ):
+            warnings.filterwarnings("ignore", message=message)
+        return entered

@@ -1,0 +1,284 @@
+"""The one adapter of a task to Lightning: optimizer, precision, processes, exact resume.
+
+A run is a function of its settings: before every batch the generators are seeded from (seed, epoch, batch, process),
+so dropped paths and mixing do not depend on what ran before, and a resumed run equals one that never stopped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sized
+from typing import Any, cast
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
+
+from fishnet.data.loader import EvalBatches, ResumableLoader, TrainBatches, make_loader, reraise_plainly
+from fishnet.errors import FishnetError, UsageError, did_you_mean
+from fishnet.metrics import MetricsFile
+from fishnet.models.network import Network
+from fishnet.models.norms import apply_norm_policy, check_norm_policy, has_batch_norms, hold_norms
+from fishnet.models.precision import guard_bf16_on_cpu
+from fishnet.runs import RunFolder
+from fishnet.tasks import Evaluation, Task
+from fishnet.tasks.levels import judge
+from fishnet.training.optimizer import PARAMETERS, build_optimizer, follow_settings, lr_share, parameter_names
+from fishnet.training.progress import with_progress
+from fishnet.training.trainer import runs_on_cpu
+
+
+def freeze(model: Network, parts: list[str]) -> None:
+    """Stop the gradient of the named parts of a network and keep their BatchNorm statistics.
+
+    Parts of the backbone go by their own names, such as `stem`; others by their names in the network, such as
+    `heads.region`.
+
+    Raises:
+        UsageError: A name that is not a part of the network.
+    """
+    owners = (model, model.trunk.backbone)
+    modules = {name: module for owner in owners for name, module in owner.named_modules()}
+    for part in parts:
+        if part not in modules:
+            known = [name for owner in reversed(owners) for name, _ in owner.named_children()]
+            near = did_you_mean(part, modules)
+            raise UsageError(f"freeze: {part!r} is not a part of the model (parts: {', '.join(known)}).{near}")
+        modules[part].requires_grad_(False)
+
+
+class TrainingModule(pl.LightningModule):
+    """A task's network, loss, optimizer and moving average in the form that Lightning drives.
+
+    Args:
+        task: What to train.
+        run: Where metrics go.
+    """
+
+    def __init__(self, task: Task, run: RunFolder):
+        super().__init__()
+        self.task, self.config, self.run_folder = task, task.config, run
+        self.model = task.build_model()
+        self._prepare_model()
+        self.ema = ModelEmaV3(self.model, decay=self.config.ema, use_warmup=True) if self.config.ema else None
+        if self.ema is not None:
+            self.ema.requires_grad_(False)  # else DDP waits for gradients that never come
+        self.log_file = MetricsFile(run.metrics_csv)
+        self.bad_images: set[str] = set()
+        self._val_loader: DataLoader[Any] | None = None
+        self._losses: list[dict[str, Tensor]] = []
+        self._unchecked: tuple[int, Tensor] | None = None
+
+    def _prepare_model(self) -> None:
+        config = self.config
+        freeze(self.model, config.freeze)
+        if config.norm in ("frozen", "sync"):  # group norms are a matter of the architecture: the task builds them
+            apply_norm_policy(self.model, config.norm)
+        if not any(parameter.requires_grad for parameter in self.model.parameters()):
+            raise UsageError("freeze: every parameter is frozen, nothing is left to train")
+        if config.checkpointing:
+            try:
+                self.model.set_grad_checkpointing(True)
+            except (AttributeError, AssertionError, NotImplementedError):  # what timm's networks say no with
+                raise UsageError(f"{config.model} cannot recompute activations; leave out --checkpointing") from None
+        if config.channels_last:
+            self.model = self.model.to(memory_format=torch.channels_last)
+        if config.precision == "bf16" and runs_on_cpu(config):
+            guard_bf16_on_cpu(self.model)
+
+    @property
+    def judged_model(self) -> nn.Module:
+        """The network that is validated and saved: the moving average where there is one."""
+        return self.ema.module if self.ema is not None else self.model
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Return the loader of this process's part of the training split."""
+        config, data = self.config, self.task.train_data
+        collate = self.task.collate
+        loader = make_loader(data, self.batches(), config.workers, self.on_gpu, config.worker_start, collate)
+        assert isinstance(loader, ResumableLoader)
+        return loader
+
+    def batches(self) -> TrainBatches:
+        """Return the order in which this process gets the training split."""
+        config, trainer = self.config, self.trainer
+        rank, world = trainer.global_rank, trainer.world_size
+        length = len(cast(Sized, self.task.train_data))
+        order = self.task.train_order()
+        return TrainBatches(length, config.batch_size, config.accumulate, rank, world, config.seed, **order)
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether this process trains on a CUDA device."""
+        return self.trainer.strategy.root_device.type == "cuda"
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Return the optimizer and its schedule per optimizer step."""
+        optimizer = build_optimizer(self.model, self.config)
+        schedule = LambdaLR(optimizer, self._make_schedule())
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _make_schedule(self) -> Callable[[int], float]:
+        """Return the share of the base rate as a function of the optimizer step."""
+        steps, epochs, optim = self.batches().steps, self.config.epochs, self.config.optim
+        return lambda step: lr_share(optim, step, steps, epochs)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note which parameter each part of the optimizer's state belongs to."""
+        checkpoint[PARAMETERS] = parameter_names(self.trainer.optimizers[0], self.model)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Let a resumed run follow its settings, which may differ from those that the checkpoint was made with."""
+        share = self._make_schedule()(checkpoint["lr_schedulers"][0]["last_epoch"])
+        follow_settings(checkpoint, build_optimizer(self.model, self.config), self.model, share)
+
+    def on_fit_start(self) -> None:
+        """Check the norms against the devices; compile in place, so that the names of the weights stay clean."""
+        config = self.config
+        # norms that train beside frozen ones share their statistics over all processes
+        devices = 1 if config.norm == "frozen" else self.trainer.world_size
+        images = config.batch_size // (config.accumulate * devices)
+        check_norm_policy(config.norm, images, self.on_gpu, has_batch_norms(self.model))
+        if self.config.compile:
+            self.model.compile()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Set training mode, except for BatchNorms that must not change.
+
+        Before each batch: Lightning skips `on_train_epoch_start` where it resumes inside an epoch.
+        """
+        self.model.train()
+        hold_norms(self.model)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Move a batch, images in the memory order of the network."""
+        batch = super().transfer_batch_to_device(batch, device, dataloader_idx)
+        return self.in_memory_order(batch)
+
+    def in_memory_order(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Put the images into NHWC order where the settings ask for it."""
+        image = batch.get("image")
+        if self.config.channels_last and isinstance(image, Tensor) and image.ndim == 4:
+            batch["image"] = image.contiguous(memory_format=torch.channels_last)
+        return batch
+
+    def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
+        """Return the loss of one batch."""
+        seed = np.random.SeedSequence([self.config.seed, self.current_epoch, batch_index, self.global_rank])
+        torch.manual_seed(int(seed.generate_state(1, np.uint64)[0] >> 1))
+        self.bad_images.update(name for name in batch.get("bad", ()) if name)
+        losses = self.task.training_loss(self.model, batch, self.current_epoch)
+        loss = torch.stack(list(losses.values())).sum()
+        if batch_index % self.config.accumulate == 0:
+            self._losses.clear()
+        parts = {name: value.detach() for name, value in losses.items()} if len(losses) > 1 else {}
+        self._losses.append({"loss": loss.detach(), **parts})
+        return loss
+
+    def logs_now(self) -> bool:
+        """Whether the optimizer step under way (from 1) gets a row of metrics."""
+        step = self.global_step + 1
+        return step == 1 or step % self.config.log_every == 0
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Write loss, gradient norm and learning rate; the gradient is whole here, and not yet clipped."""
+        step = self.global_step + 1
+        losses = {name: torch.stack([part[name] for part in self._losses]).mean() for name in self._losses[0]}
+        self._check_loss(step, losses["loss"])
+        if not self.logs_now():
+            return
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        if self.trainer.world_size > 1:
+            losses = {n: self.trainer.strategy.reduce(v.clone(), reduce_op="mean") for n, v in losses.items()}
+        if self.trainer.is_global_zero:
+            rate = max(group["lr"] for group in optimizer.param_groups)
+            values = {name: float(value) for name, value in losses.items()}
+            self.publish(step, self.current_epoch, "train", {**values, "lr": rate, "grad_norm": float(norm)})
+
+    def publish(self, step: int, epoch: int, split: str, values: dict[str, float]) -> None:
+        """Write figures into metrics.csv, and to TensorBoard where it is on."""
+        self.log_file.write(step, epoch, split, values)
+        if self.trainer.logger is not None:
+            self.trainer.logger.log_metrics({f"{split}/{name}": value for name, value in values.items()}, step=step)
+
+    def _check_loss(self, step: int, loss: Tensor) -> None:
+        """Stop on a loss that is no number. On a GPU the step before is looked at, so that nothing waits for it."""
+        late, self._unchecked = self._unchecked, (step, loss)
+        self.stop_on_nan(late if self.on_gpu else self._unchecked)
+
+    def stop_on_nan(self, entry: tuple[int, Tensor] | None = None) -> None:
+        """Raise where a step's loss is not finite, by default the newest step's.
+
+        Raises:
+            FishnetError: Names the step; checkpoints of earlier steps stay.
+        """
+        entry = entry or self._unchecked
+        if entry is not None and not bool(torch.isfinite(entry[1])):
+            raise FishnetError(
+                f"loss is {float(entry[1])} at step {entry[0]} (epoch {self.current_epoch}); checkpoints hold an "
+                f"earlier state. Try a lower --lr, --optim.clip_grad 1, or --precision bf16 or fp32"
+            )
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, then move the average."""
+        super().optimizer_step(*args, **kwargs)
+        if self.ema is not None:
+            self.ema.update(self.model, step=self.trainer.global_step)
+
+    def recent_loss(self) -> float:
+        """Return the mean loss of the optimizer step in progress."""
+        losses = [part["loss"] for part in self._losses]
+        return float(torch.stack(losses).mean()) if losses else math.nan
+
+    def _make_val_loader(self) -> DataLoader[Any]:
+        """Return the loader of this process's part of the validation split; its workers stay for the next time."""
+        config, world = self.config, self.trainer.world_size
+        length = len(cast(Sized, self.task.val_data))
+        batches = EvalBatches(length, max(1, config.batch_size // world), self.trainer.global_rank, world)
+        collate = self.task.collate
+        return make_loader(self.task.val_data, batches, config.workers, self.on_gpu, config.worker_start, collate)
+
+    def evaluate_split(self, progress: bool = True) -> tuple[str, Evaluation]:
+        """Judge the network on the validation split, over all processes, with the arithmetic of training.
+
+        Returns:
+            The name of the figure that decides which epoch is best, and all figures.
+        """
+        task, trainer = self.task, self.trainer
+        share_buffers(self)
+        loader = self._val_loader = self._val_loader or self._make_val_loader()
+        evaluator = task.evaluator(self.device)
+
+        def batches() -> Iterator[dict[str, Any]]:
+            for batch in with_progress(reraise_plainly(iter(loader)), len(loader), "validating", progress):
+                self.bad_images.update(name for name in batch.get("bad", ()) if name)
+                yield batch
+
+        found = judge(
+            self.judged_model,
+            batches(),
+            task.evaluate_batch,
+            evaluator,
+            lambda batch: self.transfer_batch_to_device(batch, self.device, 0),
+            trainer.precision_plugin.forward_context(),
+        )
+        return evaluator.primary, found
+
+
+def share_buffers(module: nn.Module) -> None:
+    """Give every process the buffers (BatchNorm statistics and counters) of the first.
+
+    Each process updates its own from its part of a batch, and the moving average follows them. DDP overwrites them
+    with those of the first process before every forward, so the first one's are the running statistics of the whole
+    run and the only ones that a checkpoint keeps: handing them out makes what is judged what is saved, and leaves the
+    course of the run independent of how often that happens. A mean over the processes would not.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        for buffer in module.buffers():
+            torch.distributed.broadcast(buffer, src=0)

@@ -1,0 +1,34 @@
+"""Signals that stop a run at an optimizer step."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from typing import Any
+
+from fishnet.errors import Interrupted
+
+
+class SignalWatch:
+    """Notes SIGINT and SIGTERM, so that the run can stop at the next optimizer step; a second one stops at once."""
+
+    def __init__(self) -> None:
+        self.signum = 0
+        self._before: dict[int, Any] = {}
+
+    def install(self) -> None:
+        """Take the signals over; outside the main thread they stay as they are."""
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore(self) -> None:
+        """Give the signals back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def _note(self, signum: int, frame: Any) -> None:
+        if self.signum:
+            raise Interrupted(signum)
+        self.signum = signum
+        print(f"\n{signal.Signals(signum).name}: saving at the next step; once more stops at once", flush=True)

@@ -1,0 +1,93 @@
+"""Lightning's trainer for the settings of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.plugins.io import CheckpointIO
+
+from fishnet.config import TrainConfig
+from fishnet.errors import UsageError
+from fishnet.files import atomic_path
+from fishnet.runs import RunFolder
+from fishnet.training.progress import ProgressBar
+
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+
+
+PRECISION: dict[str, Precision] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+
+
+class SafeCheckpointIO(CheckpointIO):
+    """Writes a checkpoint beside the old one and renames it; reads without running code from the file."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write all of the checkpoint or nothing."""
+        with atomic_path(Path(path)) as partial:
+            torch.save(checkpoint, partial)
+
+    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
+        """Read a checkpoint of this engine."""
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Delete a checkpoint."""
+        Path(path).unlink(missing_ok=True)
+
+
+def runs_on_cpu(config: TrainConfig) -> bool:
+    """Whether the settings put training on the CPU of this machine."""
+    return config.accelerator == "cpu" or (config.accelerator == "auto" and not torch.cuda.is_available())
+
+
+def build_trainer(config: TrainConfig, callbacks: list[pl.Callback], run: RunFolder) -> pl.Trainer:
+    """Return the Lightning trainer for the settings.
+
+    Raises:
+        UsageError: A precision or device count that this machine cannot do.
+    """
+    on_cpu = runs_on_cpu(config)
+    if on_cpu and config.precision == "fp16":
+        raise UsageError("precision fp16 needs a GPU; use --precision bf16 or fp32 on a CPU")
+    if config.accelerator == "gpu" and not torch.cuda.is_available():
+        raise UsageError("accelerator gpu: no CUDA device is visible; use --accelerator cpu")
+    if not on_cpu and config.devices > torch.cuda.device_count():
+        raise UsageError(f"devices {config.devices}: only {torch.cuda.device_count()} GPUs are visible")
+    logger: Any = False
+    if config.tensorboard:
+        logger = tensorboard_logger(run)
+    return pl.Trainer(
+        accelerator="cpu" if on_cpu else "gpu",
+        devices=config.devices,
+        num_nodes=config.nodes,
+        strategy="ddp" if config.devices * config.nodes > 1 else "auto",
+        precision=PRECISION[config.precision],
+        max_epochs=config.epochs,
+        max_steps=-1 if config.max_steps is None else config.max_steps,
+        accumulate_grad_batches=config.accumulate,
+        gradient_clip_val=config.optim.clip_grad,
+        limit_val_batches=0,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        logger=logger,
+        enable_checkpointing=False,
+        enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
+        enable_model_summary=False,
+        log_every_n_steps=config.log_every,
+        default_root_dir=str(run.path),
+        callbacks=callbacks,
+        plugins=[SafeCheckpointIO()],
+    )
+
+
+def tensorboard_logger(run: RunFolder) -> Any:
+    """Return a TensorBoard logger that writes into the run folder."""
+    try:
+        import tensorboard  # noqa: F401
+        from pytorch_lightning.loggers import TensorBoardLogger
+    except ImportError:
+        raise UsageError("--tensorboard needs the extra: pip install 'fishnet-vision[tensorboard]'") from None
+    return TensorBoardLogger(str(run.path), name="", version="tensorboard")

@@ -1,0 +1,289 @@
+"""Boxes survive the way through every layout."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from fishnet.commands.data_convert import data_convert
+from fishnet.data.detection.coco import read_coco
+from fishnet.data.detection.convert import convert_boxes, detect_layout
+from fishnet.data.detection.dataset import open_detection
+from fishnet.data.images import read_image, turned_box
+from fishnet.errors import FishnetError, UsageError
+from fishnet.tasks.detection.evaluator import coco_results, judge
+
+
+def boxes(root: Path) -> dict[str, list[tuple[str, list[float]]]]:
+    """Return class and box of every object by image name, crowds left out."""
+    found: dict[str, list[tuple[str, list[float]]]] = {}
+    for path in sorted((root / "annotations").glob("*.json")):
+        file = read_coco(path)
+        for index, name in enumerate(file.file_names):
+            own = [i for i in file.objects(index).tolist() if not file.crowd[i]]
+            found[f"{path.stem}/{name}"] = [(file.classes[file.class_of[i]], file.boxes[i].tolist()) for i in own]
+    return found
+
+
+@pytest.mark.parametrize("layout", ["voc", "yolo"])
+@pytest.mark.parametrize("name", ["coco", "pets3"])
+def test_boxes_come_back_within_half_a_pixel(
+    layout: str, name: str, mini: Callable[[str], Path], tmp_path: Path
+) -> None:
+    source = mini(name)
+    report = convert_boxes(source, tmp_path / "there", layout)  # type: ignore[arg-type]
+    assert detect_layout(tmp_path / "there") == layout
+    convert_boxes(tmp_path / "there", tmp_path / "back", "coco")
+    before, after = boxes(source), boxes(tmp_path / "back")
+    assert sum(report.images.values()) == len(before)
+    assert set(after) == set(before)
+    for image, objects in before.items():
+        assert [label for label, _ in after[image]] == [label for label, _ in objects]
+        for (_, found), (_, expected) in zip(after[image], objects, strict=True):
+            ends = [np.add(box, np.array([0, 0, *box[:2]])) for box in (found, expected)]
+            # an object thinner than half a pixel still gets one
+            slack = max(0.0, 1 - min(expected[2:])) if layout == "voc" else 0.0
+            assert np.abs(ends[0] - ends[1]).max() <= 0.5 + slack + 1e-4
+
+
+def test_images_are_linked_or_copied(mini: Callable[[str], Path], tmp_path: Path) -> None:
+    convert_boxes(mini("pets3"), tmp_path / "copied", "yolo", copy=True)
+    picture = next((tmp_path / "copied" / "images" / "train").iterdir())
+    assert picture.stat().st_nlink == 1
+    convert_boxes(tmp_path / "copied", tmp_path / "linked", "voc")
+    assert (tmp_path / "linked" / "JPEGImages" / picture.name).samefile(picture)
+
+
+def yolo(root: Path, line: str) -> Path:
+    for folder in ("images/train", "labels/train"):
+        (root / folder).mkdir(parents=True)
+    Image.new("RGB", (40, 20)).save(root / "images" / "train" / "ä b.png")
+    (root / "labels" / "train" / "ä b.txt").write_text(line)
+    (root / "data.yaml").write_text("names: {0: ant, 1: bee}\n")
+    return root
+
+
+def test_a_yolo_line_is_a_box(tmp_path: Path) -> None:
+    convert_boxes(yolo(tmp_path / "yolo", "1 0.5 0.5 0.25 0.5\n\n"), tmp_path / "coco", "coco")
+    document = json.loads((tmp_path / "coco" / "annotations" / "instances_train.json").read_text("utf-8"))
+    assert document["annotations"][0]["bbox"] == [15, 5, 10, 10]
+    assert [c["name"] for c in document["categories"]] == ["ant", "bee"]
+    assert document["annotations"][0]["category_id"] == 2
+
+
+@pytest.mark.parametrize("line", ["2 0.5 0.5 0.2 0.2", "0 0.5 0.5 0.2", "cat 0.5 0.5 0.2 0.2", "0 0.5 nan 0.2 0.2"])
+def test_damaged_yolo_lines_are_named(line: str, tmp_path: Path) -> None:
+    with pytest.raises(FishnetError, match=r"ä b\.txt, line 1: expected a class below 2"):
+        convert_boxes(yolo(tmp_path / "yolo", line), tmp_path / "coco", "coco")
+
+
+def voc(root: Path, text: str) -> Path:
+    (root / "Annotations").mkdir(parents=True)
+    (root / "JPEGImages").mkdir()
+    Image.new("RGB", (40, 20)).save(root / "JPEGImages" / "a.jpg")
+    (root / "Annotations" / "a.xml").write_text(text)
+    return root
+
+
+def test_a_voc_box_counts_pixels_from_one(tmp_path: Path) -> None:
+    box = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>40</xmax><ymax>20</ymax></bndbox>"
+    root = voc(tmp_path / "voc", f"<annotation><object><name>cat</name>{box}</object></annotation>")
+    convert_boxes(root, tmp_path / "coco", "coco")
+    assert boxes(tmp_path / "coco") == {"instances_train/a.jpg": [("cat", [0, 0, 40, 20])]}
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("<annotation><object><name>cat</name></object></annotation>", "no name or no box"),
+    ("<annotation>", "no valid XML"),
+    ("<!DOCTYPE a [<!ENTITY b 'c'>]><annotation/>", "declares a document type"),
+])  # fmt: skip
+def test_damaged_voc_files_are_named(text: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(FishnetError, match=rf"a\.xml.*{message}"):
+        convert_boxes(voc(tmp_path / "voc", text), tmp_path / "coco", "coco")
+
+
+def test_a_full_folder_and_a_known_layout_are_refused(mini: Callable[[str], Path], tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").touch()
+    with pytest.raises(UsageError, match="is not empty"):
+        convert_boxes(mini("coco"), tmp_path / "full", "voc")
+    with pytest.raises(UsageError, match="has the layout coco already"):
+        convert_boxes(mini("coco"), tmp_path / "out", "coco")
+    with pytest.raises(FishnetError, match="no known layout"):
+        convert_boxes(tmp_path / "full", tmp_path / "out", "coco")
+
+
+BOX = "<bndbox><xmin>11</xmin><ymin>5</ymin><xmax>30</xmax><ymax>16</ymax></bndbox>"
+
+
+def test_difficult_objects_of_voc_are_neither_trained_on_nor_judged(tmp_path: Path) -> None:
+    other = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>8</xmax><ymax>8</ymax></bndbox>"
+    objects = [f"<object><name>cat</name><difficult>{n}</difficult>{box}</object>" for n, box in ((1, BOX), (0, other))]
+    report = convert_boxes(
+        voc(tmp_path / "voc", f"<annotation>{''.join(objects)}</annotation>"), tmp_path / "coco", "coco"
+    )
+    assert report.notes == ["1 difficult objects are written with iscrowd 1: neither trained on nor judged"]
+    data = open_detection(tmp_path / "coco", "train")
+    assert data[0]["target"]["boxes"].tolist() == [[0, 0, 8, 8]]
+
+    def ap(boxes: list[list[float]]) -> float:
+        found = {"boxes": boxes, "labels": [0] * len(boxes), "scores": [0.9 - 0.1 * n for n in range(len(boxes))]}
+        return judge(data.file, {0: coco_results(data.file, 0, found)}).metrics["box_ap"]
+
+    easy, hard = [0.0, 0.0, 8.0, 8.0], [10.0, 4.0, 30.0, 16.0]
+    assert ap([easy]) == ap([hard, easy]) == pytest.approx(1)
+    assert ap([hard]) == 0
+    assert ap([[31.0, 0.0, 39.0, 9.0], easy]) == pytest.approx(0.5)
+    convert_boxes(tmp_path / "coco", tmp_path / "back", "voc")
+    tree = ET.parse(tmp_path / "back" / "Annotations" / "a.xml")
+    assert [entry.findtext("difficult") for entry in tree.iter("object")] == ["1", "0"]
+    report = convert_boxes(tmp_path / "coco", tmp_path / "yolo", "yolo")
+    assert report.boxes == 1
+    assert len((tmp_path / "yolo" / "labels" / "train" / "a.txt").read_text().splitlines()) == 1
+
+
+def photo(path: Path, orientation: int, size: tuple[int, int] = (40, 20)) -> tuple[Path, list[float]]:
+    """Save a black photo with a white rectangle that its EXIF orientation turns; return its upright box."""
+    pixels = np.zeros((size[1], size[0], 3), dtype=np.uint8)
+    pixels[3:9, 5:15] = 255
+    image = Image.fromarray(pixels)
+    exif = image.getexif()
+    exif[0x0112] = orientation
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, exif=exif)
+    with Image.open(path) as stored:
+        x1, y1, x2, y2 = ImageOps.exif_transpose(stored).getbbox()
+    return path, [x1, y1, x2 - x1, y2 - y1]
+
+
+STORED = [5.0, 3.0, 10.0, 6.0]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_turned_box_is_that_of_the_turned_pixels(orientation: int, tmp_path: Path) -> None:
+    _, expected = photo(tmp_path / "a.png", orientation)
+    assert list(turned_box(STORED, (40, 20), orientation)) == expected
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_yolo_shares_are_those_of_the_upright_image(orientation: int, tmp_path: Path) -> None:
+    root = yolo(tmp_path / "yolo", "")
+    path, (x, y, w, h) = photo(root / "images" / "train" / "ä b.png", orientation)
+    width, height = read_image(path).size
+    shares = (x + w / 2) / width, (y + h / 2) / height, w / width, h / height
+    (root / "labels" / "train" / "ä b.txt").write_text("0 " + " ".join(map(str, shares)))
+    convert_boxes(root, tmp_path / "coco", "coco")
+    sample = open_detection(tmp_path / "coco", "train")[0]
+    assert_white(sample)
+    convert_boxes(tmp_path / "coco", tmp_path / "back", "yolo")
+    again = (tmp_path / "back" / "labels" / "train" / "ä b.txt").read_text().split()
+    assert [float(share) for share in again[1:]] == pytest.approx(shares, abs=1e-6)
+
+
+def assert_white(sample: dict[str, Any]) -> None:
+    """The box is exactly the white part of the image."""
+    x1, y1, x2, y2 = sample["target"]["boxes"][0].round().int().tolist()
+    white = sample["image"][0] > 127
+    assert int(white[y1:y2, x1:x2].sum()) == int(white.sum()) == (x2 - x1) * (y2 - y1) == 60
+
+
+@pytest.mark.parametrize("orientation", [1, 5, 6, 7, 8])
+@pytest.mark.parametrize("frame", ["stored", "upright"])
+def test_the_size_in_a_voc_file_tells_whether_its_boxes_are_upright(
+    frame: str, orientation: int, tmp_path: Path
+) -> None:
+    turned = frame == "upright" and orientation != 1
+    width, height = (20, 40) if turned else (40, 20)
+    root = voc(tmp_path / "voc", "")
+    _, box = photo(root / "JPEGImages" / "a.png", orientation)
+    x, y, w, h = box if turned else STORED
+    corners = "".join(
+        f"<{side}>{value:.0f}</{side}>"
+        for side, value in (("xmin", x + 1), ("ymin", y + 1), ("xmax", x + w), ("ymax", y + h))
+    )
+    (root / "Annotations" / "a.xml").write_text(
+        f"<annotation><filename>a.png</filename><size><width>{width}</width><height>{height}</height></size>"
+        f"<object><name>cat</name><bndbox>{corners}</bndbox></object></annotation>"
+    )
+    report = convert_boxes(root, tmp_path / "coco", "coco")
+    assert report.notes == []
+    assert_white(open_detection(tmp_path / "coco", "train")[0])
+    # a COCO file made for the stored pixels is turned on its way out
+    path = tmp_path / "coco" / "annotations" / "instances_train.json"
+    document = json.loads(path.read_text())
+    document["images"][0].update(width=40, height=20)
+    document["annotations"][0]["bbox"] = STORED
+    path.write_text(json.dumps(document))
+    assert_white(open_detection(tmp_path / "coco", "train")[0])
+    convert_boxes(tmp_path / "coco", tmp_path / "yolo", "yolo")
+    convert_boxes(tmp_path / "yolo", tmp_path / "again", "coco")
+    assert_white(open_detection(tmp_path / "again", "train")[0])
+
+
+def test_sizes_that_are_no_images_own_are_said(tmp_path: Path) -> None:
+    text = (
+        f"<annotation><size><width>7</width><height>9</height></size><object><name>a</name>{BOX}</object></annotation>"
+    )
+    report = convert_boxes(voc(tmp_path / "voc", text), tmp_path / "coco", "coco")
+    assert report.notes == ["1 files state another <size> than their image has; the image's is taken"]
+    path = tmp_path / "coco" / "annotations" / "instances_train.json"
+    path.write_text(path.read_text().replace('"width": 40', '"width": 41'))
+    with pytest.raises(FishnetError, match=r"a\.jpg has 40x20 pixels, instances_train\.json says 41x20"):
+        convert_boxes(tmp_path / "coco", tmp_path / "yolo", "yolo")
+
+
+def test_annotations_of_stored_pixels_load_with_transparency(tmp_path: Path) -> None:
+    """The stored pixels are read as any image is: transparency on white, not on black."""
+    image = Image.new("RGBA", (40, 20), (0, 0, 0, 0))
+    exif = image.getexif()
+    exif[0x0112] = 6
+    (tmp_path / "train").mkdir()
+    image.save(tmp_path / "train" / "a.png", exif=exif)
+    document = {"images": [{"id": 1, "file_name": "a.png", "width": 40, "height": 20}], "annotations": [],
+                "categories": [{"id": 1, "name": "cat"}]}  # fmt: skip
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "instances_train.json").write_text(json.dumps(document))
+    sample = open_detection(tmp_path, "train").sample(0)
+    assert sample["image"].shape == (3, 20, 40)
+    assert int(sample["image"].min()) == 255
+
+
+def test_folders_of_other_names_and_a_val(tmp_path: Path) -> None:
+    root = tmp_path / "voc"
+    for number in range(10):
+        label = "cat" if number < 6 else "dog"
+        photo(root / "pictures" / f"{number}.png", 1)
+        (root / "boxes").mkdir(exist_ok=True)
+        (root / "boxes" / f"{number}.xml").write_text(
+            f"<annotation><filename>{number}.png</filename><object><name>{label}</name>{BOX}</object></annotation>"
+        )
+    with pytest.raises(FishnetError, match=r"no known layout.*--images and --annotations"):
+        data_convert(str(root), str(tmp_path / "coco"))
+    with pytest.raises(FishnetError, match="has no folder pics"):
+        data_convert(str(root), str(tmp_path / "coco"), images="pics", annotations="boxes")
+    with pytest.raises(UsageError, match="--val 2 is not a share"):
+        data_convert(str(root), str(tmp_path / "coco"), val=2)
+    names = {"images": "pictures", "annotations": "boxes"}
+    data_convert(str(root), str(tmp_path / "coco"), val=0.4, seed=3, **names)  # type: ignore[arg-type]
+    train, val = (open_detection(tmp_path / "coco", split) for split in ("train", "val"))
+    assert (len(train), len(val)) == (6, 4)
+    assert train.file.class_counts().tolist() == [4, 2] or train.file.class_counts().tolist() == [3, 3]
+    with pytest.raises(UsageError, match=r"for a source of one split.*has train, val"):
+        data_convert(str(tmp_path / "coco"), str(tmp_path / "out"), to="yolo", val=0.2)
+    with pytest.raises(UsageError, match="are for VOC and YOLO"):
+        data_convert(str(tmp_path / "coco"), str(tmp_path / "out"), to="yolo", images="train")
+    data_convert(str(tmp_path / "coco"), str(tmp_path / "yolo"), to="yolo")
+    (tmp_path / "yolo" / "images").rename(tmp_path / "yolo" / "photos")
+    (tmp_path / "yolo" / "labels").rename(tmp_path / "yolo" / "shares")
+    report = data_convert(
+        str(tmp_path / "yolo"), str(tmp_path / "back"), to="coco", images="photos", annotations="shares"
+    )
+    assert report.images == {"train": 6, "val": 4}
+    assert report.boxes == 10

@@ -1,0 +1,154 @@
+"""COCO's figures against pycocotools, on real annotations with perturbed predictions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fishnet.data.detection.coco import read_coco
+from fishnet.errors import FishnetError
+from fishnet.tasks.detection.evaluator import (
+    BOX_FIGURES,
+    KEYPOINT_FIGURES,
+    DetectionEvaluator,
+    coco_results,
+    judge,
+    keypoint_sigmas,
+)
+from tests.tasks.predictions import keypoint_file, oracle, perturbed
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def real(unpack: Callable[..., Path]) -> Path:
+    return unpack("coco", mini=False) / "annotations" / "instances_val2017.json"
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_figures_equal_those_of_pycocotools(real: Path, seed: int) -> None:
+    file = read_coco(real)
+    assert file.crowd.any()
+    evaluator = DetectionEvaluator(file, ("box", "mask"))
+    for image, found in perturbed(file, seed).items():
+        evaluator.add(image, found)
+    metrics = evaluator.compute().metrics
+    results = evaluator.results()
+    for kind, name in (("box", "bbox"), ("mask", "segm")):
+        keys = ("image_id", "category_id", "score", {"box": "bbox", "mask": "segmentation"}[kind])
+        expected = oracle(real, [{key: entry[key] for key in keys} for entry in results], name)
+        assert expected[0] > 0.2
+        for figure, value in zip(BOX_FIGURES, expected, strict=True):
+            assert metrics[f"{kind}_{figure}"] == pytest.approx(value, abs=1e-6), (kind, figure)
+
+
+def test_truth_against_itself_is_perfect(real: Path) -> None:
+    file = read_coco(real)
+    found = {}
+    for image in range(len(file)):
+        objects = [index for index in file.objects(image).tolist() if not file.crowd[index]]
+        corners = file.boxes[objects].copy().reshape(-1, 4)
+        corners[:, 2:] += corners[:, :2]
+        found[image] = {
+            "boxes": corners, "labels": file.class_of[objects], "scores": [1.0] * len(objects),
+            "masks": [file.mask(index) for index in objects],
+        }  # fmt: skip
+    evaluation = judge(file, {i: coco_results(file, i, one) for i, one in found.items()}, ("box", "mask"))
+    assert evaluation.metrics["box_ap"] == pytest.approx(1)
+    assert evaluation.metrics["mask_ap"] == pytest.approx(1)
+    rows = [row for row in evaluation.per_class if row["objects"]]
+    assert all(row["box_ap"] == pytest.approx(1) for row in rows)
+    assert evaluation.curves["box"]["0.5"] == pytest.approx([1.0] * 101)
+    assert evaluation.images == len(file)
+
+
+def test_keypoints_equal_pycocotools(tmp_path: Path) -> None:
+    path, file, found = keypoint_file(tmp_path, 17)
+    evaluator = DetectionEvaluator(file, ("box", "keypoint"))
+    for image, one in found.items():
+        evaluator.add(image, one)
+    metrics = evaluator.compute().metrics
+    keys = ("image_id", "category_id", "score", "keypoints")
+    expected = oracle(path, [{key: entry[key] for key in keys} for entry in evaluator.results()], "keypoints")
+    assert 0.1 < expected[0] < 1
+    for figure, value in zip(KEYPOINT_FIGURES, expected, strict=True):
+        assert metrics[f"keypoint_{figure}"] == pytest.approx(value, abs=1e-6), figure
+
+
+def test_another_number_of_keypoints_is_judged_too(tmp_path: Path) -> None:
+    _, file, found = keypoint_file(tmp_path, 5)
+    evaluation = judge(file, {i: coco_results(file, i, one) for i, one in found.items()}, ("keypoint",))
+    assert 0 < evaluation.metrics["keypoint_ap"] <= 1
+    assert len(keypoint_sigmas(5)) == 5
+
+
+def test_only_images_that_were_seen_count(real: Path) -> None:
+    file = read_coco(real)
+    found = perturbed(file, 2)
+    half = {image: found[image] for image in range(0, len(file), 2)}
+    evaluator = DetectionEvaluator(file)
+    for image, one in half.items():
+        evaluator.add(image, one)
+    keys = ("image_id", "category_id", "score", "bbox")
+    results = [{key: entry[key] for key in keys} for entry in evaluator.results()]
+    ids = [int(file.image_ids[image]) for image in half]
+    assert evaluator.compute().metrics["box_ap"] == pytest.approx(oracle(real, results, "bbox", ids)[0], abs=1e-6)
+
+
+def test_no_detection_at_all_is_zero_and_no_image_is_an_error(real: Path) -> None:
+    file = read_coco(real)
+    evaluator = DetectionEvaluator(file, ("box", "mask"))
+    with pytest.raises(FishnetError, match="no image was evaluated"):
+        evaluator.compute()
+    for image in range(len(file)):
+        evaluator.add(image, {"boxes": np.zeros((0, 4)), "labels": [], "scores": [], "masks": []})
+    metrics = evaluator.compute().metrics
+    assert metrics["box_ap"] == metrics["mask_ap"] == 0
+    evaluator.reset()
+    with pytest.raises(FishnetError, match="no image was evaluated"):
+        evaluator.compute()
+
+
+def test_numbers_that_are_none_are_an_error(real: Path) -> None:
+    evaluator = DetectionEvaluator(read_coco(real))
+    with pytest.raises(FishnetError, match="NaN or infinite"):
+        evaluator.add(0, {"boxes": [[0, 0, float("nan"), 5]], "labels": [0], "scores": [0.5]})
+    with pytest.raises(FishnetError, match="cannot judge"):
+        DetectionEvaluator(read_coco(real), ("smell",))
+
+
+@pytest.mark.parametrize("crowd", [False, True], ids=["no annotation", "a crowd only"])
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_split_without_objects_has_nothing_to_judge(tmp_path: Path, crowd: bool, count: int) -> None:
+    region = {"size": [50, 60], "counts": [0, 100, 2900]}
+    entry = {"id": 1, "image_id": 1, "category_id": 3, "bbox": [1, 1, 20, 20], "area": 400, "iscrowd": 1}
+    document = {
+        "images": [{"id": 1, "file_name": "a.jpg", "width": 60, "height": 50}],
+        "annotations": [{**entry, "segmentation": region}] if crowd else [],
+        "categories": [{"id": 3, "name": "fish"}],
+    }
+    path = tmp_path / "instances_val.json"
+    path.write_text(json.dumps(document))
+    evaluator = DetectionEvaluator(read_coco(path))
+    evaluator.add(0, {"boxes": np.array([[1.0, 1, 20, 20]] * count), "labels": [0] * count, "scores": [0.5] * count})
+    evaluation = evaluator.compute()
+    assert evaluation.metrics["box_ap"] == -1
+    assert evaluation.per_class == [{"class": "fish", "objects": 0, "box_ap": None, "box_ap50": None}]
+    assert evaluation.curves["box"] == {"0.5": [], "0.75": []}
+
+
+def test_an_annotation_of_id_0_can_be_found(tmp_path: Path) -> None:
+    entries = [
+        {"id": n, "image_id": 0, "category_id": 1, "bbox": [30 * n, 5, 20, 20], "area": 400, "iscrowd": 0}
+        for n in (0, 1)
+    ]
+    path = tmp_path / "instances_val.json"
+    images = [{"id": 0, "file_name": "0.jpg", "width": 60, "height": 40}]
+    path.write_text(json.dumps({"images": images, "annotations": entries, "categories": [{"id": 1, "name": "cat"}]}))
+    file = read_coco(path)
+    found = {"boxes": [[0, 5, 20, 25], [30, 5, 50, 25]], "labels": [0, 0], "scores": [0.9, 0.8]}
+    assert judge(file, {0: coco_results(file, 0, found)}).metrics["box_ap"] == pytest.approx(1.0)

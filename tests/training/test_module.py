@@ -1,0 +1,351 @@
+"""Training through the Python entry point: what a run leaves, and what bad input and broken runs say."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from fishnet.cards import read_card
+from fishnet.commands.train import train
+from fishnet.config import OptimConfig, TrainConfig
+from fishnet.errors import FishnetError, UsageError
+from fishnet.metrics import MetricsFile
+from fishnet.models.build import Architecture, build_network
+from fishnet.models.heads.image import ClassifierPlan, ImageHead
+from fishnet.models.heads.types import Frame
+from fishnet.models.network import Network
+from fishnet.runs import RunFolder
+from fishnet.tasks.classification.training import ClassificationTask, grown_size
+from fishnet.training.module import freeze, hold_norms
+from fishnet.training.optimizer import base_lr, build_optimizer, lr_share
+
+SMALL: dict[str, Any] = {
+    "model": "fishnet_nano", "model_option": {"stem_stride": 2}, "size": 32, "batch_size": 20, "epochs": 2,
+    "workers": 0, "accelerator": "cpu", "log_every": 1,
+}  # fmt: skip
+
+
+@pytest.fixture
+def photos(mini: Callable[[str], Path], tmp_path: Path) -> Path:
+    """A folder of two classes with 30 training and 10 validation photos each, that a test may damage."""
+    for split, count in (("train", 30), ("val", 10)):
+        for name in ("cat", "ship"):
+            folder = tmp_path / "photos" / split / name
+            folder.mkdir(parents=True)
+            for path in sorted((mini("cifar10") / split / name).iterdir())[:count]:
+                shutil.copy(path, folder)
+    return tmp_path / "photos"
+
+
+def fit(photos: Path, out: Path, **settings: Any) -> RunFolder:
+    return train("classification", data=str(photos), out=str(out), **{**SMALL, **settings})
+
+
+def test_a_run_leaves_what_the_contract_names(photos: Path, tmp_path: Path) -> None:
+    run = fit(photos, tmp_path / "run", ema=0.9)
+    for path in (
+        run.config_yaml, run.environment_json, run.metrics_csv, run.timing_csv, run.last, run.best, run.model_file,
+        run.report_html, run.path / "train_batch.png", run.path / "predictions.png", run.path / "evaluation_val.json",
+    ):  # fmt: skip
+        assert path.stat().st_size > 0, path
+    card = read_card(run.model_file)
+    assert card is not None
+    assert (card.task, card.model, card.size) == ("classification", "fishnet_nano", 32)
+    assert card.heads["image"].classes == ["cat", "ship"]
+    environment = json.loads(run.environment_json.read_text("utf-8"))
+    assert environment["data"]["train"]["images"] == 60
+    rows = MetricsFile(run.metrics_csv).read()
+    assert [int(r["step"]) for r in rows if r["name"] == "loss" and r["split"] == "train"] == [1, 2, 3, 4, 5, 6]
+    assert [int(r["epoch"]) for r in rows if r["name"] == "top1"] == [0, 1]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_every_epoch_has_its_own_order_and_augmentation(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    seen: list[tuple[int, list[int], dict[int, bytes]]] = []
+    loss = ClassificationTask.training_loss
+
+    def watched(self: ClassificationTask, model: nn.Module, batch: dict[str, Any], epoch: int) -> Any:
+        order = batch["index"].tolist()
+        seen.append((epoch, order, {i: x.numpy().tobytes() for i, x in zip(order, batch["image"], strict=True)}))
+        return loss(self, model, batch, epoch)
+
+    monkeypatch.setattr(ClassificationTask, "training_loss", watched)
+    fit(photos, tmp_path / "run", epochs=3, workers=workers)
+    assert [epoch for epoch, _, _ in seen] == [0] * 3 + [1] * 3 + [2] * 3
+    orders = [tuple(i for e, order, _ in seen if e == epoch for i in order) for epoch in range(3)]
+    assert all(sorted(order) == list(range(60)) for order in orders)
+    assert len(set(orders)) == 3
+    pixels = [{i: x for e, _, images in seen if e == epoch for i, x in images.items()} for epoch in range(3)]
+    assert sum(pixels[0][i] == pixels[1][i] for i in range(60)) < 3
+
+
+def test_the_saved_model_is_the_moving_average_of_the_best_epoch(photos: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    run = fit(photos, tmp_path / "run", ema=0.5, epochs=1)
+    state = torch.load(run.best, weights_only=True)["state_dict"]
+    saved = load_file(run.model_file)
+    assert all(torch.equal(value, state[f"ema.module.{key}"]) for key, value in saved.items())
+    assert any(not torch.equal(value, state[f"model.{key}"]) for key, value in saved.items())
+
+
+def test_a_loss_that_is_no_number_stops_with_the_step_named(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(FishnetError, match=r"loss is (nan|inf) at step \d+ .*lower --lr"):
+        fit(photos, tmp_path / "run", lr=1e30)
+    last = RunFolder(tmp_path / "run").last
+    if last.exists():
+        state = torch.load(last, weights_only=True)
+        assert all(torch.isfinite(v).all() for v in state["state_dict"].values() if v.is_floating_point())
+
+
+def test_a_full_disk_is_one_line_and_the_old_checkpoint_stays(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = fit(photos, tmp_path / "run", epochs=1)
+    before = run.last.read_bytes()
+
+    def full(*arguments: Any, **options: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(FishnetError, match=r"last\.ckpt.*[Nn]o space left"):
+        fit(photos, tmp_path / "run", epochs=2, resume=True, allow_changes=True)
+    assert run.last.read_bytes() == before
+    assert [path.name for path in sorted(run.checkpoints.iterdir())] == ["best.ckpt", "last.ckpt"]
+
+
+def test_a_broken_image_stops_with_its_path_or_is_left_out_and_listed(photos: Path, tmp_path: Path) -> None:
+    broken = sorted((photos / "train" / "cat").iterdir())[3]
+    broken.write_bytes(broken.read_bytes()[:200])
+    with pytest.raises(FishnetError, match=broken.name):
+        fit(photos, tmp_path / "one", workers=1)
+    run = fit(photos, tmp_path / "two", bad_images="skip")
+    assert run.bad_images_txt.read_text("utf-8").split() == [str(broken)]
+    assert broken.name in run.report_html.read_text("utf-8")
+
+
+@pytest.mark.filterwarnings("ignore::fishnet.models.norms.SmallBatchWarning")
+def test_one_image_per_batch_at_the_smallest_size_says_what_to_do(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(FishnetError, match="raise the batch size"):
+        fit(photos, tmp_path / "run", batch_size=1, model_option={"stem_stride": 4})
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"model": "fishnet_nona"}, "Did you mean 'fishnet_nano'"),
+        ({"freeze": ["tial"]}, "Did you mean 'tail'"),
+        ({"precision": "fp16"}, "needs a GPU"),
+        ({"weights": "nowhere.pth"}, "nowhere.pth"),
+        ({"model_option": {"stem_strid": 2}}, "stem_stride"),
+        ({"size": 8, "model_option": {"stem_stride": 2}}, "smallest is 16x16"),
+        ({"batch_size": 6, "accumulate": 4}, "multiple of 4"),
+    ],
+)
+def test_bad_settings_are_one_clear_line(photos: Path, tmp_path: Path, settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(FishnetError) as caught:
+        fit(photos, tmp_path / "run", **settings)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_val_names_the_command_that_makes_one(photos: Path, tmp_path: Path) -> None:
+    shutil.rmtree(photos / "val")
+    with pytest.raises(FishnetError, match="data split"):
+        fit(photos, tmp_path / "run")
+
+
+def test_overwrite_replaces_the_files_of_a_run_and_nothing_else(photos: Path, tmp_path: Path) -> None:
+    run = fit(photos, tmp_path / "run", epochs=1)
+    (run.path / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match="holds a run already"):
+        fit(photos, tmp_path / "run")
+    fit(photos, tmp_path / "run", epochs=1, overwrite=True, seed=5)
+    assert (run.path / "notes.txt").read_text() == "mine"
+    assert "seed: 5" in run.config_yaml.read_text("utf-8")
+
+
+def test_resuming_a_finished_run_changes_nothing(photos: Path, tmp_path: Path) -> None:
+    run = fit(photos, tmp_path / "run", epochs=1)
+    before = run.metrics_csv.read_bytes(), run.model_file.read_bytes()
+    fit(photos, tmp_path / "run", epochs=1, resume=True)
+    assert (run.metrics_csv.read_bytes(), run.model_file.read_bytes()) == before
+
+
+def test_fine_tuning_takes_a_run_with_other_classes_and_keeps_frozen_parts(photos: Path, tmp_path: Path) -> None:
+    first = fit(photos, tmp_path / "first", epochs=1)
+    (photos / "train" / "cat").rename(photos / "train" / "a third")
+    (photos / "val" / "cat").rename(photos / "val" / "a third")
+    for split in ("train", "val"):
+        shutil.copytree(photos / split / "ship", photos / split / "boat")
+    second = fit(photos, tmp_path / "second", epochs=1, weights=str(first.path), freeze=["stem", "tail"])
+    from safetensors.torch import load_file
+
+    before, after = load_file(first.model_file), load_file(second.model_file)
+    assert after["heads.image.classifier.weight"].shape[0] == 3
+    frozen = [key for key in before if key.startswith(("trunk.stem.", "trunk.tail."))]
+    assert len(frozen) > 50
+    assert all(torch.equal(before[key], after[key]) for key in frozen)
+    assert any(not torch.equal(before[key], after[key]) for key in before if key.startswith("trunk.head."))
+
+
+def test_tensorboard_gets_the_figures_of_metrics_csv(photos: Path, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = fit(photos, tmp_path / "run", epochs=1, tensorboard=True)
+    events = EventAccumulator(str(run.path / "tensorboard"))
+    events.Reload()
+    rows = MetricsFile(run.metrics_csv).read()
+    losses = [float(row["value"]) for row in rows if row["split"] == "train" and row["name"] == "loss"]
+    assert [event.value for event in events.Scalars("train/loss")] == pytest.approx(losses)
+    assert "val/top1" in events.Tags()["scalars"]
+
+
+def test_any_timm_backbone_trains_by_name(photos: Path, tmp_path: Path) -> None:
+    run = fit(photos, tmp_path / "run", epochs=1, model="resnet10t", model_option={}, channels_last=False)
+    card = read_card(run.model_file)
+    assert card is not None
+    assert card.model == "resnet10t"
+
+
+def label_several(photos: Path, label: Callable[[int, str], str]) -> None:
+    """Write labels.csv of both splits; `label` makes the labels of an image from its number and class."""
+    for split in ("train", "val"):
+        names = [path.relative_to(photos / split).as_posix() for path in sorted((photos / split).glob("*/*.jpg"))]
+        rows = [f"{name},{label(number, name.partition('/')[0])}" for number, name in enumerate(names)]
+        (photos / split / "labels.csv").write_text("\n".join(["file,labels", *rows]) + "\n")
+
+
+def test_several_labels_per_image_train_with_mixing(photos: Path, tmp_path: Path) -> None:
+    label_several(photos, lambda number, name: "cat|animal" if name == "cat" else "ship")
+    run = fit(photos, tmp_path / "run", epochs=1, augment={"mixup": 0.2, "cutmix": 1.0}, class_weights="balanced")
+    rows_of = MetricsFile(run.metrics_csv).read()
+    assert {row["name"] for row in rows_of if row["split"] == "val"} >= {"map", "loss"}
+
+
+# The parts of the engine on their own
+
+
+def test_the_rate_scales_with_the_batch_unless_it_is_given() -> None:
+    assert base_lr(TrainConfig(batch_size=64, optim=OptimConfig(lr=0.4))) == pytest.approx(0.1)
+    assert base_lr(TrainConfig(batch_size=64, lr=0.3)) == 0.3
+
+
+def test_schedules_follow_their_formulas() -> None:
+    cosine = OptimConfig(schedule="cosine", warmup_epochs=2, final_lr=0.1)
+    shares = [lr_share(cosine, step, steps_per_epoch=10, epochs=10) for step in range(100)]
+    assert shares[:3] == pytest.approx([1 / 21, 2 / 21, 3 / 21])
+    assert shares[20] == pytest.approx(1.0)
+    assert shares[60] == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * 40 / 80)))
+    assert min(shares[20:]) > 0.1
+    steps = OptimConfig(schedule="step", step_epochs=3, step_gamma=0.1)
+    assert [lr_share(steps, epoch * 10, 10, 9) for epoch in (0, 2, 3, 6)] == pytest.approx([1, 1, 0.1, 0.01])
+
+
+def small_network(**options: Any) -> Network:
+    return build_network(Architecture("fishnet_nano", {"image": ClassifierPlan(num_classes=3)}, options))
+
+
+def test_layer_decay_gives_the_stem_the_lowest_and_the_classifier_the_highest_rate() -> None:
+    model = small_network()
+    config = TrainConfig(lr=1.0, optim=OptimConfig(layer_decay=0.8))
+    rates = {id(p): group["lr"] for group in build_optimizer(model, config).param_groups for p in group["params"]}
+    rate = {name.removeprefix("trunk."): rates[id(parameter)] for name, parameter in model.named_parameters()}
+    assert rate["stem.conv1.weight"] == min(rate.values())
+    assert rate["heads.image.classifier.weight"] == max(rate.values()) == pytest.approx(1.0)
+    assert rate["tail.t1.blocks.0.conv1.weight"] < rate["body.b3.blocks.0.conv1.weight"] < rate["score.conv.weight"]
+
+
+def test_decay_can_leave_out_norms_and_biases() -> None:
+    model = small_network()
+    optimizer = build_optimizer(model, TrainConfig(optim=OptimConfig(decay_all=False)))
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert {decay[id(p)] for n, p in model.named_parameters() if p.ndim == 1} == {0.0}
+    assert {decay[id(p)] for n, p in model.named_parameters() if p.ndim > 1} == {1e-4}
+    everything = build_optimizer(model, TrainConfig())
+    assert {group["weight_decay"] for group in everything.param_groups} == {1e-4}
+
+
+def test_frozen_parts_keep_their_statistics_and_the_rest_trains() -> None:
+    model = small_network(stem_stride=1)
+    freeze(model, ["stem", "tail.t1"])
+    model.train()
+    hold_norms(model)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    model(torch.randn(4, 3, 32, 32), {"image": torch.tensor([0, 1, 2, 0])})["loss"].backward()
+    after = dict(model.named_buffers())
+    frozen = [name for name in before if name.startswith(("trunk.stem.", "trunk.tail.t1."))]
+    assert len(frozen) > 10
+    assert all(torch.equal(before[name], after[name]) for name in frozen)
+    free = "trunk.tail.t2.blocks.0.norm1.running_mean"
+    assert not torch.equal(before[free], after[free])
+    parameters = dict(model.named_parameters())
+    assert parameters["trunk.stem.conv1.weight"].grad is None
+    assert parameters["heads.image.classifier.weight"].grad is not None
+
+
+def test_images_grow_over_the_epochs(photos: Path) -> None:
+    config = TrainConfig(data=str(photos), size=32, epochs=9, model="fishnet_nano")
+    assert {grown_size(config, epoch) for epoch in range(9)} == {32}
+    config.augment.grow_from = 16
+    sizes = [grown_size(config, epoch) for epoch in range(9)]
+    assert sizes == sorted(sizes)
+    assert (sizes[0], sizes[-1]) == (16, 32)
+    assert all(size % 4 == 0 for size in sizes)
+
+
+def test_balanced_weights_are_the_inverse_of_the_frequency(photos: Path) -> None:
+    for path in sorted((photos / "train" / "cat").iterdir())[10:]:
+        path.unlink()
+    task = ClassificationTask(TrainConfig(data=str(photos), size=32, class_weights="balanced"))
+    assert task.architecture().heads["image"].class_weights == pytest.approx([40 / (2 * 10), 40 / (2 * 30)])
+
+
+@pytest.mark.parametrize("weights", ["none", "balanced"])
+def test_the_best_constant_answer_of_several_labels_is_the_frequency(photos: Path, weights: str) -> None:
+    # of 60 images: often 48, half 30, rare 6
+    shares = {"often": 48 / 60, "half": 0.5, "rare": 0.1}
+    label_several(
+        photos,
+        lambda number, name: "|".join(label for label, share in shares.items() if number % 10 < round(10 * share)),
+    )
+    task = ClassificationTask(TrainConfig(data=str(photos), size=32, class_weights=weights))  # type: ignore[arg-type]
+    targets = torch.stack([task.train_data[index]["target"] for index in range(60)]).double()
+    batch = {"image": torch.zeros(60, 3, 32, 32), "target": targets}
+    answer = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([answer], max_iter=200, tolerance_grad=1e-12, line_search_fn="strong_wolfe")
+
+    plan = task.architecture().heads["image"]
+    head = ImageHead(nn.Identity(), plan)
+
+    class Constant(nn.Module):
+        def forward(self, images: torch.Tensor, targets: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            frame = Frame((32, 32), [(32, 32)] * len(images))
+            return head.losses(head.raw(answer.expand(len(images), 3)), frame, targets["image"])
+
+    def loss() -> torch.Tensor:
+        optimizer.zero_grad()
+        value = task.training_loss(Constant(), batch, epoch=0)["loss"]
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    frequency = torch.tensor([shares[name] for name in task.classes], dtype=torch.float64)
+    assert targets.mean(0).tolist() == pytest.approx(frequency.tolist())
+    assert answer.detach().tolist() == pytest.approx(frequency.logit().tolist(), abs=1e-3)
+    if weights == "balanced":
+        found = torch.tensor(plan.class_weights, dtype=torch.float64)
+        assert float(found.mean()) == pytest.approx(1)
+        assert (found * frequency).tolist() == pytest.approx([float(found[0] * frequency[0])] * 3)
