@@ -25,7 +25,7 @@ from fishnet.tasks.detection.training import DetectionTask
 OPTIONS = ["--recipe", "scratch_small", "--model", "fishnet_tiny", "--workers", "2"]
 AUGMENTATIONS: dict[str, list[str]] = {
     "recipe scratch_small": [],
-    "with mosaic and copy-paste": ["--region.mosaic", "0.5", "--region.copy-paste", "0.5"],
+    "with mosaic and copy-paste": ["--augment.mosaic", "0.5", "--augment.copy-paste", "0.5"],
 }
 IMAGES = 200
 

@@ -21,7 +21,7 @@ RECIPE += ["--precision", "bf16", "--workers", "1", "--heads.preset", "tiny", "-
 # the photos are 256 pixels wide, their smallest objects nine
 RECIPE += ["--heads.anchor-scale", "4"]
 # nothing that hides what is to be learnt by heart
-RECIPE += ["--region.flip", "0", "--region.photometric", "false", "--region.scale-jitter", "null"]
+RECIPE += ["--augment.flip", "0", "--augment.photometric", "false", "--augment.scale-jitter", "null"]
 RECIPE += ["--optim.warmup-epochs", "10", "--optim.weight-decay", "0"]
 
 

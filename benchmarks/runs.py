@@ -34,9 +34,9 @@ def fishnet(*arguments: str | Path, threads: int | None = None) -> float:
     return (time.perf_counter() - begin) / 60
 
 
-def series(out: Path, name: str, split: str = "val") -> list[float]:
+def series(out: Path, name: str, split: str = "val", file: str = "metrics.csv") -> list[float]:
     """Return the values of one figure of a run, in the order in which they were written."""
-    rows = MetricsFile(out / "metrics.csv").read()
+    rows = MetricsFile(out / file).read()
     return [float(row["value"]) for row in rows if row["split"] == split and row["name"] == name]
 
 

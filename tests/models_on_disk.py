@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from fishnet.cards import HeadCard, ModelCard, save_model
+from fishnet.config import PreprocessConfig
 from fishnet.models.build import Architecture, as_network
 from fishnet.models.heads.image import ClassifierPlan
 
@@ -27,7 +28,8 @@ def classifier_card(
     plan = ClassifierPlan(num_classes=len(classes), multi_label=multi_label)
     architecture = Architecture(name, {"image": plan}, dict(options or {}), in_chans=in_chans)
     heads = {"image": HeadCard(list(classes))}
-    return ModelCard(**{"task": "classification", "architecture": architecture, "heads": heads, "size": 32, **fields})
+    usual = {"task": "classification", "architecture": architecture, "heads": heads, "size": 32}
+    return ModelCard(**{**usual, "preprocess": PreprocessConfig(), **fields})
 
 
 def save_classifier(path: Path, plain: nn.Module, card: ModelCard) -> Path:

@@ -19,7 +19,7 @@ from fishnet.loading import load_model, resolve_device
 from fishnet.models import create_model
 from fishnet.models.network import Network
 from fishnet.runs import RunFolder
-from fishnet.tasks.levels import make_level
+from fishnet.tasks import make_task
 from tests.models_on_disk import classifier_card, save_classifier
 
 OPTION = {"stem_stride": 1}
@@ -123,7 +123,7 @@ def test_compiled_and_tied_weights_are_saved_plainly(tmp_path: Path) -> None:
 
 def test_another_size_can_be_asked_for(model_file: Path) -> None:
     assert load_model(model_file, size=48)[1].size == 48
-    with pytest.raises(UsageError, match="no image size"):
+    with pytest.raises(UsageError, match="must be at least 1 pixel"):
         load_model(model_file, size=0)
 
 
@@ -165,8 +165,8 @@ def test_a_damaged_or_hostile_card_is_one_clear_error(model_file: Path, tmp_path
 
 def test_a_task_of_another_version_is_refused_where_it_is_needed(model_file: Path, tmp_path: Path) -> None:
     path = rewrite(model_file, tmp_path / "poem.safetensors", lambda raw: raw.update(task="poetry"))
-    with pytest.raises(FishnetError, match="models for poetry are unknown"):
-        make_level(load_model(path)[1])
+    with pytest.raises(FishnetError, match="unknown task 'poetry'"):
+        make_task(load_model(path)[1])
 
 
 def test_unknown_fields_of_the_same_format_are_ignored(model_file: Path, tmp_path: Path) -> None:
@@ -237,7 +237,7 @@ def test_preprocessing_of_a_timm_model_is_its_authors(tmp_path: Path) -> None:
 def test_weights_without_a_classifier(tmp_path: Path) -> None:
     model = network(classes=0)
     torch.save(model.state_dict(), tmp_path / "trunk.pth")
-    with pytest.raises(FishnetError, match="holds no classifier"):
+    with pytest.raises(FishnetError, match="has no classifier"):
         load_model(tmp_path / "trunk.pth", task="classification", model="fishnet_nano")
 
 

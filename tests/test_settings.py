@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import random
 from functools import partial
 from pathlib import Path
@@ -11,29 +10,33 @@ import yaml
 
 import fishnet.recipes
 from fishnet.cli import COMMANDS, find_command, parse
-from fishnet.config import TrainConfig
 from fishnet.data.classification.transforms import eval_transform, train_transform
 from fishnet.data.detection.transforms import eval_pipeline, train_pipeline
 from fishnet.errors import UsageError
-from fishnet.settings import build_config, differences, list_recipes, read_recipe, read_settings, resolve, save_settings
+from fishnet.recipes import list_recipes, read_recipe
+from fishnet.schema import build_config
+from fishnet.settings import differences, read_settings, resolve, save_settings
+from fishnet.tasks import get_task
+from fishnet.tasks.classification.options import ClassificationConfig
 from fishnet.training.optimizer import base_lr
 from tests.fuzzing import mutate
 
-RECIPES = [(task, name) for task in ("classification", "detection") for name in list_recipes(task)]
+RECIPES = [(task, name) for task in ("classification", "detection") for name in list_recipes(get_task(task))]
+CLASSIFICATION, DETECTION = get_task("classification"), get_task("detection")
 
 
-def build_pipelines(task: str, config: TrainConfig) -> None:
+def build_pipelines(task: str, config: Any) -> None:
     if task == "classification":
         train_transform(config.augment, config.preprocess, config.size)
         eval_transform(config.preprocess, config.size)
     else:
-        train_pipeline(config.region, config.size, config.longest, ["left_eye", "right_eye"])
+        train_pipeline(config.augment, config.size, config.longest, ["left_eye", "right_eye"])
         eval_pipeline(config.size, config.longest)
 
 
 @pytest.mark.parametrize(("task", "name"), RECIPES)
 def test_every_recipe_works_and_says_where_it_comes_from(task: str, name: str) -> None:
-    config = resolve(name, {}, task=task)
+    config = resolve(get_task(task), name, {})
     build_pipelines(task, config)
     if config.optim.schedule == "step":
         assert all(0 < epoch < config.epochs for epoch in config.optim.step_at)
@@ -50,7 +53,7 @@ def test_every_recipe_works_and_says_where_it_comes_from(task: str, name: str) -
     if command == "train":
         assert values is not None
         assert (values.pop("task"), values.pop("recipe")) == (task, name)
-        assert resolve(name, values, task=task).model == values["model"]
+        assert resolve(get_task(task), name, values).model == values["model"]
 
 
 PARTS = ("Source", "Command", "Cost", "Score")
@@ -62,18 +65,20 @@ PARTS = ("Source", "Command", "Cost", "Score")
     [("faster_rcnn", 0.02), ("mask_rcnn", 0.02), ("cascade_rcnn", 0.02), ("retinanet", 0.01), ("fcos", 0.01)],
 )
 def test_rates_on_coco_are_the_published_ones_for_16_images(name: str, detector: str, published: float) -> None:
-    config = resolve(name, {"detector": detector}, task="detection")
+    config = resolve(DETECTION, name, {"detector": detector})
     assert config.batch_size == 16
     assert base_lr(config) == pytest.approx(published)
-    by_hand = resolve(name, {"detector": detector, "optim": {"lr": 0.5}}, task="detection")
+    by_hand = resolve(DETECTION, name, {"detector": detector, "optim": {"lr": 0.5}})
     assert by_hand.optim.lr == 0.5
 
 
 def test_settings_by_detector_follow_the_detector_wherever_it_is_named(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("size: 100\nby_detector: {fcos: {size: 200}, mask_rcnn: {size: 300}}\n")
-    read = partial(resolve, str(file), task="detection")
-    assert [read({"detector": "fcos"}).size, read({}).size, read({"detector": "retinanet"}).size] == [200, 300, 100]
+    read = partial(resolve, DETECTION, str(file))
+    sizes = [read({"detector": name}).size for name in ("fcos", "mask_rcnn", "retinanet")]
+    assert sizes == [200, 300, 100]
+    assert read({}).size == 100
     assert read({}, base={"detector": "fcos"}).size == 200
     assert read({"detector": "fcos", "size": 7}).size == 7
     file.write_text("detector: fcos\nsize: 100\nby_detector: {fcos: {size: 200}, mask_rcnn: {size: 300}}\n")
@@ -90,7 +95,7 @@ def test_settings_by_detector_follow_the_detector_wherever_it_is_named(tmp_path:
 
 
 def test_settings_given_by_hand_win_over_the_recipe_and_groups_merge() -> None:
-    config = resolve("cifar10", {"epochs": 2, "optim": {"lr": 0.7}, "model_option": {"gate": False}})
+    config = resolve(CLASSIFICATION, "cifar10", {"epochs": 2, "optim": {"lr": 0.7}, "model_option": {"gate": False}})
     assert (config.epochs, config.optim.lr, config.optim.nesterov) == (2, 0.7, True)
     assert config.model_option == {"stem_stride": 2, "gate": False}
 
@@ -111,19 +116,19 @@ def test_settings_given_by_hand_win_over_the_recipe_and_groups_merge() -> None:
         ({"ema": 1.5}, "between 0 and 1"),
         ({"lr": float("nan")}, "lr is nan; it must be a finite number"),
         ({"optim": {"lr": 10**400}}, "lr"),
-        ({"size": 2**70}, "size is 1180591620717411303424; no number as large"),
+        ({"size": 2**70}, "size is 1180591620717411303424, which is too large"),
         ({"epochs": None}, "epochs must not be null"),
         ({"optim": {"lr": None}}, "optim.lr must not be null"),
-        ({"region": {"short_edges": [None]}}, "region.short_edges must not be null"),
+        ({"augment": {"short_edges": [None]}}, "augment.short_edges must not be null"),
         ({"heads": {"proposals": 0}}, "heads.proposals is 0; it must be at least 1"),
-        ({"region": {"short_edges": [600, -1]}}, "region.short_edges is -1; it must be at least 1"),
+        ({"augment": {"short_edges": [600, -1]}}, "augment.short_edges is -1; it must be at least 1"),
         ({"optim": {"momentum": 1.0}}, "optim.momentum is 1.0; it must be at least 0 and below 1"),
         ({"out": "a\nb"}, "out is 'a\\nb'; it must be text of one line"),
     ],
 )
 def test_a_bad_setting_is_one_clear_line(tree: dict, says: str) -> None:
     with pytest.raises(UsageError) as caught:
-        resolve(None, tree)
+        resolve(DETECTION if "heads" in tree or "short_edges" in str(tree) else CLASSIFICATION, None, tree)
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -132,25 +137,25 @@ def test_a_yaml_with_unknown_keys_or_a_class_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("model: {class_path: torch.nn.Linear}\n")
     with pytest.raises(UsageError):
-        resolve(str(file), {})
+        resolve(CLASSIFICATION, str(file), {})
     file.write_text("modle: fishnet99\n")
     with pytest.raises(UsageError, match="Did you mean 'model'"):
-        resolve(str(file), {})
+        resolve(CLASSIFICATION, str(file), {})
     for text in (
         "!!python/object/apply:os.system ['true']\n", "seed: 2024-13-45", "seed: !!int x", "seed: !!timestamp x",
         "\x00", "[" * 5000,
     ):  # fmt: skip
         file.write_text(text)
-        with pytest.raises(UsageError, match=r"mine\.yaml is no valid YAML"):
-            resolve(str(file), {})
+        with pytest.raises(UsageError, match=r"mine\.yaml is not valid YAML"):
+            resolve(CLASSIFICATION, str(file), {})
     file.write_bytes("model: fishnet99 # ä".encode("latin-1"))
-    with pytest.raises(UsageError, match=r"mine\.yaml is no valid YAML"):
-        resolve(str(file), {})
+    with pytest.raises(UsageError, match=r"mine\.yaml is not valid YAML"):
+        resolve(CLASSIFICATION, str(file), {})
     bomb = "\n".join([f"x{n}: &a{n} [{f'*a{n - 1},' * 9}]" if n else "x0: &a0 [1]" for n in range(12)])
     for endless in (bomb, "freeze: &a [*a]"):
         file.write_text(endless)
-        with pytest.raises(UsageError, match=r"mine\.yaml holds more than"):
-            resolve(str(file), {})
+        with pytest.raises(UsageError, match=r"mine\.yaml has more than"):
+            resolve(CLASSIFICATION, str(file), {})
 
 
 def test_a_bad_value_of_a_recipe_is_named_with_its_file(tmp_path: Path) -> None:
@@ -158,10 +163,10 @@ def test_a_bad_value_of_a_recipe_is_named_with_its_file(tmp_path: Path) -> None:
     for text, says in (("epochs: many", "epochs"), ("optim: {lr: .nan}", "optim.lr is nan")):
         file.write_text(text)
         with pytest.raises(UsageError, match=rf"mine\.yaml: .*{says}"):
-            resolve(str(file), {"size": 64})
+            resolve(CLASSIFICATION, str(file), {"size": 64})
     file.write_text("epochs: 3")
     with pytest.raises(UsageError, match=r"^size is 0; it must be at least 1"):
-        resolve(str(file), {"size": 0})
+        resolve(CLASSIFICATION, str(file), {"size": 0})
 
 
 def exercise(file: Path, task: str, tree: Any) -> bool:
@@ -171,7 +176,7 @@ def exercise(file: Path, task: str, tree: Any) -> bool:
     except (UnicodeEncodeError, yaml.YAMLError):
         file.write_text("no: mapping of settings")
     try:
-        build_pipelines(task, resolve(str(file), {}, task=task))
+        build_pipelines(task, resolve(get_task(task), str(file), {}))
     except UsageError as error:
         return check_message(str(error))
     return False
@@ -185,7 +190,7 @@ def check_message(text: str) -> bool:
 
 def run(root: Path, seed: int, count: int) -> int:
     rng, refused = random.Random(seed), 0
-    bases = [(task, read_recipe(name, task)) for task, name in RECIPES]
+    bases = [(task, read_recipe(get_task(task), name, {})) for task, name in RECIPES]
     for number in range(count):
         task, tree = rng.choice(bases)
         mutated = mutate(tree, rng)
@@ -207,19 +212,19 @@ def test_many_damaged_recipes(tmp_path: Path) -> None:
 
 def test_an_unknown_recipe_names_the_nearest() -> None:
     with pytest.raises(UsageError, match="Did you mean 'cifar10'"):
-        read_recipe("cifar")
+        read_recipe(CLASSIFICATION, "cifar", {})
 
 
 def test_saved_settings_read_back_equal_and_differences_are_named(tmp_path: Path) -> None:
-    config = resolve("imagenet_modern", {"data": "photos", "out": "run"})
+    config = resolve(CLASSIFICATION, "imagenet_modern", {"data": "photos", "out": "run"})
     save_settings(tmp_path / "config.yaml", "classification", config)
-    saved = read_settings(tmp_path / "config.yaml")
-    again = resolve(None, {}, base=saved)
+    saved = read_settings(tmp_path / "config.yaml", ClassificationConfig)
+    again = resolve(CLASSIFICATION, None, {}, base=saved)
     assert again == config
-    changed = resolve(None, {"augment": {"mixup": 0.3}, "workers": 5}, base=saved)
-    found = differences(saved, dataclasses.asdict(changed), ignore=["workers"])
+    changed = resolve(CLASSIFICATION, None, {"augment": {"mixup": 0.3}, "workers": 5}, base=saved)
+    found = differences(saved, changed, ignore=["workers"])
     assert found == [("augment.mixup", 0.1, 0.3)]
 
 
 def test_the_defaults_are_the_fields_of_the_dataclass() -> None:
-    assert build_config({}, "nothing") == TrainConfig()
+    assert build_config(ClassificationConfig, {}, "nothing") == ClassificationConfig()

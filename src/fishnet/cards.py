@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from fishnet.config import Interpolation, PreprocessConfig
+from fishnet.config import Interpolation, NormalizeConfig, PreprocessConfig
 from fishnet.errors import FishnetError, UsageError
 from fishnet.files import atomic_path
 from fishnet.models.build import Architecture
@@ -49,8 +49,8 @@ class ModelCard:
     """An entry per head, by the head's name."""
     size: int
     """Side of the input in pixels, as the task understands it."""
-    preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
-    """How images are prepared."""
+    preprocess: NormalizeConfig = field(default_factory=NormalizeConfig)
+    """How images are prepared; a `PreprocessConfig` for a network of square inputs."""
     precision: str = "fp32"
     """Arithmetic with which the network was validated in training."""
     details: dict[str, Any] = field(default_factory=dict)
@@ -109,7 +109,8 @@ class ModelCard:
     def _from_dict(cls, raw: dict[str, Any]) -> ModelCard:
         preprocessing = dict(raw["preprocessing"])
         size = preprocessing.pop("size")
-        known = {f.name for f in fields(PreprocessConfig)}
+        kind = PreprocessConfig if "crop_pct" in preprocessing else NormalizeConfig
+        known = {f.name for f in fields(kind)}
         preprocessing = {name: value for name, value in preprocessing.items() if name in known}
         for name in ("mean", "std"):
             preprocessing[name] = tuple(float(value) for value in preprocessing[name])
@@ -121,7 +122,7 @@ class ModelCard:
                 for name, head in raw["heads"].items()
             },
             size=size,
-            preprocess=PreprocessConfig(**preprocessing),
+            preprocess=kind(**preprocessing),
             precision=str(raw.get("precision", "fp32")),
             details=dict(raw.get("details") or {}),
             format_version=raw["format_version"],
@@ -155,8 +156,9 @@ class ModelCard:
             if len(head.classes) != self.architecture.heads[name].num_classes:
                 count = self.architecture.heads[name].num_classes
                 raise ValueError(f"{len(head.classes)} class names for {count} outputs of {name}")
-        if self.preprocess.interpolation not in get_args(Interpolation):
-            raise ValueError(f"unknown interpolation {self.preprocess.interpolation!r}")
+        interpolation = getattr(self.preprocess, "interpolation", "bilinear")
+        if interpolation not in get_args(Interpolation):
+            raise ValueError(f"unknown interpolation {interpolation!r}")
         if refused := REFUSED_OPTIONS & set(self.architecture.options):
             raise ValueError(f"the options of the backbone may not hold {', '.join(sorted(refused))}")
 

@@ -1,4 +1,7 @@
-"""The command line: parsing only. A command's options are the signature of its function in `fishnet.commands`."""
+"""The command line: parsing only.
+
+The options of a command are the signature of its function in `fishnet.commands`, and what the task adds to it.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,108 @@ import re
 import sys
 import traceback
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, is_dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fishnet.errors import FishnetError, Interrupted, UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+    from fishnet.cli_help import Group
+
+
+@dataclass(frozen=True)
+class Extension:
+    """Options that a task adds to a command: a dataclass, or the parameters of a function."""
+
+    task: str
+    source: Any
+    skip: frozenset[str] = frozenset()
+
+    def groups(self) -> list[Group]:
+        """Return the options in groups, for the help."""
+        from fishnet.cli_help import Group, class_options, function_options
+
+        title = f"Options for {self.task}"
+        found = class_options(self.source) if isinstance(self.source, type) else function_options(self.source).values()
+        return [Group(title, [option for option in found if option.name not in self.skip])]
+
+    def add_to(self, parser: ArgumentParser) -> set[str]:
+        """Add the options to a parser and return the names of those that are flags."""
+        from fishnet.cli_help import function_options
+
+        known: set[str | int] = {*(action.dest for action in parser._actions), *self.skip}
+        if isinstance(self.source, type):
+            parser.add_class_arguments(self.source, as_group=False, skip=known)
+            return boolean_settings(self.source)
+        parser.add_function_arguments(self.source, as_group=False, skip=known)
+        return {option.name for option in function_options(self.source).values() if option.hint is bool}
+
+
+class Settings(Extension):
+    """All settings of a task, as `fishnet train` takes them."""
+
+    def groups(self) -> list[Group]:
+        """Return the settings in groups, common ones first."""
+        from fishnet.cli_help import Group, class_groups, class_options
+        from fishnet.config import SETTING_GROUPS
+
+        options = {option.name: option for option in class_options(self.source)}
+        shared = {name for names in SETTING_GROUPS.values() for name in names}
+        first, *others = [Group(title, [options[n] for n in names]) for title, names in SETTING_GROUPS.items()]
+        own = [option for name, option in options.items() if name not in shared]
+        return [first, Group(f"Settings of {self.task}", own), *others, *class_groups(self.source)]
+
+
+def task_argument(arguments: list[str]) -> str:
+    """Return the task that a command line names.
+
+    Raises:
+        UsageError: It names none, or an unknown one.
+    """
+    from fishnet.tasks import get_task, task_names
+
+    names = task_names()
+    given = next((argument for argument in arguments if argument in names), None)
+    given = given or next((argument for argument in arguments[:1] if not argument.startswith("-")), None)
+    if given is None:
+        raise UsageError(f"TASK is missing: one of {', '.join(names)}")
+    return get_task(given).name
+
+
+def train_settings(arguments: list[str]) -> Iterator[Extension]:
+    """Yield the settings of the task that is trained."""
+    from fishnet.tasks import get_task
+
+    task = task_argument(arguments)
+    yield Settings(task, get_task(task).config)
+
+
+def check_options(arguments: list[str]) -> Iterator[Extension]:
+    """Yield the options of the data check of a task."""
+    from fishnet.tasks import get_task
+
+    task = task_argument(arguments)
+    yield Extension(task, get_task(task).check_data, frozenset({"root", "progress"}))
+
+
+def split_options(arguments: list[str]) -> Iterator[Extension]:
+    """Yield the options for dividing the data of every task."""
+    from fishnet.tasks import get_task, task_names
+
+    for name in task_names():
+        if split := get_task(name).split_data:
+            yield Extension(name, split, frozenset({"root", "progress"}))
+
+
+def answer_options(arguments: list[str]) -> Iterator[Extension]:
+    """Yield the options of every task for answers."""
+    from fishnet.tasks import get_task, task_names
+
+    for name in task_names():
+        yield Extension(name, get_task(name).options)
 
 
 @dataclass(frozen=True)
@@ -21,6 +121,8 @@ class Command:
     module: str
     summary: str
     positional: dict[str, str | None] = field(default_factory=dict)
+    extensions: Callable[[list[str]], Iterator[Extension]] | None = None
+    """Arguments -> options that tasks add to those of the function."""
 
     def load(self) -> Callable[..., Any]:
         """Import the function; it has the name of its module."""
@@ -29,14 +131,18 @@ class Command:
 
 COMMANDS = {
     "info": Command("info", "the family, or one model: stages, costs, gradient flow, figure", {"model": "?"}),
-    "train": Command("train", "train or fine-tune a model", {"task": None}),
-    "evaluate": Command("evaluate", "judge a run or weights on a data set", {"run": None}),
-    "predict": Command("predict", "predict on images, folders and globs", {"run": None, "inputs": "+"}),
+    "train": Command("train", "train or fine-tune a model", {"task": None}, train_settings),
+    "evaluate": Command("evaluate", "evaluate a run or weights on a data set", {"run": None}),
+    "predict": Command(
+        "predict", "predict on images, folders and patterns", {"run": None, "inputs": "+"}, answer_options
+    ),
     "convert": Command("convert", "read any known checkpoint and write another layout", {"source": None, "dest": None}),
-    "data check": Command("data_check", "find what is wrong with a data set", {"task": None, "directory": None}),
+    "data check": Command(
+        "data_check", "find problems of a data set", {"task": None, "directory": None}, check_options
+    ),
     "data convert": Command("data_convert", "boxes between COCO, VOC and YOLO layouts", {"source": None, "dest": None}),
-    "data split": Command("data_split", "make a stratified val split", {"directory": None}),
-    "demo": Command("demo", "a real run on embedded data, from training to pictures"),
+    "data split": Command("data_split", "make a stratified validation split", {"directory": None}, split_options),
+    "demo": Command("demo", "a real run on built-in data, from training to pictures"),
 }
 
 
@@ -108,31 +214,33 @@ def find_command(arguments: list[str]) -> tuple[str, list[str]]:
 
 
 def parse(name: str, command: Command, function: Callable[..., Any], arguments: list[str]) -> dict[str, Any] | None:
-    """Return the keywords for a command's function, or nothing after printing the help.
+    """Return the keyword arguments for a command's function, or None after printing the help.
 
     Raises:
         UsageError: An unknown option, a missing argument or a value of the wrong type.
     """
     from jsonargparse import ArgumentError, ArgumentParser
 
-    parser = ArgumentParser(
-        prog=f"fishnet {name}", exit_on_error=False, allow_abbrev=False, formatter_class=dashed_formatter()
-    )
-    hints = typing.get_type_hints(function)
+    from fishnet.cli_help import function_options
+
+    if wants_help := any(argument in ("-h", "--help") for argument in arguments):
+        arguments = [argument for argument in arguments if argument not in ("-h", "--help")]
+        if "task" in command.positional and not arguments:
+            print(tasks_help(name, command))
+            return None
+    extensions = list(command.extensions(arguments)) if command.extensions else []
+    if wants_help:
+        print(command_help(name, command, function, extensions))
+        return None
+    parser = ArgumentParser(prog=f"fishnet {name}", exit_on_error=False, allow_abbrev=False)
+    hints = {key: option.hint for key, option in function_options(function).items()}
     for argument, nargs in command.positional.items():
         options: dict[str, Any] = {} if nargs is None else {"nargs": nargs}
-        kind = str if nargs else hints[argument]
-        parser.add_argument(argument, type=kind, help=argument_help(function, argument), **options)
-    kept = parser.add_function_arguments(function, as_group=False, skip={*command.positional, "settings"})
+        parser.add_argument(argument, type=str if nargs else hints[argument], **options)
+    kept = parser.add_function_arguments(function, as_group=False, skip={*command.positional, "settings", "options"})
     flags = {option for option in kept if hints.get(option) is bool}
-    if name == "train":
-        from fishnet.config import TrainConfig
-
-        parser.add_class_arguments(TrainConfig, as_group=False)
-        flags |= boolean_settings(TrainConfig)
-    if any(argument in ("-h", "--help") for argument in arguments):
-        print(parser.format_help())
-        return None
+    for extension in extensions:
+        flags |= extension.add_to(parser)
     try:
         # Defaults are left to the function; so a resumed run can tell what was asked for from what was not.
         namespace = parser.parse_args(normalise(arguments, flags), defaults=False)
@@ -141,10 +249,36 @@ def parse(name: str, command: Command, function: Callable[..., Any], arguments: 
     missing = [key for key, nargs in command.positional.items() if nargs != "?" and namespace.get(key) is None]
     if missing:
         raise UsageError(f"fishnet {name}: {', '.join(missing).upper()} is missing; see fishnet {name} --help")
-    values = {
+    return {
         key: value for key, value in namespace.as_dict().items() if value is not None or key not in command.positional
     }
-    return dict(values)
+
+
+def tasks_help(name: str, command: Command) -> str:
+    """Return the help of a command whose options depend on the task: the list of tasks."""
+    from fishnet.tasks import get_task, task_names
+
+    lines = [f"  {task:<16}{get_task(task).summary}" for task in task_names()]
+    head = f"usage: fishnet {name} TASK ... (fishnet {name} TASK --help lists its options)"
+    return "\n".join([head, "", f"{command.summary[0].upper()}{command.summary[1:]}.", "", "Tasks:", *lines])
+
+
+def command_help(name: str, command: Command, function: Callable[..., Any], extensions: list[Extension]) -> str:
+    """Return the help of a command."""
+    from fishnet.cli_help import Group, function_options, render
+
+    options = function_options(function)
+    task = extensions[0].task if "task" in command.positional and extensions else None
+    positional = [options[argument] for argument in command.positional if not (task and argument == "task")]
+    own = Group("Options", [option for key, option in options.items() if key not in command.positional])
+    words = [
+        argument.name.upper() + (" ..." if command.positional[argument.name] == "+" else "") for argument in positional
+    ]
+    summary = (function.__doc__ or "").strip().split("\n\n")[0]
+    usage = " ".join(["fishnet", name, *([task] if task else []), *words, "[options]"])
+    groups = [group for extension in extensions for group in extension.groups()]
+    groups.insert(1 if task else 0, own)  # the most common settings of a task first
+    return render(usage, summary, groups, positional)
 
 
 def boolean_settings(kind: type, prefix: str = "") -> set[str]:
@@ -203,23 +337,6 @@ def explain(message: str, parser: Any) -> str:
         )
         return f"unknown option --{spelled}.{near}"
     return re.sub(r"Parser key \"([\w.]+)\":", lambda m: f"--{m[1].replace('_', '-')}:", line)
-
-
-def argument_help(function: Callable[..., Any], name: str) -> str | None:
-    """Return what the docstring of a function says of an argument."""
-    match = re.search(rf"^\s+{name}: (.+?)(?=^\s+\w+: |^\s*$|\Z)", function.__doc__ or "", re.M | re.S)
-    return " ".join(match[1].split()) if match else None
-
-
-def dashed_formatter() -> Any:
-    """Return a help formatter that shows options with dashes, as people type them."""
-    from jsonargparse import DefaultHelpFormatter
-
-    class DashedHelpFormatter(DefaultHelpFormatter):
-        def format_help(self) -> str:
-            return re.sub(r"--[a-z_.]+", lambda match: match[0].replace("_", "-"), super().format_help())
-
-    return DashedHelpFormatter
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""environment.json: what a run ran on."""
+"""What a run runs on: environment.json, and which process of several this is."""
 
 from __future__ import annotations
 
@@ -78,3 +78,14 @@ def write_environment(path: Path, data: dict[str, Any], resumed: bool) -> None:
         before = [*old.pop("earlier", []), old]
     content = {**describe_environment(), "data": data, "earlier": before}
     atomic_write(path, json.dumps(content, indent=2))
+
+
+def is_main_process() -> bool:
+    """Whether this process writes and prints, in contrast to those that a trainer or a cluster starts beside it."""
+    return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "RANK", "SLURM_PROCID"))
+
+
+def announce(text: str) -> None:
+    """Print a line, once for all processes."""
+    if is_main_process():
+        print(text, flush=True)

@@ -27,6 +27,24 @@ class Interrupted(Exception):
         self.exit_code = 128 + signum
 
 
+def refuse_options(given: Iterable[str], known: Iterable[str], owner: str) -> None:
+    """Refuse options that do not exist.
+
+    Args:
+        given: Names of options in Python, such as max_detections.
+        known: Names of the options that exist.
+        owner: What has them, for the message.
+
+    Raises:
+        UsageError: An option that `owner` does not have.
+    """
+    known = sorted(known)
+    for name in given:
+        if name not in known:
+            flags = ", ".join(f"--{option.replace('_', '-')}" for option in known)
+            raise UsageError(f"--{name.replace('_', '-')} is not an option of {owner}; its options: {flags}")
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return a sentence that names the nearest known names, or an empty string where none is near."""
     near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)

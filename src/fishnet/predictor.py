@@ -14,8 +14,9 @@ from torch import Tensor
 
 from fishnet.data.images import bad_image, explain, read_image, to_rgb
 from fishnet.errors import FishnetError, UsageError
-from fishnet.loading import load_model
-from fishnet.tasks.levels import make_level
+from fishnet.loading import load_model, resolve_device
+from fishnet.tasks import get_task, make_task
+from fishnet.tasks.base import Answer, Prepared, TorchRuntime
 
 ImageLike = str | Path | Image.Image | np.ndarray | Tensor
 
@@ -60,14 +61,15 @@ class Predictor:
     ) -> None:
         self.model, self.card = load_model(source, device, task=task, model=model, classes=classes, size=size)
         self.model.to(memory_format=torch.channels_last)
-        self.level = make_level(self.card, **options)
+        self.runtime = TorchRuntime(self.model, resolve_device(device))
+        self.task = make_task(self.card, **options)
 
     @property
     def classes(self) -> list[str]:
         """Class names in the order of the model's outputs."""
         return self.card.head().classes
 
-    def __call__(self, image: ImageLike) -> dict[str, list[Any]]:
+    def __call__(self, image: ImageLike) -> Answer:
         """Answer for one image.
 
         Args:
@@ -82,19 +84,25 @@ class Predictor:
         """
         return self.batch([image])[0]
 
-    def batch(self, images: Iterable[ImageLike], batch_size: int = 32) -> list[dict[str, list[Any]]]:
-        """Answer for many images, in their order; only `batch_size` of them are decoded at a time."""
+    def batch(self, images: Iterable[ImageLike], batch_size: int | None = None) -> list[Answer]:
+        """Answer for many images, in their order.
+
+        Args:
+            images: Images in any form that a call accepts.
+            batch_size: Images that are decoded and predicted at a time; None takes the default of the task.
+        """
+        batch_size = get_task(self.card.task).batch_size if batch_size is None else batch_size
         if batch_size < 1:
-            raise UsageError(f"a batch of {batch_size} images: at least one is wanted")
+            raise UsageError(f"batch_size must be at least 1, not {batch_size}")
         rest = iter(images)
-        answers: list[dict[str, list[Any]]] = []
+        answers: list[Answer] = []
         while part := list(islice(rest, batch_size)):
-            answers += self.answer([self.level.prepare(as_image(image)) for image in part])
+            answers += self.answer([self.task.prepare(as_image(image)) for image in part])
         return answers
 
-    def answer(self, prepared: list[Any]) -> list[dict[str, list[Any]]]:
-        """Answer for inputs that `level.prepare` made from RGB images."""
-        return self.level.answer(self.model, prepared)
+    def answer(self, prepared: Sequence[Prepared]) -> list[Answer]:
+        """Answer for inputs that `task.prepare` made from RGB images."""
+        return self.task.answer(self.runtime, prepared)
 
 
 def as_image(image: ImageLike) -> Image.Image:

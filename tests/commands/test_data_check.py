@@ -203,7 +203,7 @@ def test_listing_and_json(clean, tmp_path, capsys):
 
 
 def test_bad_usage(tmp_path):
-    with pytest.raises(UsageError, match="--fix and --split belong to detection"):
+    with pytest.raises(UsageError, match="--fix is not an option of the check of classification data"):
         data_check("classification", str(tmp_path), fix="out.json")
     with pytest.raises(UsageError, match="--min-size"):
         data_check("classification", str(tmp_path), min_size=0)

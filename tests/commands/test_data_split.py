@@ -306,7 +306,7 @@ def test_a_coco_file_that_cannot_be_divided_stays_as_it_is(mini_copy):
     root = mini_copy("coco")
     path = only_train(root)
     whole = path.read_bytes()
-    with pytest.raises(UsageError, match="no image is moved"):
+    with pytest.raises(UsageError, match="--copy is not an option of the split of detection data"):
         data_split(str(root), copy=True)
     with pytest.raises(UsageError, match="not a share"):
         data_split(str(root), val=1.5)

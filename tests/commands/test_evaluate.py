@@ -21,7 +21,7 @@ from fishnet.config import PreprocessConfig
 from fishnet.errors import FishnetError, UsageError
 from fishnet.models import create_model
 from fishnet.tasks.classification.evaluator import Evaluation
-from fishnet.tasks.classification.task import ClassificationLevel
+from fishnet.tasks.classification.task import ClassificationTask
 from tests.models_on_disk import classifier_card, save_classifier
 
 QUICK = {"device": "cpu", "workers": 0}
@@ -93,7 +93,7 @@ def test_the_figures_are_right(judged: Judged, tmp_path: Path, capsys: pytest.Ca
             int(((judged.truth == number) & (guess == other)).sum()) for other in range(len(judged.classes))
         ]
     printed = capsys.readouterr().out
-    for text in ("top-1", "top-5", "macro accuracy", "calibration error", "loss", *judged.classes):
+    for text in ("top-1", "top-5", "mean class accuracy", "calibration error", "loss", *judged.classes):
         assert text in printed
     assert f"{100 * right.mean():.2f} %" in printed
 
@@ -256,7 +256,7 @@ def test_of_many_classes_the_worst_are_shown() -> None:
         for i in range(30)
     ]  # fmt: skip
     rows[0] |= {"images": 0, "recall": None}
-    level = ClassificationLevel(classifier_card(["a"]))
+    level = ClassificationTask(classifier_card(["a"]))
     text = summary(level, Evaluation({"top1": 0.5}, rows, None, 290), "a model", ["x.jpg"] * 12)
     table = text[text.index("class  ") :].splitlines()[1:21]
     assert "the 20 worst of 30 classes" in text

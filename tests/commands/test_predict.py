@@ -17,7 +17,7 @@ from fishnet.config import PreprocessConfig
 from fishnet.errors import FishnetError, UsageError
 from fishnet.models import create_model
 from fishnet.predictor import Predictor
-from fishnet.tasks.classification import task as classification_task
+from fishnet.tasks.classification import painter
 from tests.models_on_disk import classifier_card, save_classifier
 
 CLASSES = [f"kind {i}" for i in range(8)]
@@ -84,13 +84,13 @@ def test_results_and_contact_sheet(run: str, photos: Path, tmp_path: Path, capsy
 
 
 def test_many_pages_and_workers(run: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(classification_task, "SHEET_IMAGES", 5)
+    monkeypatch.setattr(painter, "SHEET_IMAGES", 5)
     monkeypatch.setattr(command, "_FEW", 1)
     out = tmp_path / "out"
     found = predict(run, [str(photos)], str(out), device="cpu", batch_size=4, workers=1, top=2)
     assert [sheet.name for sheet in found.pictures] == [f"contact_sheet_0{i}.png" for i in (1, 2, 3)]
     assert all(len(entry["predictions"]) == 2 for entry in found.images)
-    with pytest.raises(UsageError, match=r"holds results already.*--overwrite"):
+    with pytest.raises(UsageError, match=r"contains results already.*--overwrite"):
         predict(run, [str(photos)], str(out), device="cpu")
     again = predict(run, [str(photos / "notes.txt").replace("notes.txt", "image 00*")], str(out), overwrite=True)
     assert len(again.images) == 1
@@ -100,8 +100,8 @@ def test_many_pages_and_workers(run: str, photos: Path, tmp_path: Path, monkeypa
 def test_only_so_many_images_are_drawn(
     run: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr(classification_task, "SHEET_IMAGES", 4)
-    monkeypatch.setattr(classification_task, "_SHEETS", 2)
+    monkeypatch.setattr(painter, "SHEET_IMAGES", 4)
+    monkeypatch.setattr(painter, "_SHEETS", 2)
     found = predict(run, [str(photos)], str(tmp_path / "out"), device="cpu", workers=0)
     assert len(found.images) == 12
     assert len(found.pictures) == 2

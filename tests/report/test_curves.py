@@ -14,9 +14,9 @@ from fishnet.drawing import style
 from fishnet.drawing.confusion import draw_confusion
 from fishnet.errors import FishnetError, UsageError
 from fishnet.report.curves import draw_curves, read_metrics, smooth
-from fishnet.tasks import get_display
+from fishnet.tasks import get_task
 
-DISPLAY = get_display("classification")
+DISPLAY = get_task("classification").display
 
 
 def write_rows(path: Path, rows: list[tuple[object, ...]]) -> Path:

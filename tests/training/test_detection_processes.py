@@ -21,13 +21,13 @@ SETTINGS = [
     *("--workers", "2", "--seed", "3", "--ema", "0.9", "--log-every", "1", "--checkpoint-minutes", "0.001"),
     *("--heads.preset", "nano", "--heads.proposals", "40", "--heads.samples", "16", "--norm", "group"),
     *("--heads.score", "0.01", "--accelerator", "cpu"),
-    *("--region.mosaic", "0.3", "--region.copy-paste", "0.5", "--region.iou-crop", "true"),
+    *("--augment.mosaic", "0.3", "--augment.copy-paste", "0.5", "--augment.iou-crop", "true"),
     *(
-        "--region.short-edges",
+        "--augment.short-edges",
         "[64,80]",
-        "--region.scale-jitter",
+        "--augment.scale-jitter",
         "null",
-        "--region.photometric",
+        "--augment.photometric",
         "true",
         "--model-option",
         "drop_path_rate=0.1",
@@ -99,7 +99,7 @@ ALIKE = [
     *("--model", "fishnet_nano", "--size", "64", "--longest", "96", "--epochs", "10", "--batch-size", "4"),
     *("--workers", "1", "--log-every", "1", "--validate-every", "10", "--accelerator", "cpu", "--lr", "0.00001"),
     *("--optim.name", "sgd", "--heads.preset", "nano", "--heads.proposals", "40", "--heads.samples", "16"),
-    *("--region.short-edges", "[64,80]", "--region.scale-jitter", "null"),
+    *("--augment.short-edges", "[64,80]", "--augment.scale-jitter", "null"),
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import math
@@ -25,7 +26,8 @@ from fishnet.models.heads.image import ClassifierPlan, ImageHead
 from fishnet.models.heads.types import Frame
 from fishnet.models.network import Network
 from fishnet.runs import RunFolder
-from fishnet.tasks.classification.training import ClassificationTask, grown_size
+from fishnet.tasks.classification.options import ClassificationConfig
+from fishnet.tasks.classification.training import ClassificationTraining, grown_size
 from fishnet.training.module import freeze, hold_norms
 from fishnet.training.optimizer import base_lr, build_optimizer, lr_share
 
@@ -48,7 +50,9 @@ def photos(mini: Callable[[str], Path], tmp_path: Path) -> Path:
 
 
 def fit(photos: Path, out: Path, **settings: Any) -> RunFolder:
-    return train("classification", data=str(photos), out=str(out), **{**SMALL, **settings})
+    # plain SGD, whatever the recipe of small data says
+    optim = {**dataclasses.asdict(OptimConfig()), **settings.pop("optim", {})}
+    return train("classification", data=str(photos), out=str(out), optim=optim, **{**SMALL, **settings})
 
 
 def test_a_run_leaves_what_the_contract_names(photos: Path, tmp_path: Path) -> None:
@@ -74,14 +78,14 @@ def test_every_epoch_has_its_own_order_and_augmentation(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
     seen: list[tuple[int, list[int], dict[int, bytes]]] = []
-    loss = ClassificationTask.training_loss
+    loss = ClassificationTraining.losses
 
-    def watched(self: ClassificationTask, model: nn.Module, batch: dict[str, Any], epoch: int) -> Any:
+    def watched(self: ClassificationTraining, model: nn.Module, batch: dict[str, Any], epoch: int) -> Any:
         order = batch["index"].tolist()
         seen.append((epoch, order, {i: x.numpy().tobytes() for i, x in zip(order, batch["image"], strict=True)}))
         return loss(self, model, batch, epoch)
 
-    monkeypatch.setattr(ClassificationTask, "training_loss", watched)
+    monkeypatch.setattr(ClassificationTraining, "losses", watched)
     fit(photos, tmp_path / "run", epochs=3, workers=workers)
     assert [epoch for epoch, _, _ in seen] == [0] * 3 + [1] * 3 + [2] * 3
     orders = [tuple(i for e, order, _ in seen if e == epoch for i in order) for epoch in range(3)]
@@ -170,7 +174,7 @@ def test_a_missing_val_names_the_command_that_makes_one(photos: Path, tmp_path: 
 def test_overwrite_replaces_the_files_of_a_run_and_nothing_else(photos: Path, tmp_path: Path) -> None:
     run = fit(photos, tmp_path / "run", epochs=1)
     (run.path / "notes.txt").write_text("mine")
-    with pytest.raises(UsageError, match="holds a run already"):
+    with pytest.raises(UsageError, match="contains a run"):
         fit(photos, tmp_path / "run")
     fit(photos, tmp_path / "run", epochs=1, overwrite=True, seed=5)
     assert (run.path / "notes.txt").read_text() == "mine"
@@ -297,7 +301,7 @@ def test_frozen_parts_keep_their_statistics_and_the_rest_trains() -> None:
 
 
 def test_images_grow_over_the_epochs(photos: Path) -> None:
-    config = TrainConfig(data=str(photos), size=32, epochs=9, model="fishnet_nano")
+    config = ClassificationConfig(data=str(photos), size=32, epochs=9, model="fishnet_nano")
     assert {grown_size(config, epoch) for epoch in range(9)} == {32}
     config.augment.grow_from = 16
     sizes = [grown_size(config, epoch) for epoch in range(9)]
@@ -309,7 +313,7 @@ def test_images_grow_over_the_epochs(photos: Path) -> None:
 def test_balanced_weights_are_the_inverse_of_the_frequency(photos: Path) -> None:
     for path in sorted((photos / "train" / "cat").iterdir())[10:]:
         path.unlink()
-    task = ClassificationTask(TrainConfig(data=str(photos), size=32, class_weights="balanced"))
+    task = ClassificationTraining(ClassificationConfig(data=str(photos), size=32, class_weights="balanced"))
     assert task.architecture().heads["image"].class_weights == pytest.approx([40 / (2 * 10), 40 / (2 * 30)])
 
 
@@ -321,7 +325,7 @@ def test_the_best_constant_answer_of_several_labels_is_the_frequency(photos: Pat
         photos,
         lambda number, name: "|".join(label for label, share in shares.items() if number % 10 < round(10 * share)),
     )
-    task = ClassificationTask(TrainConfig(data=str(photos), size=32, class_weights=weights))  # type: ignore[arg-type]
+    task = ClassificationTraining(ClassificationConfig(data=str(photos), size=32, class_weights=weights))  # type: ignore[arg-type]
     targets = torch.stack([task.train_data[index]["target"] for index in range(60)]).double()
     batch = {"image": torch.zeros(60, 3, 32, 32), "target": targets}
     answer = torch.zeros(3, dtype=torch.float64, requires_grad=True)
@@ -337,7 +341,7 @@ def test_the_best_constant_answer_of_several_labels_is_the_frequency(photos: Pat
 
     def loss() -> torch.Tensor:
         optimizer.zero_grad()
-        value = task.training_loss(Constant(), batch, epoch=0)["loss"]
+        value = task.losses(Constant(), batch, epoch=0)["loss"]
         value.backward()
         return value
 

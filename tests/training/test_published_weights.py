@@ -13,17 +13,21 @@ from timm.models import _registry as registry
 
 from fishnet.cards import read_card
 from fishnet.commands.train import train
-from fishnet.config import TrainConfig
+from fishnet.config import PreprocessConfig
 from fishnet.errors import UsageError
 from fishnet.loading import load_model
 from fishnet.models import create_model
 from fishnet.settings import describe_preprocessing, read_settings, resolve, save_settings
-from fishnet.tasks.classification.training import ClassificationTask
+from fishnet.tasks import get_task
+from fishnet.tasks.classification.options import ClassificationConfig
+from fishnet.tasks.classification.training import ClassificationTraining
+from fishnet.training.module import build_model
 from tests.models_on_disk import classifier_card, save_classifier
 from tests.tasks.detection.test_run import QUICK, data
 from tests.training.test_module import fit, photos
 
 __all__ = ["data", "photos"]
+CLASSIFICATION = get_task("classification")
 MODEL = "test_resnet"
 HALF = (0.5, 0.5, 0.5)
 
@@ -50,51 +54,51 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, torc
 @pytest.mark.parametrize("recipe", [None, "finetune", "cifar10"])
 def test_published_weights_bring_their_preprocessing(model: str, recipe: str | None) -> None:
     found = timm.data.resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(model).to_dict())
-    taken = dataclasses.asdict(resolve(recipe, pretrained(model)).preprocess)
+    taken = dataclasses.asdict(resolve(CLASSIFICATION, recipe, pretrained(model)).preprocess)
     assert taken == {name: found[name] for name in ("crop_pct", "interpolation", "mean", "std")}
 
 
 def test_what_is_given_by_hand_or_in_a_file_wins_and_is_said(tmp_path: Path) -> None:
-    by_hand = resolve("finetune", pretrained(preprocess={"crop_pct": 1.0, "mean": [0.1, 0.2, 0.3]}))
+    by_hand = resolve(CLASSIFICATION, "finetune", pretrained(preprocess={"crop_pct": 1.0, "mean": [0.1, 0.2, 0.3]}))
     assert (by_hand.preprocess.crop_pct, by_hand.preprocess.mean) == (1.0, (0.1, 0.2, 0.3))
     assert by_hand.preprocess.std == HALF
-    line = describe_preprocessing(by_hand, "classification")
+    line = describe_preprocessing(by_hand)
     assert line is not None
-    assert "taken over: interpolation bilinear, std (0.5, 0.5, 0.5)" in line
-    assert "set by hand: crop_pct 1.0, mean (0.1, 0.2, 0.3)" in line
+    assert "taken over: std (0.5, 0.5, 0.5), interpolation bilinear" in line
+    assert "set by hand: mean (0.1, 0.2, 0.3), crop_pct 1.0" in line
     # the settings of a run repeat it, whatever the weights say
     save_settings(tmp_path / "config.yaml", "classification", by_hand)
-    assert resolve(str(tmp_path / "config.yaml"), {}) == by_hand
-    saved = read_settings(tmp_path / "config.yaml")
-    assert resolve(None, {}, base=saved) == by_hand
+    assert resolve(CLASSIFICATION, str(tmp_path / "config.yaml"), {}) == by_hand
+    saved = read_settings(tmp_path / "config.yaml", ClassificationConfig)
+    assert resolve(CLASSIFICATION, None, {}, base=saved) == by_hand
     again = {"preprocess": {"crop_pct": 1.0, "mean": [0.1, 0.2, 0.3]}}
-    assert resolve("finetune", pretrained(**again), base=saved) == by_hand
+    assert resolve(CLASSIFICATION, "finetune", pretrained(**again), base=saved) == by_hand
 
 
 def test_without_published_weights_nothing_is_taken_over(tmp_path: Path) -> None:
-    assert resolve("finetune", {"model": MODEL}).preprocess.crop_pct == 0.9
-    assert describe_preprocessing(TrainConfig(model=MODEL), "classification") is None
-    assert describe_preprocessing(TrainConfig(model=MODEL, weights="some.pth"), "classification") is None
+    assert resolve(CLASSIFICATION, "finetune", {"model": MODEL}).preprocess.crop_pct == 0.9
+    assert describe_preprocessing(ClassificationConfig(model=MODEL)) is None
+    assert describe_preprocessing(ClassificationConfig(model=MODEL, weights="some.pth")) is None
 
 
 def test_a_run_to_start_from_brings_mean_and_std(tmp_path: Path) -> None:
-    preprocess = dataclasses.replace(TrainConfig().preprocess, mean=HALF, std=(0.1, 0.2, 0.3), crop_pct=1.0)
+    preprocess = PreprocessConfig(mean=HALF, std=(0.1, 0.2, 0.3), crop_pct=1.0)
     card = classifier_card(["a", "b"], preprocess=preprocess)
     save_classifier(tmp_path / "model.safetensors", create_model("fishnet_nano", num_classes=2), card)
     for weights in (tmp_path, tmp_path / "model.safetensors"):
         for task in ("classification", "detection"):
             recipe = "finetune"
-            taken = resolve(recipe, {"model": "fishnet_nano", "weights": str(weights)}, task=task).preprocess
+            taken = resolve(get_task(task), recipe, {"model": "fishnet_nano", "weights": str(weights)}).preprocess
             assert (taken.mean, taken.std) == (HALF, (0.1, 0.2, 0.3))
-            assert taken.crop_pct == (0.9 if task == "classification" else 0.875)
+            assert getattr(taken, "crop_pct", None) == (0.9 if task == "classification" else None)
 
 
 def test_of_a_fish_they_are_its_tag() -> None:
     for task in ("classification", "detection"):
-        assert resolve("finetune", pretrained("fishnet150"), task=task).weights == "osmr_in1k"
+        assert resolve(get_task(task), "finetune", pretrained("fishnet150")).weights == "osmr_in1k"
     for model in ("fishnet_nano", "fishnet150.untrained"):
         with pytest.raises(UsageError, match=rf"^{model} has no published weights .*osmr_in1k of fishnet150.*"):
-            resolve("finetune", pretrained(model))
+            resolve(CLASSIFICATION, "finetune", pretrained(model))
         with pytest.raises(UsageError, match="no published weights"):
             create_model(model, weights="pretrained")
 
@@ -102,7 +106,7 @@ def test_of_a_fish_they_are_its_tag() -> None:
 @pytest.mark.parametrize("model", ["test_coatnet", "resnet50.no_such_tag"])
 def test_a_timm_model_without_them_is_one_line(model: str) -> None:
     with pytest.raises(UsageError, match=rf"^timm has no pretrained weights of {model}[^\n]*$"):
-        resolve(None, pretrained(model))
+        resolve(CLASSIFICATION, None, pretrained(model))
 
 
 def test_a_fish_is_created_with_its_published_weights(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,12 +121,12 @@ def test_a_fish_is_created_with_its_published_weights(monkeypatch: pytest.Monkey
 def test_a_classifier_trains_and_predicts_with_their_preprocessing(
     photos: Path, tmp_path: Path, published: dict[str, torch.Tensor], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    task = ClassificationTask(resolve(None, pretrained(data=str(photos), size=64)))
-    state = task.build_model().state_dict()
+    task = ClassificationTraining(resolve(CLASSIFICATION, None, pretrained(data=str(photos), size=64)))
+    state = build_model(task).state_dict()
     taken = {name: value for name, value in published.items() if not name.startswith("fc.")}
     assert all(torch.equal(state[f"trunk.network.{name}"], value) for name, value in taken.items())
-    image, plain = (data[0]["image"] for data in (task.val_data, ClassificationTask(
-        TrainConfig(data=str(photos), size=64, model=MODEL)).val_data))  # fmt: skip
+    image, plain = (data[0]["image"] for data in (task.val_data, ClassificationTraining(
+        ClassificationConfig(data=str(photos), size=64, model=MODEL)).val_data))  # fmt: skip
     assert not torch.equal(image, plain)
     run = fit(photos, tmp_path / "run", model_option={}, epochs=1, **pretrained())
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("preprocessing of the weights")]
@@ -141,7 +145,7 @@ def test_a_detector_normalises_as_its_trunk_was_trained(
     network, card = load_model(run.path)
     transform: Any = network.batcher
     assert (tuple(transform.mean), tuple(transform.std)) == (HALF, HALF)
-    assert (card.preprocess.mean, card.preprocess.crop_pct) == (HALF, 0.875)
+    assert (card.preprocess.mean, card.preprocess.std) == (HALF, HALF)
 
 
 @pytest.mark.parametrize(

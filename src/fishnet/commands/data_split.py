@@ -1,34 +1,43 @@
-"""`fishnet data split`: a stratified val split where there is none."""
+"""`fishnet data split`: a stratified validation split where there is none."""
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
+from typing import Any
 
-from fishnet.data.classification.split import SplitReport, split_classification
-from fishnet.data.detection.split import CocoSplitReport, split_coco
-from fishnet.errors import UsageError
+from fishnet.errors import UsageError, refuse_options
+from fishnet.tasks import get_task, task_names
+from fishnet.tasks.base import SplitReport, TaskKind
 
 
-def data_split(
-    directory: str, val: float = 0.2, seed: int = 0, copy: bool = False
-) -> SplitReport | CocoSplitReport:  # fmt: skip
-    """Make a stratified val split of DIR/train/<class>/, of a COCO file, or train and val of DIR/<class>/.
+def data_split(directory: str, task: str | None = None, **options: Any) -> SplitReport:
+    """Make a stratified validation split of a data set; safe to interrupt and repeat.
 
-    It is safe to interrupt and rerun. Of a COCO folder only the annotation file is divided; images stay where they are.
+    DIR/train/<class>/ gives images to DIR/val/<class>/, and DIR/<class>/ becomes train and val. Of a COCO folder only
+    the annotation file is divided.
 
     Args:
         directory: Folder of the data set.
-        val: Share of each class that goes to val; at least one image, where a class has two different ones.
-        seed: Seed of the choice.
-        copy: Copy the files of DIR/<class>/ instead of moving them.
+        task: Task that the data is for; by default the layout decides.
+        options: Options of the task, such as `val`, the fraction of the images that goes to val.
     """
     root = Path(directory)
-    report: SplitReport | CocoSplitReport
-    if any((root / "annotations").glob("instances_*.json")):
-        if copy:
-            raise UsageError("--copy is for DIR/<class>/; of a COCO folder no image is moved")
-        report = split_coco(root, val=val, seed=seed)
-    else:
-        report = split_classification(root, val=val, seed=seed, copy=copy)
+    kind = get_task(task) if task else _task_of(root)
+    if kind.split_data is None:
+        raise UsageError(f"{kind.name} has no split for its data")
+    known = set(inspect.signature(kind.split_data).parameters) - {"root", "progress"}
+    refuse_options(options, known, f"the split of {kind.name} data")
+    report = kind.split_data(root, **options)
     print(report.describe())
     return report
+
+
+def _task_of(root: Path) -> TaskKind:
+    """Return the task whose layout a folder has."""
+    kinds = [get_task(name) for name in task_names()]
+    fitting = [kind for kind in kinds if kind.can_split is not None and kind.can_split(root)]
+    if len(fitting) > 1:
+        names = ", ".join(kind.name for kind in fitting)
+        raise UsageError(f"{root} can be divided for several tasks ({names}); choose one with --task")
+    return fitting[0] if fitting else kinds[0]

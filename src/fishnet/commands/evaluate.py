@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from fishnet.errors import UsageError
 
 if TYPE_CHECKING:
-    from fishnet.tasks import Evaluation
-    from fishnet.tasks.levels import Level
+    import torch
+    from torch import nn
+
+    from fishnet.tasks.base import Batch, Evaluation, Task
 
 FORMAT_VERSION = 1
 
@@ -39,7 +41,7 @@ def evaluate(
     split: str = "val",
     json: str | None = None,
     device: str = "auto",
-    batch_size: int = 64,
+    batch_size: int | None = None,
     workers: int = 2,
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
     bad_images: Literal["stop", "skip"] = "stop",
@@ -50,36 +52,37 @@ def evaluate(
     out: str | None = None,
     runtime: Literal["torch"] = "torch",
 ) -> EvaluationReport:
-    """Judge a model on a split: figures, a table per class, a confusion matrix or precision-recall curves, JSON.
+    """Evaluate a model on a split: figures, a table per class, a picture, and a JSON file.
 
     Args:
         run: Run folder or weights file.
         data: Folder of the data set.
-        split: Split to judge on.
-        json: File for the figures; without it evaluate_<split>.json in the run folder or in `out`.
+        split: Split to evaluate on.
+        json: File for the figures; by default evaluate_<split>.json in the run folder or in --out.
         device: auto, cpu, cuda, cuda:1, ...
-        batch_size: Images per forward pass.
-        workers: Processes that read images.
-        precision: Arithmetic; auto is what the model was validated with in training, else fp32.
+        batch_size: Images per forward pass; the default depends on the task.
+        workers: Worker processes that load images.
+        precision: Arithmetic; auto uses that of the validation during training.
         bad_images: stop at an image that cannot be read, or skip it and list it.
-        size: Input size in pixels instead of the one the model was made for. Of a detector this is the shorter side;
-            the bound of the longer side is scaled with it.
-        task: Task of a weights file that does not say it.
-        model: Architecture of a weights file that does not say it.
-        classes: Text file with a class name per line, for a weights file that does not hold them.
-        out: Folder for the picture and the JSON; the run folder where `run` is one, else nothing is written.
+        size: Input size in pixels instead of that of the model. For a detector it is the shorter side, and the
+            maximum of the longer side is scaled with it.
+        task: Task of a weights file that does not describe its network.
+        model: Backbone of a weights file that does not describe its network.
+        classes: Text file with a class name per line, for a weights file without class names.
+        out: Folder for the picture and the JSON file; by default the run folder, if RUN is one.
         runtime: What runs the network.
     """
     from fishnet.commands.predict import read_names
-    from fishnet.loading import load_model
-    from fishnet.tasks.levels import make_level
+    from fishnet.loading import load_model, resolve_device
+    from fishnet.tasks import get_task, make_task
 
-    if batch_size < 1 or workers < 0:
-        raise UsageError("--batch-size must be 1 or more, --workers 0 or more")
+    if (batch_size is not None and batch_size < 1) or workers < 0:
+        raise UsageError("--batch-size must be at least 1, --workers at least 0")
     network, card = load_model(run, device, task=task, model=model, classes=read_names(classes), size=size)
-    level = make_level(card)
-    dataset = level.open_split(Path(data), split, bad_images)
-    evaluation, documents, bad = _judge(network, level, dataset, batch_size, workers, precision)
+    kind = make_task(card)
+    dataset = kind.open_split(Path(data), split, bad_images)
+    images = get_task(card.task).batch_size if batch_size is None else batch_size
+    evaluation, documents, bad = _evaluate(network, resolve_device(device), kind, dataset, images, workers, precision)
     document = {
         "format_version": FORMAT_VERSION,
         "source": str(run),
@@ -89,51 +92,55 @@ def evaluate(
         "bad_images": bad,
         "card": card.to_dict(),
     }
-    print(summary(level, evaluation, f"{card.model} on {split} of {data}", bad))
+    print(summary(kind, evaluation, f"{card.model} on {split} of {data}", bad))
     folder = Path(out) if out is not None else Path(run) if Path(run).is_dir() else None
     target = Path(json) if json is not None else None if folder is None else folder / f"evaluate_{split}.json"
-    pictures = _write(level, evaluation, {target: document}, documents, folder, split)
+    pictures = _write(kind, evaluation, {target: document}, documents, folder, split)
     return EvaluationReport(document, evaluation, target, pictures, bad)
 
 
-def _judge(
-    network: Any, level: Level, dataset: Any, batch_size: int, workers: int, precision: str
+def _evaluate(
+    network: nn.Module,
+    device: torch.device,
+    task: Task,
+    dataset: Any,
+    batch_size: int,
+    workers: int,
+    precision: str,
 ) -> tuple[Evaluation, Mapping[str, Any], list[str]]:
-    """Return what the evaluator found, what else it has to say, and the images left out."""
+    """Return the evaluation, the further documents of the evaluator, and the images left out."""
     import torch
     from tqdm import tqdm
 
     from fishnet.data.loader import EvalBatches, make_loader, reraise_plainly
-    from fishnet.models.precision import guard_bf16_on_cpu
-    from fishnet.tasks.levels import autocast, judge, mover
+    from fishnet.models.precision import autocast, guard_bf16_on_cpu
+    from fishnet.tasks.base import evaluate_network
 
     if precision == "auto":
-        precision = level.card.precision
-    device = next(network.parameters()).device
+        precision = task.card.precision
     network.to(memory_format=torch.channels_last)
     if precision == "bf16" and device.type == "cpu":
         network = guard_bf16_on_cpu(network)  # as in training
     batches = EvalBatches(len(dataset), batch_size)
-    loader = make_loader(dataset, batches, workers, device.type == "cuda", collate=level.collate)
+    loader = make_loader(dataset, batches, workers, device.type == "cuda", collate=task.collate)
     bad = dict.fromkeys(dataset.bad_images)
-    evaluator = level.evaluator(dataset, device)
+    evaluator = task.evaluator(dataset, device)
     with tqdm(total=len(dataset), desc="evaluating", unit="image", disable=None, leave=False) as bar:
 
-        def watched() -> Any:
+        def watched() -> Iterator[Batch]:
             for batch in reraise_plainly(iter(loader)):
                 bad.update(dict.fromkeys(name for name in batch.get("bad", ()) if name))
                 yield batch
                 bar.update(len(batch["image"]))
 
-        arithmetic = autocast(device, precision)
-        evaluation = judge(network, watched(), level.evaluate_batch, evaluator, mover(device), arithmetic)
-    return evaluation, level.documents(evaluator), list(bad)
+        evaluation = evaluate_network(task, network, device, watched(), evaluator, autocast(device, precision))
+    return evaluation, task.documents(evaluator), list(bad)
 
 
-def summary(level: Level, evaluation: Evaluation, title: str, bad: Sequence[str] = ()) -> str:
-    """Return the result as text: what was judged, the figures, the images left out."""
+def summary(task: Task, evaluation: Evaluation, title: str, bad: Sequence[str] = ()) -> str:
+    """Return the result as text: what was evaluated, the figures, the images left out."""
     lines = [f"{title}: {evaluation.images} images" + (f", {len(bad)} unreadable left out" if bad else "")]
-    lines += level.describe(evaluation)
+    lines += task.describe(evaluation)
     lines += [f"left out, cannot be read: {name}" for name in bad[:10]]
     if len(bad) > 10:
         lines.append(f"... and {len(bad) - 10} more left out")
@@ -141,7 +148,7 @@ def summary(level: Level, evaluation: Evaluation, title: str, bad: Sequence[str]
 
 
 def _write(
-    level: Level,
+    task: Task,
     evaluation: Evaluation,
     main: dict[Path | None, Any],
     documents: Mapping[str, Any],
@@ -160,7 +167,7 @@ def _write(
     if folder is not None:
         from fishnet.drawing.style import save_figure
 
-        for name, figure in level.pictures(evaluation).items():
+        for name, figure in task.pictures(evaluation).items():
             pictures.append(save_figure(figure, folder / f"{name}_{split}.png"))
     written = [str(path) for path in (*contents, *pictures)]
     print("written: " + ", ".join(written) if written else "nothing written: --out or --json keeps the figures")

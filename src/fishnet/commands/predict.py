@@ -1,4 +1,4 @@
-"""`fishnet predict`: what a trained network says of images, as a file for programs and pictures for people."""
+"""`fishnet predict`: answers for images, as a JSON file and as pictures."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict
 
 from fishnet.errors import FishnetError, UsageError
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from fishnet.predictor import Predictor
-    from fishnet.tasks.levels import Level, Painter
+    from fishnet.tasks.base import Entry, Painter, Prepared, Task
 
 FORMAT_VERSION = 1
 _FEW = 16
@@ -29,7 +31,7 @@ class Prediction:
     bad_images: list[str]
 
     @property
-    def images(self) -> list[dict[str, Any]]:
+    def images(self) -> list[Entry]:
         """One entry per image: file, width, height, predictions."""
         return self.document["images"]
 
@@ -39,13 +41,7 @@ def predict(
     inputs: list[str],
     out: str,
     device: str = "auto",
-    top: int | None = None,
-    threshold: float | None = None,
-    score: float | None = None,
-    max_detections: int | None = None,
-    tile: int | None = None,
-    overlap: float | None = None,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     workers: int = 2,
     bad_images: Literal["stop", "skip"] = "stop",
     overwrite: bool = False,
@@ -54,46 +50,42 @@ def predict(
     model: str | None = None,
     classes: str | None = None,
     runtime: Literal["torch"] = "torch",
+    **options: Any,
 ) -> Prediction:
-    """Predict on images: writes results.json, and contact sheets (classes) or a picture per image (objects).
+    """Predict on images; writes results.json and pictures.
 
     Args:
         run: Run folder or weights file.
         inputs: Images, folders (searched with their subfolders) or quoted patterns such as "photos/**/*.jpg".
-        out: Folder to write results.json and the pictures into.
+        out: Folder to write results.json and the pictures to.
         device: auto, cpu, cuda, cuda:1, ...
-        top: Number of classes per image (single-label models; 5).
-        threshold: Smallest score of a class that is named (multi-label models; 0.5).
-        score: Smallest score of an object that is named (detectors; 0.5).
-        max_detections: Most objects per image (detectors; 100).
-        tile: Side of overlapping parts in pixels that large images are cut into (detectors).
-        overlap: Share of such a part that its neighbour sees too (0.2).
-        batch_size: Images per forward pass.
-        workers: Processes that read images.
+        batch_size: Images per forward pass; the default depends on the task.
+        workers: Worker processes that load images.
         bad_images: stop at an image that cannot be read, or skip it and list it.
-        overwrite: Replace the results that `out` holds.
-        size: Input size in pixels instead of the one the model was made for. Of a detector this is the shorter side;
-            the bound of the longer side is scaled with it.
-        task: Task of a weights file that does not say it.
-        model: Architecture of a weights file that does not say it.
-        classes: Text file with a class name per line, for a weights file that does not hold them.
+        overwrite: Replace the results in --out.
+        size: Input size in pixels instead of that of the model. For a detector it is the shorter side, and the maximum
+            of the longer side is scaled with it.
+        task: Task of a weights file that does not describe its network.
+        model: Backbone of a weights file that does not describe its network.
+        classes: Text file with a class name per line, for a weights file without class names.
         runtime: What runs the network.
+        options: How to answer, depending on the task, such as `top` or `score`; see `fishnet predict --help`.
     """
     from fishnet.files import atomic_write
     from fishnet.predictor import Predictor
+    from fishnet.tasks import get_task
 
-    if batch_size < 1 or workers < 0:
-        raise UsageError("--batch-size must be 1 or more, --workers 0 or more")
+    if (batch_size is not None and batch_size < 1) or workers < 0:
+        raise UsageError("--batch-size must be at least 1, --workers at least 0")
     folder = Path(out)
     results = folder / "results.json"
     if results.exists() and not overwrite:
-        raise UsageError(f"{folder} holds results already: choose another --out or give --overwrite")
+        raise UsageError(f"{folder} contains results already: choose another --out or give --overwrite")
     files = find_images(inputs, leave_out=folder)
     _make(folder)
-    options = {"top": top, "threshold": threshold, "score": score, "max_detections": max_detections}
-    options |= {"tile": tile, "overlap": overlap}
     predictor = Predictor(run, device, task, model, read_names(classes), size, **options)
-    entries, painter, bad = _predict_files(predictor, files, folder, batch_size, workers, bad_images)
+    images = get_task(predictor.card.task).batch_size if batch_size is None else batch_size
+    entries, painter, bad = _predict_files(predictor, files, folder, images, workers, bad_images)
     document = _head(predictor) | {"images": entries, "bad_images": bad}
     atomic_write(results, json.dumps(document, ensure_ascii=False, indent=1))
     _say(predictor, results, painter, entries, bad)
@@ -102,7 +94,9 @@ def predict(
 
 def _head(predictor: Predictor) -> dict[str, Any]:
     card = predictor.card
-    return {"format_version": FORMAT_VERSION, "task": card.task, "model": card.model, "classes": card.head().classes}
+    classes = {name: head.classes for name, head in card.heads.items()}
+    names = next(iter(classes.values())) if len(classes) == 1 else classes
+    return {"format_version": FORMAT_VERSION, "task": card.task, "model": card.model, "classes": names}
 
 
 def _make(folder: Path) -> None:
@@ -173,64 +167,72 @@ def _nothing_found(text: str, path: Path, any_match: bool) -> str:
     return f"{text} does not exist"
 
 
-class _Files:
-    """The images as a map-style data set; an unreadable one comes as its error."""
+class _Item(TypedDict):
+    """An image on its way to the model; `error` is why it cannot be read, or an empty string."""
 
-    def __init__(self, level: Level, painter: Painter, files: list[Path]) -> None:
-        self.level, self.painter, self.files = level, painter, files
+    file: str
+    thumbnail: Image.Image | None
+    error: str
+    width: NotRequired[int]
+    height: NotRequired[int]
+    input: NotRequired[Prepared]
+
+
+class _Files:
+    """The images as a map-style data set."""
+
+    def __init__(self, task: Task, painter: Painter, files: list[Path]) -> None:
+        self.task, self.painter, self.files = task, painter, files
 
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> _Item:
         from fishnet.data.images import read_image
 
         path = self.files[index]
-        item: dict[str, Any] = {"file": path.as_posix(), "thumbnail": None, "error": ""}
+        item: _Item = {"file": path.as_posix(), "thumbnail": None, "error": ""}
         try:
             image = read_image(path)
         except FishnetError as error:
-            return item | {"error": str(error)}
-        item |= {"width": image.width, "height": image.height, "input": self.level.prepare(image)}
+            item["error"] = str(error)
+            return item
+        item["width"], item["height"], item["input"] = image.width, image.height, self.task.prepare(image)
         if self.painter.wants(index):
             item["thumbnail"] = self.painter.thumbnail(image)
         return item
 
 
-def _as_list(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _as_list(items: list[_Item]) -> list[_Item]:
     return items
 
 
 def _predict_files(
     predictor: Predictor, files: list[Path], out: Path, batch_size: int, workers: int, bad_images: str
-) -> tuple[list[dict[str, Any]], Painter, list[str]]:
-    """Return the entries of results.json, what drew the pictures, and the images left out."""
+) -> tuple[list[Entry], Painter, list[str]]:
+    """Return the entries of results.json, the painter of the pictures, and the images left out."""
     from torch.utils.data import DataLoader
     from tqdm import tqdm
 
-    level = predictor.level
-    painter = level.painter(out, len(files))
-    dataset: Any = _Files(level, painter, files)
+    painter = predictor.task.painter(out, len(files))
+    dataset: Any = _Files(predictor.task, painter, files)
     if len(files) <= _FEW:
         workers = 0  # starting them would take longer than the work
     loader = DataLoader(dataset, batch_size, num_workers=workers, collate_fn=_as_list)
-    entries: list[dict[str, Any]] = []
+    entries: list[Entry] = []
     bad: list[str] = []
     with tqdm(total=len(files), desc="predicting", unit="image", disable=None, leave=False) as bar:
         for items in loader:
-            good = []
-            for item in items:
-                if not item["error"]:
-                    good.append(item)
-                elif bad_images == "stop":
-                    raise FishnetError(item["error"])
-                else:
-                    bad.append(item["file"])
+            good = [item for item in items if not item["error"]]
+            if broken := [item for item in items if item["error"]]:
+                if bad_images == "stop":
+                    raise FishnetError(broken[0]["error"])
+                bad += [item["file"] for item in broken]
             answers = predictor.answer([item["input"] for item in good]) if good else []
             for item, answer in zip(good, answers, strict=True):
-                about = {name: item[name] for name in ("file", "width", "height")}
-                entries.append(about | level.entry(answer))
-                painter.add(item, answer)
+                about = {"file": item["file"], "width": item["width"], "height": item["height"]}
+                entries.append(about | predictor.task.entry(answer))
+                painter.add({"file": item["file"], "thumbnail": item["thumbnail"]}, answer)
             bar.update(len(items))
     if not entries:
         raise FishnetError(f"none of the {len(files)} images can be read, the first is {bad[0]}")
@@ -238,9 +240,9 @@ def _predict_files(
     return entries, painter, bad
 
 
-def _say(predictor: Predictor, results: Path, painter: Painter, entries: list[dict[str, Any]], bad: list[str]) -> None:
+def _say(predictor: Predictor, results: Path, painter: Painter, entries: list[Entry], bad: list[str]) -> None:
     for entry in entries[:10]:
-        print(f"{entry['file']}: {predictor.level.headline(entry)}")
+        print(f"{entry['file']}: {predictor.task.headline(entry)}")
     if len(entries) > 10:
         print(f"... and {len(entries) - 10} more")
     for file in bad[:10]:

@@ -1,22 +1,25 @@
-"""`fishnet train`: data in, a run folder out."""
+"""`fishnet train`: from data to a run folder."""
 
 from __future__ import annotations
 
-import dataclasses
-import os
+from collections.abc import Sized
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, cast
 
 from fishnet.config import TrainConfig
+from fishnet.environment import announce, is_main_process
 from fishnet.errors import FishnetError, UsageError
 from fishnet.files import sweep_partials
 from fishnet.runs import RunFolder
+from fishnet.schema import Tree
 from fishnet.settings import describe_preprocessing, differences, read_settings, resolve, save_settings
+from fishnet.tasks import get_task
+from fishnet.tasks.base import TaskKind, Training
 
-# Settings that say where and how fast, not what is computed; a resumed run may change them freely.
+# Settings that change where and how fast a run computes, but not its result; a resumed run may change them.
 FREE_TO_CHANGE = {"workers", "worker_start", "cache", "checkpoint_minutes", "tensorboard", "compile", "out"}
-# A checkpoint holds tensors that fit these only.
-TIED_TO_CHECKPOINT = {"model", "detector", "optim.name"}
+# A checkpoint contains tensors that fit these only, and what the task adds.
+TIED_TO_CHECKPOINT = {"model", "optim.name"}
 RUN_FILES = (
     "config.yaml", "environment.json", "metrics.csv", "timing.csv", "bad_images.txt", "model.safetensors",
     "report.html", "train_batch.png", "predictions.png", "evaluation_val.json",
@@ -25,70 +28,94 @@ RUN_FILES = (
 
 
 def train(
-    task: Literal["classification", "detection"],
+    task: str,
     recipe: str | None = None,
     resume: bool = False,
     overwrite: bool = False,
     allow_changes: bool = False,
     **settings: Any,
 ) -> RunFolder:
-    """Train a network and return its run folder.
+    """Train a model and return its run folder.
 
     Args:
-        task: What is predicted.
-        recipe: Name of a built-in recipe or a YAML file; settings override it. Detection without one takes finetune
-            where weights are given, else scratch_small.
-        resume: Go on with the run in `out`.
-        overwrite: Replace the run in `out`.
-        allow_changes: Let a resumed run differ from what it was started with.
-        settings: Fields of `TrainConfig`; nested ones as dicts (`optim={"lr": 0.2}`).
+        task: What to predict, such as classification or detection.
+        recipe: Name of a built-in recipe, or a YAML file; other settings take precedence over it. Without one the task
+            chooses a recipe and says which.
+        resume: Continue the run in --out.
+        overwrite: Replace the run in --out.
+        allow_changes: Let a resumed run differ from the settings it was started with.
+        settings: Settings of the task, see `fishnet train TASK --help`; groups as dicts (`optim={"lr": 0.2}`).
 
     Raises:
-        UsageError: An unknown setting, a folder that holds a run already, changed settings on resume.
+        UsageError: An unknown setting, a folder that contains a run already, changed settings on resume.
         FishnetError: Bad data or weights, NaN, a full disk.
     """
-    if resume and overwrite:
-        raise UsageError("--resume and --overwrite exclude each other")
-    out = settings.get("out")
-    if not out:
-        raise UsageError("--out RUN is missing: the folder that the run is written to")
-    run = RunFolder(Path(out))
-    saved = read_settings(run.config_yaml) if resume and run.config_yaml.exists() else None
-    config = resolve(recipe, settings, base=saved, task=task)
-    if not config.data:
-        raise UsageError("--data DIR is missing: the folder of the data set")
-    if resume:
-        check_resume(run, saved, config, allow_changes)
-    elif is_main_process():
-        refuse_old_run(run, overwrite)
-    from fishnet.tasks import make_task
     from fishnet.training.fit import fit
+    from fishnet.training.trainer import decide_precision
 
-    if is_main_process() and not resume and (line := describe_preprocessing(config, task)):
-        print(line, flush=True)
-    made = make_task(task, config)
+    kind = get_task(task)
+    run, saved = _open_run(kind, settings.get("out"), resume, overwrite)
+    if not (settings.get("data") or (saved or {}).get("data")):
+        raise UsageError("--data DIR is missing: the folder of the data set")
+    if recipe is None and saved is None:
+        recipe, reason = kind.choose_recipe(settings)
+        announce(f"recipe {recipe}: {reason}")
+    config = decide_precision(resolve(kind, recipe, settings, base=saved))
+    if not resume and (line := describe_preprocessing(config)):
+        announce(line)
+    job = kind.make_training(config)
+    fit_batch_size(job)
+    if saved is not None:
+        check_resume(kind, run, saved, job.config, allow_changes)
     if is_main_process():
         prepare_folder(run, resume)
-        save_settings(run.config_yaml, task, config)
-    fit(made, run, resume=resume)
+        save_settings(run.config_yaml, task, job.config)
+    fit(job, run, resume=resume)
     return run
 
 
-def is_main_process() -> bool:
-    """Whether this is the process that writes: not one that the engine or a cluster started as a helper."""
-    return (
-        os.environ.get("LOCAL_RANK", "0") == "0"
-        and os.environ.get("RANK", "0") == "0"
-        and os.environ.get("SLURM_PROCID", "0") == "0"
-    )
+def _open_run(kind: TaskKind, out: str | None, resume: bool, overwrite: bool) -> tuple[RunFolder, Tree | None]:
+    """Return the run folder, and the settings of the run in it that is resumed."""
+    if resume and overwrite:
+        raise UsageError("--resume and --overwrite exclude each other")
+    if not out:
+        raise UsageError("--out RUN is missing: the folder to write the run to")
+    run = RunFolder(Path(out))
+    if not resume:
+        if is_main_process():
+            refuse_old_run(run, overwrite)
+        return run, None
+    if not run.config_yaml.exists():
+        raise UsageError(f"--resume: {run.path} does not contain a run (no config.yaml); start it without --resume")
+    return run, read_settings(run.config_yaml, kind.config)
 
 
-def check_resume(run: RunFolder, saved: dict[str, Any] | None, config: TrainConfig, allow_changes: bool) -> None:
-    """Refuse to resume what is not there, or what would silently become another run."""
-    if saved is None:
-        raise UsageError(f"--resume: {run.path} holds no run (no config.yaml); start it without --resume")
-    changed = differences(saved, dataclasses.asdict(config), ignore=FREE_TO_CHANGE)
-    tied = [entry for entry in changed if entry[0] in TIED_TO_CHECKPOINT or (entry[0] == "ema" and None in entry[1:])]
+def fit_batch_size(job: Training) -> None:
+    """Reduce a batch that is larger than the training split to the size of the split, and say so.
+
+    The learning rate follows where it is given per 256 images.
+    """
+    config, images = job.config, len(cast(Sized, job.train_data))
+    parts = config.accumulate * config.devices * config.nodes
+    if config.batch_size > images >= parts:
+        batch = images - images % parts
+        announce(f"batch size {config.batch_size} reduced to {batch}: the training split has {images} images")
+        config.batch_size = batch
+
+
+def check_resume(kind: TaskKind, run: RunFolder, saved: Tree, config: TrainConfig, allow_changes: bool) -> None:
+    """Refuse to resume what would silently become another run.
+
+    Args:
+        kind: Task.
+        run: Run folder.
+        saved: Settings that the run was started with.
+        config: Settings now.
+        allow_changes: Whether the settings may differ where the checkpoint allows it.
+    """
+    changed = differences(saved, config, ignore=FREE_TO_CHANGE)
+    fixed = TIED_TO_CHECKPOINT | kind.tied
+    tied = [entry for entry in changed if entry[0] in fixed or (entry[0] == "ema" and None in entry[1:])]
     if tied:
         name, before, now = tied[0]
         raise UsageError(
@@ -97,20 +124,20 @@ def check_resume(run: RunFolder, saved: dict[str, Any] | None, config: TrainConf
         )
     if changed and not allow_changes:
         listing = ", ".join(f"{name}: {before!r} -> {now!r}" for name, before, now in changed)
-        raise UsageError(f"--resume with changed settings ({listing}); add --allow-changes if that is meant")
+        raise UsageError(f"--resume with changed settings ({listing}); add --allow-changes if that is intended")
 
 
 def refuse_old_run(run: RunFolder, overwrite: bool) -> None:
     """Refuse to mix a new run with an old one."""
     if run.path.exists() and not run.path.is_dir():
-        raise UsageError(f"--out {run.path} is a file; name a folder")
+        raise UsageError(f"--out {run.path} is a file; give a folder")
     present = [name for name in RUN_FILES if (run.path / name).exists()]
     if present and not overwrite:
-        raise UsageError(f"{run.path} holds a run already ({present[0]}); use --resume, --overwrite or another --out")
+        raise UsageError(f"{run.path} contains a run ({present[0]}); use --resume, --overwrite or another --out")
 
 
 def prepare_folder(run: RunFolder, resume: bool) -> None:
-    """Make the run folder, without the files of an older run; what no run wrote stays."""
+    """Create the run folder without the files of an older run; other files in it are kept."""
     try:
         for name in () if resume else RUN_FILES:
             (run.path / name).unlink(missing_ok=True)

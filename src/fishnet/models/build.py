@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from importlib import metadata
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -101,6 +102,9 @@ def plan_of(values: Mapping[str, Any]) -> Any:
 
 
 def _kind_of(name: Any) -> HeadKind:
+    if name not in HEADS:
+        for entry in metadata.entry_points(group="fishnet.tasks"):
+            entry.load()  # importing the task of another package registers its heads
     if name not in HEADS:
         known = ["classifier", *HEADS]
         raise UsageError(f"unknown head {name!r}.{did_you_mean(str(name), known)} Known are {', '.join(known)}")

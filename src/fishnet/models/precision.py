@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor, nn
+
+_HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """Return the context that computes in fp32, bf16 or fp16 on a device."""
+    return torch.autocast(device.type, _HALF[precision]) if precision in _HALF else nullcontext()
 
 
 class FullPrecisionConv2d(nn.Conv2d):

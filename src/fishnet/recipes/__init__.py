@@ -1,1 +1,113 @@
-"""Built-in recipes: YAML files whose header says source, command, cost and expected score."""
+"""Recipes: YAML files with the settings of a run. Those of a task are in its own package below this one."""
+
+from __future__ import annotations
+
+import os
+import typing
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fishnet.config import TrainConfig
+from fishnet.errors import UsageError, did_you_mean
+from fishnet.schema import Tree, check_keys, merge, one_line
+from fishnet.tasks.base import TaskKind
+
+
+def list_recipes(kind: TaskKind) -> list[str]:
+    """Return the names of the built-in recipes of a task."""
+    names = (entry.name for entry in resources.files(kind.recipes).iterdir())
+    return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
+
+
+def read_recipe(kind: TaskKind, recipe: str, given: Mapping[str, Any]) -> Tree:
+    """Return the settings of a built-in recipe of a task or of a YAML file.
+
+    A recipe may have groups `by_<setting>`, such as `by_detector`, with settings for some values of that setting. Those
+    for the value in use replace what the recipe says otherwise.
+
+    Args:
+        kind: Task whose recipes are known by name.
+        recipe: Name of a built-in recipe, or a YAML file.
+        given: Settings that take precedence over the recipe.
+
+    Raises:
+        UsageError: There is no such recipe or file, or it is not a mapping of known settings.
+    """
+    known = list_recipes(kind)
+    if recipe in known:
+        tree = parse_settings(resources.files(kind.recipes).joinpath(f"{recipe}.yaml").read_bytes(), recipe)
+    elif os.path.isfile(recipe):  # noqa: PTH113  a name that is too long is no error
+        tree = parse_settings(Path(recipe).read_bytes(), recipe)
+    else:
+        raise UsageError(
+            f"unknown recipe {recipe!r}: neither a file nor a recipe of {kind.name} ({', '.join(known)})."
+            f"{did_you_mean(recipe, known)}"
+        )
+    special = {name: tree.pop(name) for name in list(tree) if str(name).startswith(_BY)}
+    check_keys(kind.config, tree, recipe)
+    for name, groups in special.items():
+        setting = name.removeprefix(_BY)
+        cases = _cases(kind.config, setting, groups, recipe)
+        value = given.get(setting, tree.get(setting, getattr(kind.config(), setting)))
+        tree = merge(tree, cases.get(str(value), {}))
+    return tree
+
+
+_BY = "by_"
+
+
+def _cases(config: type[TrainConfig], setting: str, groups: Any, where: str) -> dict[str, Tree]:
+    """Return the settings that a recipe has for each of some values of a setting, checked."""
+    known = typing.get_args(typing.get_type_hints(config).get(setting))
+    if not known:
+        raise UsageError(f"{where}: {_BY}{setting} needs a setting with a fixed list of values")
+    if not isinstance(groups, dict):
+        raise UsageError(f"{where}: {_BY}{setting} must be a mapping from values of {setting} to settings")
+    for name, tree in groups.items():
+        if name not in known:
+            near = did_you_mean(str(name), known)
+            raise UsageError(f"{where}: unknown {setting} {name!r} in {_BY}{setting}.{near}")
+        if not isinstance(tree, dict) or setting in tree:
+            raise UsageError(f"{where}: {_BY}{setting}.{name} must be a mapping of settings other than {setting}")
+        check_keys(config, tree, f"{where}, {_BY}{setting}.{name}")
+    return groups
+
+
+def parse_settings(content: bytes, where: str) -> Tree:
+    """Return the mapping of a YAML file; an empty file is an empty mapping.
+
+    Raises:
+        UsageError: It is not YAML, not a mapping, or refers to itself.
+    """
+    try:
+        tree = yaml.safe_load(content.decode("utf-8"))
+    except (
+        yaml.YAMLError,
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:
+        # the last ones come out of PyYAML's constructors, for a month 13 and the like
+        raise UsageError(f"{where} is not valid YAML: {one_line(error)}") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise UsageError(f"{where} must be a mapping of settings")
+    waiting, count = [tree], 0
+    while waiting and count < _MOST_VALUES:  # aliases can make a short file endless
+        node = waiting.pop()
+        count += 1
+        waiting += node.values() if isinstance(node, dict) else node if isinstance(node, list | tuple) else ()
+    if waiting:
+        raise UsageError(f"{where} has more than {_MOST_VALUES} values; settings are never that long")
+    return tree
+
+
+_MOST_VALUES = 100_000

@@ -19,6 +19,7 @@ from fishnet.errors import FishnetError, UsageError
 from fishnet.files import atomic_path
 from fishnet.report.curves import Series, draw_curves, read_metrics
 from fishnet.runs import RunFolder
+from fishnet.tasks import get_task
 
 Metrics = Mapping[tuple[str, str], Series]
 _MOST_ROWS = 1000
@@ -144,10 +145,8 @@ def _task(run: RunFolder) -> str:
 
 def _display_of(task: str) -> Display:
     """Return what reports show of a task, or nothing in particular where it is unknown here."""
-    from fishnet.tasks import get_display
-
     try:
-        return get_display(task)
+        return get_task(task).display
     except UsageError:
         return Display()
 

@@ -1,131 +1,82 @@
-"""Tasks: what is predicted. The engine trains any object of the form `Task`; only here do tasks differ."""
+"""Tasks: what is predicted. `BUILT_IN` is the only list of them; everything else calls `get_task`.
+
+Another package adds a task by an entry point of the group `fishnet.tasks` that refers to a `TaskKind`:
+
+    [project.entry-points."fishnet.tasks"]
+    depth = "my_package.depth:TASK"
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Protocol
-
-import torch
-from PIL import Image
-from torch import Tensor, nn
-from torch.utils.data import Dataset
+import dataclasses
+import importlib
+from functools import cache
+from importlib import metadata
+from typing import Any
 
 from fishnet.cards import ModelCard
-from fishnet.config import TrainConfig
-from fishnet.drawing.display import Display
-from fishnet.errors import UsageError, did_you_mean
-from fishnet.models.network import Network
+from fishnet.errors import FishnetError, UsageError, did_you_mean, refuse_options
+from fishnet.tasks.base import Task, TaskKind
+
+BUILT_IN = {
+    "classification": "fishnet.tasks.classification",
+    "detection": "fishnet.tasks.detection",
+}
+"""Module of each task of this package; it defines `TASK`."""
+ENTRY_POINTS = "fishnet.tasks"
 
 
-class Evaluation(Protocol):
-    """What an evaluator found: named figures and what a report shows of them."""
-
-    metrics: dict[str, float]
-    images: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return everything as plain values for JSON."""
-        ...
+def task_names() -> list[str]:
+    """Return the names of all tasks, those of other packages last."""
+    return [*BUILT_IN, *(name for name in sorted(_others()) if name not in BUILT_IN)]
 
 
-class Evaluator(Protocol):
-    """Collects predictions of a whole split, over all processes, and computes the figures."""
+@cache
+def get_task(name: str) -> TaskKind:
+    """Return a task by its name; its module is imported on the first call.
 
-    primary: str
-
-    def compute(self) -> Evaluation:
-        """Return the figures of all predictions since the last reset."""
-        ...
-
-    def reset(self) -> None:
-        """Forget all predictions."""
-        ...
-
-
-class Task(Protocol):
-    """One kind of prediction: its data, model, loss, evaluator and pictures."""
-
-    name: str
-    config: TrainConfig
-
-    @property
-    def collate(self) -> Callable[[list[Any]], Any] | None:
-        """List of samples -> batch; nothing stacks tensors."""
-        ...
-
-    @property
-    def train_data(self) -> Dataset[Any]:
-        """The training split, a map-style data set of known length."""
-        ...
-
-    @property
-    def val_data(self) -> Dataset[Any]:
-        """The validation split."""
-        ...
-
-    def train_order(self) -> dict[str, Any]:
-        """Return what `TrainBatches` should know of the training split: `groups`, `repeats`, or nothing."""
-        ...
-
-    def build_model(self) -> Network:
-        """Return the network, on the CPU, with its starting weights."""
-        ...
-
-    def model_card(self) -> ModelCard:
-        """Return what predicting and judging need to know of the network."""
-        ...
-
-    def training_loss(self, model: nn.Module, batch: dict[str, Any], epoch: int) -> dict[str, Tensor]:
-        """Return the mean losses of a batch by name, scalars with gradient whose sum is minimised."""
-        ...
-
-    def evaluator(self, device: Any) -> Evaluator:
-        """Return a fresh evaluator for the validation split."""
-        ...
-
-    def evaluate_batch(self, model: nn.Module, batch: dict[str, Any], evaluator: Any) -> None:
-        """Predict one batch and hand it to the evaluator."""
-        ...
-
-    def draw_batch(self, batch: dict[str, Any]) -> Image.Image:
-        """Return a picture of an augmented training batch with its targets."""
-        ...
-
-    def draw_predictions(self, model: nn.Module, device: torch.device) -> Image.Image:
-        """Return a picture of what the network answers on some validation images, beside the truth."""
-        ...
-
-    def fingerprint(self) -> dict[str, Any]:
-        """Return figures by which a changed data set is noticed."""
-        ...
+    Raises:
+        UsageError: There is no such task, or its package cannot be imported.
+    """
+    if name in BUILT_IN:
+        return importlib.import_module(BUILT_IN[name]).TASK
+    others = _others()
+    if name not in others:
+        names = task_names()
+        raise UsageError(f"unknown task {name!r}.{did_you_mean(name, names)} Tasks: {', '.join(names)}")
+    entry = others[name]
+    try:
+        kind = entry.load()
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"task {name!r} cannot be loaded from {entry.value}: {error}") from error
+    if not isinstance(kind, TaskKind) or kind.name != name:
+        raise UsageError(f"task {name!r}: {entry.value} must be a TaskKind with that name")
+    return kind
 
 
-def make_task(name: str, config: TrainConfig) -> Task:
-    """Return the task of that name on the data of the settings; problems with the data are raised here."""
-    if name == "classification":
-        from fishnet.tasks.classification.training import ClassificationTask
+def make_task(card: ModelCard, **options: Any) -> Task:
+    """Return evaluation and prediction for a card.
 
-        return ClassificationTask(config)
-    if name == "detection":
-        from fishnet.tasks.detection.training import DetectionTask
+    Args:
+        card: Card of a network.
+        options: How to answer, see `fishnet predict --help`; None stands for the default.
 
-        return DetectionTask(config)
-    raise UsageError(f"unknown task {name!r}.{did_you_mean(name, TASK_NAMES)} Known are {', '.join(TASK_NAMES)}")
-
-
-def get_display(name: str) -> Display:
-    """Return what reports show of the evaluations of a task."""
-    if name == "classification":
-        from fishnet.tasks.classification.evaluator import DISPLAY as classification
-
-        return classification
-    if name == "detection":
-        from fishnet.tasks.detection.evaluator import DISPLAY as detection
-
-        return detection
-    raise UsageError(f"unknown task {name!r}.{did_you_mean(name, TASK_NAMES)} Known are {', '.join(TASK_NAMES)}")
+    Raises:
+        UsageError: An option that the task does not have.
+        FishnetError: A task that is not installed.
+    """
+    try:
+        kind = get_task(card.task)
+    except UsageError as error:
+        raise FishnetError(f"the model needs a task that is not installed: {error}") from None
+    given = {name: value for name, value in options.items() if value is not None}
+    known = {field.name for field in dataclasses.fields(kind.options)}
+    refuse_options(given, known, card.task)
+    return kind.make_task(card, kind.options(**given))
 
 
-TASK_NAMES = ("classification", "detection")
+def _others() -> dict[str, metadata.EntryPoint]:
+    return {entry.name: entry for entry in metadata.entry_points(group=ENTRY_POINTS)}
 
-__all__ = ["TASK_NAMES", "Evaluation", "Evaluator", "Task", "get_display", "make_task"]
+
+__all__ = ["BUILT_IN", "ENTRY_POINTS", "TaskKind", "get_task", "make_task", "task_names"]

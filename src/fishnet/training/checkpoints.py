@@ -73,7 +73,7 @@ class RunKeeper(pl.Callback):
             torch.manual_seed(pl_module.config.seed)
             first = {key: value.cpu() if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
             with atomic_path(self.run.path / "train_batch.png") as partial:
-                pl_module.task.draw_batch(first).save(partial)
+                pl_module.job.draw_batch(first).save(partial)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -149,7 +149,7 @@ class RunKeeper(pl.Callback):
             module.publish(trainer.global_step, epoch, "val", evaluation.metrics)
             self.timing.write(trainer.global_step, epoch, "val", {"seconds": time.perf_counter() - started})
             if better:
-                save_model(self.run.model_file, module.judged_model, module.task.model_card())
+                save_model(self.run.model_file, module.judged_model, module.job.card())
                 content = {"split": "val", "epoch": epoch, **evaluation.to_dict()}
                 atomic_write(self.run.path / "evaluation_val.json", json.dumps(content, indent=1))
             self._list_bad_images(module)
@@ -184,7 +184,7 @@ class RunKeeper(pl.Callback):
         if not self.validated:
             self._validate(trainer, module, trainer.current_epoch - 1)
         if trainer.is_global_zero and not self.run.model_file.exists():
-            save_model(self.run.model_file, module.judged_model, module.task.model_card())
+            save_model(self.run.model_file, module.judged_model, module.job.card())
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Give the signals back."""

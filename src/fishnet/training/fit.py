@@ -13,21 +13,26 @@ from fishnet.files import atomic_path
 from fishnet.loading import load_model
 from fishnet.metrics import MetricsFile
 from fishnet.runs import RunFolder
-from fishnet.tasks import Task
+from fishnet.tasks.base import TorchRuntime, Training
 from fishnet.training.checkpoints import RunKeeper
 from fishnet.training.module import TrainingModule
 from fishnet.training.progress import progress_bars
 from fishnet.training.trainer import build_trainer
 
 
-def fit(task: Task, run: RunFolder, resume: bool = False) -> None:
-    """Train a task into its run folder, from the beginning or from the last checkpoint.
+def fit(job: Training, run: RunFolder, resume: bool = False) -> None:
+    """Train into a run folder, from the beginning or from the last checkpoint.
+
+    Args:
+        job: What to train.
+        run: Run folder.
+        resume: Continue from the last checkpoint.
 
     Raises:
         FishnetError: NaN, bad images, a full disk; the last good checkpoint stays.
         Interrupted: A signal; the state is saved.
     """
-    config = task.config
+    config = job.config
     with quiet_lightning():
         keeper = RunKeeper(run, config.checkpoint_minutes)
         trainer = build_trainer(config, [keeper, *progress_bars(config.log_every)], run)
@@ -36,13 +41,13 @@ def fit(task: Task, run: RunFolder, resume: bool = False) -> None:
             step, validated = read_position(checkpoint) if checkpoint else (0, True)
             MetricsFile(run.metrics_csv).cut(step, validated)
             MetricsFile(run.timing_csv).cut(step, validated)
-            write_environment(run.environment_json, task.fingerprint(), resume)
+            write_environment(run.environment_json, job.fingerprint(), resume)
             print(f"resuming at step {step}" if checkpoint else f"writing to {run.path}", flush=True)
-        module = TrainingModule(task, run)
+        module = TrainingModule(job, run)
         trainer.fit(module, ckpt_path=checkpoint)
         keeper.finish(trainer, module)
         if trainer.is_global_zero:
-            finish_report(task, run)
+            finish_report(job, run)
 
 
 def read_position(checkpoint: Path) -> tuple[int, bool]:
@@ -52,13 +57,14 @@ def read_position(checkpoint: Path) -> tuple[int, bool]:
     return int(state["global_step"]), bool(keeper["validated"])
 
 
-def finish_report(task: Task, run: RunFolder) -> None:
+def finish_report(job: Training, run: RunFolder) -> None:
     """Draw predictions of the best network, write report.html and say where it is."""
     from fishnet.report.html import write_report
 
     model, _ = load_model(run.path)
+    picture = job.task.draw_examples(TorchRuntime(model, torch.device("cpu")), job.val_data)
     with atomic_path(run.path / "predictions.png") as partial:
-        task.draw_predictions(model, torch.device("cpu")).save(partial)
+        picture.save(partial)
     print(f"report: {write_report(run)}", flush=True)
 
 

@@ -1,4 +1,4 @@
-"""The one adapter of a task to Lightning: optimizer, precision, processes, exact resume.
+"""The adapter of a task to Lightning: network, loss, optimizer, precision, processes, exact resume.
 
 A run is a function of its settings: before every batch the generators are seeded from (seed, epoch, batch, process),
 so dropped paths and mixing do not depend on what ran before, and a resumed run equals one that never stopped.
@@ -23,12 +23,12 @@ from torch.utils.data import DataLoader
 from fishnet.data.loader import EvalBatches, ResumableLoader, TrainBatches, make_loader, reraise_plainly
 from fishnet.errors import FishnetError, UsageError, did_you_mean
 from fishnet.metrics import MetricsFile
+from fishnet.models.build import build_network
 from fishnet.models.network import Network
 from fishnet.models.norms import apply_norm_policy, check_norm_policy, has_batch_norms, hold_norms
 from fishnet.models.precision import guard_bf16_on_cpu
 from fishnet.runs import RunFolder
-from fishnet.tasks import Evaluation, Task
-from fishnet.tasks.levels import judge
+from fishnet.tasks.base import Batch, Evaluation, Training, evaluate_network
 from fishnet.training.optimizer import PARAMETERS, build_optimizer, follow_settings, lr_share, parameter_names
 from fishnet.training.progress import with_progress
 from fishnet.training.trainer import runs_on_cpu
@@ -54,17 +54,17 @@ def freeze(model: Network, parts: list[str]) -> None:
 
 
 class TrainingModule(pl.LightningModule):
-    """A task's network, loss, optimizer and moving average in the form that Lightning drives.
+    """Network, losses, optimizer and EMA of a training in the form that Lightning drives.
 
     Args:
-        task: What to train.
-        run: Where metrics go.
+        job: What to train.
+        run: Run folder for metrics.
     """
 
-    def __init__(self, task: Task, run: RunFolder):
+    def __init__(self, job: Training, run: RunFolder):
         super().__init__()
-        self.task, self.config, self.run_folder = task, task.config, run
-        self.model = task.build_model()
+        self.job, self.config, self.run_folder = job, job.config, run
+        self.model = build_model(job)
         self._prepare_model()
         self.ema = ModelEmaV3(self.model, decay=self.config.ema, use_warmup=True) if self.config.ema else None
         if self.ema is not None:
@@ -99,8 +99,8 @@ class TrainingModule(pl.LightningModule):
 
     def train_dataloader(self) -> ResumableLoader:
         """Return the loader of this process's part of the training split."""
-        config, data = self.config, self.task.train_data
-        collate = self.task.collate
+        config, data = self.config, self.job.train_data
+        collate = self.job.task.collate
         loader = make_loader(data, self.batches(), config.workers, self.on_gpu, config.worker_start, collate)
         assert isinstance(loader, ResumableLoader)
         return loader
@@ -109,8 +109,8 @@ class TrainingModule(pl.LightningModule):
         """Return the order in which this process gets the training split."""
         config, trainer = self.config, self.trainer
         rank, world = trainer.global_rank, trainer.world_size
-        length = len(cast(Sized, self.task.train_data))
-        order = self.task.train_order()
+        length = len(cast(Sized, self.job.train_data))
+        order = self.job.train_order()
         return TrainBatches(length, config.batch_size, config.accumulate, rank, world, config.seed, **order)
 
     @property
@@ -173,7 +173,7 @@ class TrainingModule(pl.LightningModule):
         seed = np.random.SeedSequence([self.config.seed, self.current_epoch, batch_index, self.global_rank])
         torch.manual_seed(int(seed.generate_state(1, np.uint64)[0] >> 1))
         self.bad_images.update(name for name in batch.get("bad", ()) if name)
-        losses = self.task.training_loss(self.model, batch, self.current_epoch)
+        losses = self.job.losses(self.model, batch, self.current_epoch)
         loss = torch.stack(list(losses.values())).sum()
         if batch_index % self.config.accumulate == 0:
             self._losses.clear()
@@ -239,10 +239,10 @@ class TrainingModule(pl.LightningModule):
     def _make_val_loader(self) -> DataLoader[Any]:
         """Return the loader of this process's part of the validation split; its workers stay for the next time."""
         config, world = self.config, self.trainer.world_size
-        length = len(cast(Sized, self.task.val_data))
+        length = len(cast(Sized, self.job.val_data))
         batches = EvalBatches(length, max(1, config.batch_size // world), self.trainer.global_rank, world)
-        collate = self.task.collate
-        return make_loader(self.task.val_data, batches, config.workers, self.on_gpu, config.worker_start, collate)
+        collate = self.job.task.collate
+        return make_loader(self.job.val_data, batches, config.workers, self.on_gpu, config.worker_start, collate)
 
     def evaluate_split(self, progress: bool = True) -> tuple[str, Evaluation]:
         """Judge the network on the validation split, over all processes, with the arithmetic of training.
@@ -250,25 +250,26 @@ class TrainingModule(pl.LightningModule):
         Returns:
             The name of the figure that decides which epoch is best, and all figures.
         """
-        task, trainer = self.task, self.trainer
+        task, trainer = self.job.task, self.trainer
         share_buffers(self)
         loader = self._val_loader = self._val_loader or self._make_val_loader()
-        evaluator = task.evaluator(self.device)
+        evaluator = task.evaluator(self.job.val_data, self.device)
 
-        def batches() -> Iterator[dict[str, Any]]:
+        def batches() -> Iterator[Batch]:
             for batch in with_progress(reraise_plainly(iter(loader)), len(loader), "validating", progress):
                 self.bad_images.update(name for name in batch.get("bad", ()) if name)
                 yield batch
 
-        found = judge(
-            self.judged_model,
-            batches(),
-            task.evaluate_batch,
-            evaluator,
-            lambda batch: self.transfer_batch_to_device(batch, self.device, 0),
-            trainer.precision_plugin.forward_context(),
-        )
+        arithmetic = trainer.precision_plugin.forward_context()
+        found = evaluate_network(task, self.judged_model, self.device, batches(), evaluator, arithmetic)
         return evaluator.primary, found
+
+
+def build_model(job: Training) -> Network:
+    """Return the network of a training on the CPU, with the weights that it starts from."""
+    config = job.config
+    torch.manual_seed(config.seed)
+    return build_network(job.architecture(), config.weights, config.preprocess.mean, config.preprocess.std)
 
 
 def share_buffers(module: nn.Module) -> None:

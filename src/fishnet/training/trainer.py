@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ import torch
 from pytorch_lightning.plugins.io import CheckpointIO
 
 from fishnet.config import TrainConfig
+from fishnet.environment import announce
 from fishnet.errors import UsageError
 from fishnet.files import atomic_path
 from fishnet.runs import RunFolder
@@ -41,6 +43,34 @@ class SafeCheckpointIO(CheckpointIO):
 def runs_on_cpu(config: TrainConfig) -> bool:
     """Whether the settings put training on the CPU of this machine."""
     return config.accelerator == "cpu" or (config.accelerator == "auto" and not torch.cuda.is_available())
+
+
+def has_bf16() -> bool:
+    """Whether the processor has bf16 instructions (AVX-512 bf16, AMX, or those of Arm)."""
+    try:
+        text = Path("/proc/cpuinfo").read_text("utf-8")
+    except OSError:
+        return False
+    flags = next((line for line in text.splitlines() if line.startswith(("flags", "Features"))), "").split()
+    return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags))
+
+
+def decide_precision(config: TrainConfig) -> TrainConfig:
+    """Return the settings with a precision where they say auto, and say if bf16 is slow on this machine.
+
+    On a GPU, auto is bf16, or fp16 on one without bf16; on a CPU it is bf16 with bf16 instructions, else fp32.
+    """
+    on_cpu = runs_on_cpu(config)
+    if config.precision == "auto":
+        fast = has_bf16() if on_cpu else torch.cuda.is_bf16_supported(including_emulation=False)
+        config = replace(config, precision="bf16" if fast else "fp32" if on_cpu else "fp16")
+        announce(f"precision {config.precision}: the fastest on this {'CPU' if on_cpu else 'GPU'}")
+    elif config.precision == "bf16" and on_cpu and not has_bf16():
+        announce(
+            "warning: this CPU has no bf16 instructions, and emulates bf16 about 3 times slower than fp32; "
+            "use --precision fp32 or auto"
+        )
+    return config
 
 
 def build_trainer(config: TrainConfig, callbacks: list[pl.Callback], run: RunFolder) -> pl.Trainer:

@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from fishnet.config import AugmentConfig, PreprocessConfig
+from fishnet.config import PreprocessConfig
 from fishnet.data.classification.dataset import Sample, SampleKey, available_splits, open_classification
-from fishnet.data.classification.transforms import train_transform
+from fishnet.data.classification.transforms import AugmentConfig, train_transform
 from fishnet.data.images import BadImageError, read_image
 from fishnet.errors import FishnetError
 from tests.data.makers import class_folders, encode, noise, put, write_shard

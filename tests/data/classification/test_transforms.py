@@ -11,8 +11,8 @@ import torch
 from timm.data.auto_augment import rand_augment_transform
 from torchvision import transforms as classic
 
-from fishnet.config import AugmentConfig, PreprocessConfig
-from fishnet.data.classification.transforms import Lighting, denormalise, eval_transform, train_transform
+from fishnet.config import PreprocessConfig
+from fishnet.data.classification.transforms import AugmentConfig, Lighting, denormalise, eval_transform, train_transform
 from fishnet.data.images import read_image
 from fishnet.errors import UsageError
 from tests.data.makers import noise

@@ -12,10 +12,11 @@ import torch
 from PIL import Image
 from torch import nn
 
-from fishnet.config import RegionAugmentConfig, TrainConfig
 from fishnet.data.detection.dataset import collate, open_detection
-from fishnet.data.detection.transforms import Flip, eval_pipeline
-from fishnet.tasks.detection.training import DetectionTask, detect
+from fishnet.data.detection.transforms import AugmentConfig, Flip, eval_pipeline
+from fishnet.tasks.detection.detections import detect
+from fishnet.tasks.detection.options import DetectionConfig
+from fishnet.tasks.detection.training import DetectionTraining
 
 NAMES = ["tip", "L_Ear", "R_Ear"]
 
@@ -102,10 +103,10 @@ def test_what_is_learnt_comes_back_as_in_the_file(tmp_path: Path, size: int) -> 
     assert (found["boxes"][:, :2].numpy() - corners[:, :2]).max() < 1e-4
 
 
-def task_of(root: Path, **region: Any) -> DetectionTask:
-    augment = RegionAugmentConfig(short_edges=[], scale_jitter=(0.5, 1.5), **region)
-    return DetectionTask(
-        TrainConfig(data=str(root), detector="keypoint_rcnn", epochs=3, size=64, longest=96, region=augment)
+def task_of(root: Path, **settings: Any) -> DetectionTraining:
+    augment = AugmentConfig(short_edges=[], scale_jitter=(0.5, 1.5), **settings)
+    return DetectionTraining(
+        DetectionConfig(data=str(root), detector="keypoint_rcnn", epochs=3, size=64, longest=96, augment=augment)
     )
 
 

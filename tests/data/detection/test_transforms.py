@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torchvision import tv_tensors
 
-from fishnet.config import RegionAugmentConfig
 from fishnet.data.detection.transforms import (
+    AugmentConfig,
     CopyPaste,
     Flip,
     IouCrop,
@@ -205,7 +205,7 @@ def test_keypoints_come_along_with_pasted_objects_and_are_hidden_below_them() ->
 
 def test_pasted_keypoints_are_mirrored_by_their_names() -> None:
     above = sample([(100, 50, 130, 100)], points=True, first=1)
-    pipeline = train_pipeline(RegionAugmentConfig(copy_paste=1.0, flip=1.0), 120, 160, NAMES)
+    pipeline = train_pipeline(AugmentConfig(copy_paste=1.0, flip=1.0), 120, 160, NAMES)
     torch.manual_seed(0)
     target = pipeline.mixing[0](sample([BOXES[0]], points=True), lambda: above)["target"]
     assert target["keypoints"][1].tolist() == [[60, 50], [30, 75], [60, 75]]
@@ -213,7 +213,7 @@ def test_pasted_keypoints_are_mirrored_by_their_names() -> None:
 
 
 def test_pasted_objects_are_mirrored_only_where_images_are() -> None:
-    pipeline = train_pipeline(RegionAugmentConfig(copy_paste=1.0, flip=0.0), 120, 160)
+    pipeline = train_pipeline(AugmentConfig(copy_paste=1.0, flip=0.0), 120, 160)
     for seed in range(8):
         torch.manual_seed(seed)
         found = pipeline(sample([]), lambda: sample([(100, 50, 130, 100)]))
@@ -313,7 +313,7 @@ def test_every_part_of_an_image_may_come_into_a_mosaic() -> None:
 @pytest.mark.parametrize("boxes", [BOXES, []], ids=["objects", "empty"])
 def test_every_pipeline_gives_usable_targets(settings: dict[str, Any], boxes: list[Any]) -> None:
     edges = [] if "scale_jitter" in settings else [64, 80]
-    pipeline = train_pipeline(RegionAugmentConfig(short_edges=edges, **settings), 96, 160, NAMES)
+    pipeline = train_pipeline(AugmentConfig(short_edges=edges, **settings), 96, 160, NAMES)
     for seed in range(5):
         torch.manual_seed(seed)
         np.random.seed(seed)
@@ -321,18 +321,18 @@ def test_every_pipeline_gives_usable_targets(settings: dict[str, Any], boxes: li
         assert bool((target["boxes"][:, 2:] - target["boxes"][:, :2] >= 1).all())
         assert len(target["boxes"]) == len(target["labels"]) == len(target["masks"])
         assert target["masks"].dtype == torch.uint8
-    plain = train_pipeline(RegionAugmentConfig(short_edges=edges[:1], **settings), 96, 160)(sample(boxes), None)
+    plain = train_pipeline(AugmentConfig(short_edges=edges[:1], **settings), 96, 160)(sample(boxes), None)
     assert len(plain["target"]["labels"]) <= len(boxes)
 
 
 @pytest.mark.parametrize(("settings", "message"), [
-    ({"flip": 1.5}, "region.flip"),
-    ({"scale_jitter": (0.0, 2.0)}, "region.scale_jitter"),
+    ({"flip": 1.5}, "augment.flip"),
+    ({"scale_jitter": (0.0, 2.0)}, "augment.scale_jitter"),
     ({"scale_jitter": (0.5, 2.0), "short_edges": [32]}, "both choose the size"),
     ({"short_edges": [0]}, "short_edges"),
 ])  # fmt: skip
 def test_settings_out_of_range(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        train_pipeline(RegionAugmentConfig(**settings), 96, 160)
+        train_pipeline(AugmentConfig(**settings), 96, 160)
     with pytest.raises(UsageError, match="smaller than --size"):
-        train_pipeline(RegionAugmentConfig(), 96, 64)
+        train_pipeline(AugmentConfig(), 96, 64)

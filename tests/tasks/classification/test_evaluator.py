@@ -22,9 +22,10 @@ from sklearn.metrics import (
 from torch import nn
 
 from fishnet.errors import FishnetError
-from fishnet.tasks import levels
+from fishnet.tasks.base import evaluate_network
 from fishnet.tasks.classification.evaluator import ClassificationEvaluator, good_items
-from fishnet.tasks.classification.task import judge_batch
+from fishnet.tasks.classification.task import ClassificationTask
+from tests.models_on_disk import classifier_card
 
 
 def names(count: int) -> list[str]:
@@ -249,8 +250,8 @@ def test_judging_runs_in_eval_mode_and_puts_every_mode_back() -> None:
     batches = [{"image": images[:6], "target": targets[:6]}, {"image": images[6:], "target": targets[6:]}]
     before = {name: value.clone() for name, value in model.state_dict().items()}
     model[1].eval()
-    mover = levels.mover(torch.device("cpu"))
-    found = levels.judge(model, batches, judge_batch, ClassificationEvaluator(names(4)), mover)
+    task = ClassificationTask(classifier_card(names(4)))
+    found = evaluate_network(task, model, torch.device("cpu"), batches, ClassificationEvaluator(names(4)))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert model.training
     assert not model[1].training

@@ -18,7 +18,6 @@ from fishnet.cards import HeadCard, ModelCard, read_card
 from fishnet.commands.evaluate import evaluate
 from fishnet.commands.predict import predict
 from fishnet.commands.train import train
-from fishnet.config import TrainConfig
 from fishnet.data.detection.coco import read_coco
 from fishnet.errors import FishnetError, UsageError
 from fishnet.metrics import MetricsFile
@@ -27,14 +26,15 @@ from fishnet.models.build import Architecture
 from fishnet.models.heads.detectors import RegionPlan
 from fishnet.models.norms import SmallBatchWarning
 from fishnet.runs import RunFolder
-from fishnet.tasks.detection.task import DetectionLevel, merge_tiles, tile_places
+from fishnet.tasks import make_task
+from fishnet.tasks.detection.tiles import merge_tiles, tile_places
 from fishnet.tasks.detection.training import repeat_factors
 from tests.models_on_disk import classifier_card, save_classifier
 from tests.processes import assert_equal_runs
 
 QUICK: dict[str, Any] = {
     "model": "fishnet_nano", "epochs": 1, "max_steps": 2, "batch_size": 2, "size": 64, "longest": 96, "workers": 0,
-    "log_every": 1, "accelerator": "cpu", "norm": "group", "region": {"short_edges": [64], "scale_jitter": None},
+    "log_every": 1, "accelerator": "cpu", "norm": "group", "augment": {"short_edges": [64], "scale_jitter": None},
     "heads": {"preset": "nano", "proposals": 40, "samples": 16, "score": 0.01},
 }  # fmt: skip
 
@@ -129,7 +129,7 @@ def test_a_predictor_answers_with_boxes(trained: RunFolder) -> None:
     answer = Predictor(trained.path, device="cpu", score=0.0)(image)
     assert len({len(answer[name]) for name in ("labels", "scores", "indices", "boxes", "masks")}) == 1
     assert answer["scores"] == sorted(answer["scores"], reverse=True)
-    with pytest.raises(UsageError, match="--top has no meaning for detection"):
+    with pytest.raises(UsageError, match="--top is not an option of detection"):
         Predictor(trained.path, device="cpu", top=3)
 
 
@@ -199,9 +199,9 @@ def spoil(data: Path, folder: Path, change: Callable[[dict[str, Any]], None]) ->
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    (lambda d: d.update(annotations=[]), "no object to learn from"),
-    (lambda d: [a.update(iscrowd=1) for a in d["annotations"]], "no object to learn from.*crowds only"),
-    (lambda d: [a.update(bbox=[1, 1, 0, 5]) for a in d["annotations"]], "no object to learn from"),
+    (lambda d: d.update(annotations=[]), "no objects to train on"),
+    (lambda d: [a.update(iscrowd=1) for a in d["annotations"]], "no objects to train on.*crowds only"),
+    (lambda d: [a.update(bbox=[1, 1, 0, 5]) for a in d["annotations"]], "no objects to train on"),
     (lambda d: d["annotations"][0].update(bbox=[1, 1, -1, 5]), "1 problems: 1 x negative box"),
 ])  # fmt: skip
 def test_data_that_teaches_nothing_is_refused(
@@ -232,7 +232,7 @@ def test_categories_named_zero_and_images_without_objects_train(data: Path, tmp_
 
 
 def test_keypoints_need_data_that_names_them(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(FishnetError, match="names no keypoints"):
+    with pytest.raises(FishnetError, match="has no keypoints"):
         train("detection", data=str(data), out=str(tmp_path / "run"), detector="keypoint_rcnn", **QUICK)
 
 
@@ -255,10 +255,10 @@ def test_options_out_of_range() -> None:
     card = ModelCard("detection", architecture, {"region": HeadCard(["a"])}, size=64)
     for options in ({"score": 2.0}, {"max_detections": 0}, {"tile": 8}, {"overlap": 0.95}):
         with pytest.raises(UsageError, match="--"):
-            DetectionLevel(card, **options)
-    assert TrainConfig().detector == "mask_rcnn"
+            make_task(card, **options)
 
 
+@pytest.mark.filterwarnings("ignore::fishnet.models.norms.SmallBatchWarning")
 def test_frozen_norms_of_the_trunk_stay_and_those_of_the_pyramid_train_also_after_a_resume(
     data: Path, tmp_path: Path
 ) -> None:
@@ -315,8 +315,8 @@ def test_a_classifier_with_group_norms_starts_a_detector_with_group_norms(data: 
 @pytest.mark.parametrize("factor", [3, 0.5])
 def test_another_size_scales_both_bounds(trained: RunFolder, data: Path, factor: float) -> None:
     wide = Image.new("RGB", (400, 200))
-    level = Predictor(trained.path, device="cpu").level
-    other = Predictor(trained.path, device="cpu", size=round(64 * factor)).level
+    level = Predictor(trained.path, device="cpu").task
+    other = Predictor(trained.path, device="cpu", size=round(64 * factor)).task
     (tile,), (scaled,) = level.prepare(wide).tiles, other.prepare(wide).tiles
     assert tuple(tile.pixels.shape) == (3, 48, 96)  # the longer side is at its bound
     assert tuple(scaled.pixels.shape) == (3, 48 * factor, 96 * factor)

@@ -14,7 +14,7 @@ from fishnet.data.checks import CheckReport, ImageFacts, Severity, inspect_image
 from fishnet.data.classification.layouts import LAYOUTS, Listing, available_splits, list_split
 from fishnet.data.folders import all_files, image_files, subfolders
 from fishnet.data.images import IMAGE_EXTENSIONS
-from fishnet.errors import FishnetError
+from fishnet.errors import FishnetError, UsageError
 
 KINDS: dict[str, tuple[Severity, str]] = {
     "layout": ("error", "lists or folders that cannot be used"),
@@ -59,6 +59,8 @@ def check_classification(
     Raises:
         FishnetError: The folder is missing, empty or of no known layout; all else is in the report.
     """
+    if min_size < 1:
+        raise UsageError(f"--min-size must be at least 1 pixel, not {min_size}")
     root = Path(root)
     report = CheckReport(root, [], kinds=KINDS)
     listings = _list_all(root, report)

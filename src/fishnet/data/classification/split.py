@@ -67,6 +67,11 @@ class SplitReport:
         return "\n".join(lines)
 
 
+def can_split(root: Path) -> bool:
+    """Whether a folder has class folders, or a list of labels, that can be divided."""
+    return root.is_dir() and not any((root / "annotations").glob("instances_*.json"))
+
+
 def split_classification(
     root: Path | str, val: float = 0.2, seed: int = 0, copy: bool = False, progress: bool = True
 ) -> SplitReport:  # fmt: skip

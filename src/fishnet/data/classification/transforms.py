@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
-from fishnet.config import AugmentConfig, PreprocessConfig
+from fishnet.config import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, PROBABILITY, PreprocessConfig, Rules
 from fishnet.errors import UsageError
 
 Transform = Callable[[Image.Image], Tensor]
@@ -33,6 +34,52 @@ _POLICY = re.compile(rf"rand(-(m\d+|n\d+|p{_NUMBER}|mstd{_NUMBER}|mmax\d+|inc[01
 # column, one row per channel (R, G, B).
 _EIGENVALUES = (0.2175, 0.0188, 0.0045)
 _EIGENVECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
+
+
+@dataclass
+class AugmentConfig:
+    """Augmentation of training images."""
+
+    crop: Literal["random_resized", "pad", "resize"] = "random_resized"
+    """random_resized: a random part, resized; pad: reflection padding by augment.pad, then a random crop; resize: the
+    whole image."""
+    scale: tuple[float, float] = (0.08, 1.0)
+    """Range of the area that random_resized crops, as fractions of the image."""
+    ratio: tuple[float, float] = (0.75, 4 / 3)
+    """Range of the aspect ratio that random_resized crops."""
+    pad: int = 4
+    """Pixels added on each side for crop = pad, at the training size."""
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+    color_jitter: float = 0.0
+    """Strength of brightness, contrast and saturation jitter; 0 disables it."""
+    lighting: float = 0.0
+    """Standard deviation of PCA lighting noise; 0 disables it."""
+    lighting_released: bool = False
+    """Reproduce the released recipe, which multiplies the eigenvectors of the lighting noise along the wrong axis."""
+    rand_augment: str | None = None
+    """RandAugment policy of timm, such as rand-m9-mstd0.5-inc1; None disables it."""
+    random_erasing: float = 0.0
+    """Probability of random erasing."""
+    grow_from: int | None = None
+    """Image size of the first epochs, which then grows to --size; None trains all epochs at --size."""
+    grow_share: float = 0.9
+    """Fraction of the epochs after which the images have reached --size."""
+    mixup: float = 0.0
+    """Alpha of mixup; 0 disables it."""
+    cutmix: float = 0.0
+    """Alpha of CutMix; 0 disables it."""
+    mix_probability: float = 1.0
+    """Probability that a batch is mixed."""
+    mix_off_epochs: int = 0
+    """Last epochs without mixup and CutMix."""
+
+    RULES: ClassVar[Rules] = {
+        AT_LEAST_1: "grow_from",
+        NOT_NEGATIVE: "pad mixup cutmix mix_off_epochs",
+        POSITIVE: "grow_share",
+        PROBABILITY: "mix_probability",
+    }
 
 
 def train_transform(augment: AugmentConfig, preprocess: PreprocessConfig, size: int) -> Transform:

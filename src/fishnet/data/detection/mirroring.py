@@ -54,7 +54,7 @@ def mirror_note(names: list[str]) -> str | None:
     """Return one line about keypoints that a flip may confuse, or None if the names leave no doubt."""
     order = mirrored_order(names)
     alone = [name for index, name in enumerate(names) if order[index] == index and _looks_sided(name)]
-    advice = "name such pairs left_... and right_..., or disable flips with --region.flip 0"
+    advice = "name such pairs left_... and right_..., or disable flips with --augment.flip 0"
     if alone:
         return f"keypoints named left or right without a partner are not exchanged in flips: {_few(alone)}; {advice}"
     if len(names) > 1 and order == list(range(len(names))):

@@ -95,6 +95,11 @@ def stratify(labels: Sequence[frozenset[Any]], val: float, seed: int) -> set[int
     return chosen
 
 
+def can_split(root: Path) -> bool:
+    """Whether a folder has annotation files of COCO."""
+    return any((root / "annotations").glob("instances_*.json"))
+
+
 def split_coco(root: Path | str, val: float = 0.2, seed: int = 0) -> CocoSplitReport:
     """Give a COCO folder that has a train split a val with about a share of the images of every class.
 

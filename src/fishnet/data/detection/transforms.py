@@ -8,7 +8,8 @@ where there are masks; all others keep their annotated box. Nothing is normalise
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F2
 
-from fishnet.config import RegionAugmentConfig
+from fishnet.config import AT_LEAST_1, NOT_NEGATIVE, PROBABILITY, Rules
 from fishnet.data import geometry
 from fishnet.data.detection.mirroring import mirrored_order
 from fishnet.data.geometry import Sample, canvas_size, mask_boxes, plain
@@ -267,8 +268,41 @@ class Pipeline:
         return "\n".join(["Pipeline:", *(f"  {step!r}" for step in [*self.mixing, *self.steps])])
 
 
+@dataclass
+class AugmentConfig:
+    """Augmentation of training images with boxes, masks and keypoints."""
+
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+    short_edges: list[int] = field(default_factory=list)
+    """Lengths of the shorter side, one of which is drawn per image; empty: always --size."""
+    scale_jitter: tuple[float, float] | None = None
+    """Range of scales, such as [0.1, 2.0]; the image is then cropped or padded to a square of --size. None disables
+    it."""
+    photometric: bool = False
+    """Random brightness, contrast, saturation and hue."""
+    iou_crop: bool = False
+    """Random crops that keep at least one object (SSD)."""
+    copy_paste: float = 0.0
+    """Probability of copy-paste from another image; needs masks."""
+    mosaic: float = 0.0
+    """Probability of a mosaic of four images."""
+    mix_off_epochs: int = 0
+    """Last epochs without mosaic and copy-paste."""
+    repeat_threshold: float = 0.0
+    """Repeat-factor sampling: images of classes in fewer than this fraction of images are repeated; 0 disables it."""
+    group_by_aspect: bool = True
+    """Make batches of images that are all wide or all tall, which reduces padding."""
+
+    RULES: ClassVar[Rules] = {
+        AT_LEAST_1: "short_edges",
+        NOT_NEGATIVE: "mix_off_epochs",
+        PROBABILITY: "repeat_threshold",
+    }
+
+
 def train_pipeline(
-    augment: RegionAugmentConfig, size: int, longest: int, keypoint_names: list[str] | None = None
+    augment: AugmentConfig, size: int, longest: int, keypoint_names: list[str] | None = None
 ) -> Pipeline:
     """Return the augmentation of training samples.
 
@@ -346,18 +380,18 @@ def _merged(like: Sample, image: Tensor, targets: list[Sample]) -> Sample:
     return {**like, "image": tv_tensors.Image(image), "target": merged}
 
 
-def _check(augment: RegionAugmentConfig, size: int, longest: int) -> None:
+def _check(augment: AugmentConfig, size: int, longest: int) -> None:
     for name in ("flip", "copy_paste", "mosaic"):
         if not 0 <= getattr(augment, name) <= 1:
-            raise UsageError(f"region.{name}: {getattr(augment, name)} is not a probability between 0 and 1")
+            raise UsageError(f"augment.{name}: {getattr(augment, name)} is not a probability between 0 and 1")
     if augment.scale_jitter is not None and not 0 < augment.scale_jitter[0] <= augment.scale_jitter[1]:
-        raise UsageError(f"region.scale_jitter: {list(augment.scale_jitter)} is not a range above 0")
+        raise UsageError(f"augment.scale_jitter: {list(augment.scale_jitter)} is not a range above 0")
     if augment.scale_jitter is not None and augment.short_edges:
         raise UsageError(
-            f"region.short_edges {augment.short_edges} and scale_jitter {list(augment.scale_jitter)} both choose the "
-            "size of an image: leave one out (--region.short-edges '[]' or --region.scale-jitter null)"
+            f"augment.short_edges {augment.short_edges} and scale_jitter {list(augment.scale_jitter)} both choose the "
+            "size of an image: leave one out (--augment.short-edges '[]' or --augment.scale-jitter null)"
         )
     if min([size, longest, *augment.short_edges]) < 1:
-        raise UsageError("region.short_edges, --size and --longest must be above 0")
+        raise UsageError("augment.short_edges, --size and --longest must be above 0")
     if longest < size:
         raise UsageError(f"--longest {longest} is smaller than --size {size}")

@@ -1,1 +1,31 @@
 """Image level: one label, or several, for a whole image."""
+
+from __future__ import annotations
+
+from fishnet.data.classification.checks import check_classification
+from fishnet.data.classification.split import can_split, split_classification
+from fishnet.tasks.base import TaskKind
+from fishnet.tasks.classification.evaluator import DISPLAY
+from fishnet.tasks.classification.foreign import load_foreign
+from fishnet.tasks.classification.options import ClassificationConfig, ClassificationOptions, choose_recipe
+from fishnet.tasks.classification.task import ClassificationTask
+from fishnet.tasks.classification.training import ClassificationTraining
+
+TASK = TaskKind(
+    name="classification",
+    summary="one class, or several, for a whole image",
+    config=ClassificationConfig,
+    options=ClassificationOptions,
+    make_training=ClassificationTraining,
+    make_task=ClassificationTask,
+    recipes="fishnet.recipes.classification",
+    choose_recipe=choose_recipe,
+    batch_size=64,
+    display=DISPLAY,
+    check_data=check_classification,
+    split_data=split_classification,
+    can_split=can_split,
+    load_foreign=load_foreign,
+)
+
+__all__ = ["TASK"]

@@ -1,8 +1,9 @@
-"""Image level: one label, or several, for a whole image."""
+"""Training of classifiers: data, augmentation of batches, loss."""
 
 from __future__ import annotations
 
 import hashlib
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,19 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from fishnet.cards import HeadCard, ModelCard
-from fishnet.config import TrainConfig
 from fishnet.data.classification.dataset import ClassificationDataset, open_classification
 from fishnet.data.classification.transforms import eval_transform, train_transform
 from fishnet.errors import FishnetError
-from fishnet.models.build import Architecture, build_network
+from fishnet.models.build import Architecture
 from fishnet.models.heads.image import ClassifierPlan
 from fishnet.models.network import Network
-from fishnet.tasks.classification.evaluator import ClassificationEvaluator
-from fishnet.tasks.classification.task import HEAD, judge_batch
+from fishnet.tasks.base import Batch, TrainOrder
+from fishnet.tasks.classification.options import ClassificationConfig
+from fishnet.tasks.classification.task import HEAD, ClassificationTask
 
 
-def grown_size(config: TrainConfig, epoch: int) -> int:
-    """Return the side of an epoch's training images: from `augment.grow_from` up to `size`, in steps of 4 pixels.
+def grown_size(config: ClassificationConfig, epoch: int) -> int:
+    """Return the size of an epoch's training images: from `augment.grow_from` up to `size`, in steps of 4 pixels.
 
     Small images first cost a fraction of the time (progressive resizing, as in arXiv 2104.00298).
     """
@@ -37,29 +38,34 @@ def grown_size(config: TrainConfig, epoch: int) -> int:
     return min(config.size, 4 * round(grown / 4))
 
 
-class ClassificationTask:
+class ClassificationTraining:
     """Classification of image folders, multi-label lists, shards and multitask folders.
 
     Args:
-        config: Settings of the run; `config.data` is opened at once and problems are raised here.
+        config: Settings of the run.
+
+    Raises:
+        FishnetError: `config.data` is not a data set for classification.
     """
 
-    name = "classification"
-    collate = None
-
-    def __init__(self, config: TrainConfig):
+    def __init__(self, config: ClassificationConfig) -> None:
         self.config = config
         root = Path(config.data)
         self.train_data = self._open(root, "train")
         self.val_data = self._open(root, "val", self.train_data.classes)
         self.classes, self.multi_label = self.train_data.classes, self.train_data.multi_label
         if len(self.classes) < 2 and not self.multi_label:
-            raise FishnetError(f"{root} has one class only ({self.classes[0]}); there is nothing to tell apart")
+            raise FishnetError(f"{root} has only one class ({self.classes[0]}); a classifier needs at least two")
         self.train_data.transform = train_transform(config.augment, config.preprocess, config.size)
         self.val_data.transform = eval_transform(config.preprocess, config.size)
         self.train_data.seed = config.seed
         self.train_data.keep, self.val_data.keep = config.cache, config.cache
         self._mixers = self._build_mixers()
+
+    @cached_property
+    def task(self) -> ClassificationTask:
+        """Evaluation and prediction with the network."""
+        return ClassificationTask(self.card())
 
     def _open(self, root: Path, split: str, classes: list[str] | None = None) -> ClassificationDataset:
         return open_classification(root, split, classes=classes, bad_images=self.config.bad_images)
@@ -85,8 +91,8 @@ class ClassificationTask:
             weights /= weights.mean()
         return tuple(weights.astype(np.float32).tolist())
 
-    def train_order(self) -> dict[str, Any]:
-        """Return nothing: every image is shown once per epoch, in any order."""
+    def train_order(self) -> TrainOrder:
+        """Return an empty order: every image is shown once per epoch, in any order."""
         return {}
 
     def architecture(self) -> Architecture:
@@ -103,36 +109,31 @@ class ClassificationTask:
         )
         return Architecture(config.model, {HEAD: plan}, options, group_norm=config.norm == "group")
 
-    def build_model(self) -> Network:
-        """Return the network with `config.weights` loaded, if any; a classifier of another size stays fresh."""
+    def card(self) -> ModelCard:
+        """Return what evaluation and prediction need to know of the network."""
         config = self.config
-        torch.manual_seed(config.seed)
-        return build_network(self.architecture(), config.weights, config.preprocess.mean, config.preprocess.std)
-
-    def model_card(self) -> ModelCard:
-        """Return what predicting and judging need to know of the network."""
         return ModelCard(
-            task=self.name,
+            task="classification",
             architecture=self.architecture(),
             heads={HEAD: HeadCard(list(self.classes))},
-            size=self.config.size,
-            preprocess=self.config.preprocess,
-            precision=self.config.precision,
+            size=config.size,
+            preprocess=config.preprocess,
+            precision=config.precision,
         )
 
-    def training_loss(self, model: nn.Module, batch: dict[str, Any], epoch: int) -> dict[str, Tensor]:
+    def losses(self, network: Network, batch: Batch, epoch: int) -> dict[str, Tensor]:
         """Return the mean `loss` of a batch: cross entropy, or binary cross entropy for several labels per image.
 
         Args:
-            model: Network, in training mode.
-            batch: `image` (N, 3, H, W) and `target` (N,) class indices or (N, classes) multi-hot.
-            epoch: Number of this epoch from 0; mixing stops `augment.mix_off_epochs` before the end.
+            network: Network in training mode.
+            batch: `image` (N, 3, H, W), and `target` (N,) class indices or (N, classes) multi-hot.
+            epoch: Index of the epoch, from 0; mixing stops `augment.mix_off_epochs` before the end.
         """
         images, targets = self._mix(batch["image"], batch["target"], epoch)
         side = grown_size(self.config, epoch)
         if side != images.shape[-1]:
             images = F.interpolate(images, (side, side), mode="bilinear", antialias=True)
-        return model(images, {HEAD: targets})
+        return network(images, {HEAD: targets})
 
     def _mix(self, images: Tensor, targets: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
         """Mix the batch with one of the mixers; draws from torch's global generator."""
@@ -143,15 +144,7 @@ class ClassificationTask:
         mixer = self._mixers[int(torch.randint(len(self._mixers), ()))]
         return mixer(images, targets)
 
-    def evaluator(self, device: Any) -> ClassificationEvaluator:
-        """Return a fresh evaluator for the validation split."""
-        return ClassificationEvaluator(self.classes, self.multi_label, device=device)
-
-    def evaluate_batch(self, model: nn.Module, batch: dict[str, Any], evaluator: ClassificationEvaluator) -> None:
-        """Predict one batch and hand it to the evaluator; stand-ins for unreadable images are left out."""
-        judge_batch(model, batch, evaluator)
-
-    def draw_batch(self, batch: dict[str, Any]) -> Image.Image:
+    def draw_batch(self, batch: Batch) -> Image.Image:
         """Return a picture of an augmented (and mixed) training batch with its labels."""
         from fishnet.drawing.sheets import draw_batch
 
@@ -165,28 +158,6 @@ class ClassificationTask:
         if self.multi_label:
             return ", ".join(shares) or "none"
         return " + ".join(f"{share:.0%} {name}" for name, share in sorted(shares.items(), key=lambda item: -item[1]))
-
-    def draw_predictions(self, model: nn.Module, device: torch.device, count: int = 24) -> Image.Image:
-        """Return a contact sheet of the network's answers on validation images spread over the split."""
-        from fishnet.drawing.sheets import contact_sheet
-
-        entries = []
-        for index in np.linspace(0, len(self.val_data) - 1, min(count, len(self.val_data))).astype(int).tolist():
-            item = self.val_data[index]
-            if item["bad"]:
-                continue
-            with torch.inference_mode():
-                logits = model(item["image"][None].to(device))[HEAD][0]
-            scores = logits.sigmoid() if self.multi_label else logits.softmax(0)
-            best = scores.topk(min(5, len(self.classes)))
-            lines = [(self.classes[i], s) for s, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
-            hot = torch.nonzero(item["target"]).flatten().tolist() if self.multi_label else [int(item["target"])]
-            truth = [self.classes[i] for i in hot]
-            image = self.val_data.load(index)
-            entries.append(
-                {"image": image, "title": self.val_data.samples[index].name, "lines": lines, "target": truth}
-            )
-        return contact_sheet(entries)
 
     def fingerprint(self) -> dict[str, Any]:
         """Return counts and a hash of the names and labels of both splits."""

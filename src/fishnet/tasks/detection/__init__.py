@@ -1,1 +1,30 @@
 """Region level: boxes, masks and keypoints of the objects in an image."""
+
+from __future__ import annotations
+
+from fishnet.data.detection.split import can_split, split_coco
+from fishnet.tasks.base import TaskKind
+from fishnet.tasks.detection.check import check_data
+from fishnet.tasks.detection.evaluator import DISPLAY
+from fishnet.tasks.detection.options import DetectionConfig, DetectionOptions, choose_recipe
+from fishnet.tasks.detection.task import DetectionTask
+from fishnet.tasks.detection.training import DetectionTraining
+
+TASK = TaskKind(
+    name="detection",
+    summary="boxes of objects, with masks or keypoints",
+    config=DetectionConfig,
+    options=DetectionOptions,
+    make_training=DetectionTraining,
+    make_task=DetectionTask,
+    recipes="fishnet.recipes.detection",
+    choose_recipe=choose_recipe,
+    tied=frozenset({"detector"}),
+    batch_size=8,
+    display=DISPLAY,
+    check_data=check_data,
+    split_data=split_coco,
+    can_split=can_split,
+)
+
+__all__ = ["TASK"]

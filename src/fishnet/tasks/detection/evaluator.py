@@ -17,6 +17,7 @@ import torch
 from fishnet.data.detection.coco import CocoFile
 from fishnet.drawing.display import Display, Score, Section, Table
 from fishnet.errors import FishnetError
+from fishnet.tasks.detection.detections import Objects
 
 KINDS = {"box": "bbox", "mask": "segm", "keypoint": "keypoints"}
 """What can be judged, and COCO's name for it."""
@@ -78,13 +79,12 @@ class DetectionEvaluator:
         """Forget all detections."""
         self._found = {}
 
-    def add(self, image: int, found: dict[str, Any]) -> None:
+    def add(self, image: int, found: Objects) -> None:
         """Take the detections of one image, in pixels of its file.
 
         Args:
             image: Index of the image in the annotation file.
-            found: `boxes` (N, 4) x1 y1 x2 y2, `labels` (N,) class indices, `scores` (N,), and where they are judged
-                `masks`: list of N run lengths, `keypoints` (N, K, 3).
+            found: Objects, with masks and keypoints where they are evaluated.
 
         Raises:
             FishnetError: A box or score is not finite.
@@ -119,7 +119,7 @@ class DetectionEvaluator:
         return {image: entries for part in parts for image, entries in part.items()}
 
 
-def coco_results(file: CocoFile, image: int, found: dict[str, Any]) -> list[dict[str, Any]]:
+def coco_results(file: CocoFile, image: int, found: Objects) -> list[dict[str, Any]]:
     """Return detections of one image as entries of COCO's results format."""
     boxes = _rounded(found["boxes"]).reshape(-1, 4)
     scores = _rounded(found["scores"])

@@ -1,0 +1,151 @@
+"""Help of the command line, from signatures, dataclasses and their docstrings."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import shutil
+import textwrap
+import types
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import docstring_parser
+
+WIDTH = 112
+_INDENT = 26
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option, or an argument without a dash."""
+
+    name: str
+    """Full name in Python, such as optim.weight_decay."""
+    hint: Any
+    """Type."""
+    text: str
+    """What it means, in a sentence or two."""
+    default: Any = inspect.Parameter.empty
+
+    @property
+    def flag(self) -> str:
+        """The option as people type it."""
+        return "--" + self.name.replace("_", "-")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Options under one title."""
+
+    title: str
+    options: Sequence[Option]
+
+
+def function_options(function: Callable[..., Any]) -> dict[str, Option]:
+    """Return the parameters of a function by name, with the text of its docstring."""
+    hints = _hints(function)
+    texts = {entry.arg_name: entry.description or "" for entry in docstring_parser.parse(function.__doc__ or "").params}
+    return {
+        name: Option(name, hints.get(name, str), " ".join(texts.get(name, "").split()), parameter.default)
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+    }
+
+
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    """Return the types of the parameters; that of the result may be importable for type checkers only."""
+    names = {name: hint for name, hint in inspect.get_annotations(function).items() if name != "return"}
+    module = inspect.getmodule(function)
+    return {name: eval(hint, vars(module)) if isinstance(hint, str) else hint for name, hint in names.items()}
+
+
+def class_options(kind: type[Any], prefix: str = "") -> Iterator[Option]:
+    """Yield the fields of a dataclass with their attribute docstrings; groups of settings are left out."""
+    hints, texts = typing.get_type_hints(kind), _attribute_texts(kind)
+    for field in dataclasses.fields(kind):
+        if not dataclasses.is_dataclass(hints[field.name]):
+            default = field.default_factory() if callable(field.default_factory) else field.default
+            yield Option(prefix + field.name, hints[field.name], texts.get(field.name, ""), default)
+
+
+def class_groups(kind: type[Any]) -> Iterator[Group]:
+    """Yield the groups of settings in a dataclass, each under its name and the summary of its class."""
+    hints = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        inner = hints[field.name]
+        if isinstance(inner, type) and dataclasses.is_dataclass(inner):
+            title = (inner.__doc__ or field.name).strip().splitlines()[0].rstrip(".")
+            yield Group(title, list(class_options(inner, f"{field.name}.")))
+            yield from class_groups(inner)
+
+
+def _attribute_texts(kind: type[Any]) -> dict[str, str]:
+    texts: dict[str, str] = {}
+    for base in reversed(kind.__mro__):
+        if dataclasses.is_dataclass(base):
+            for entry in docstring_parser.parse_from_object(base).params:
+                texts[entry.arg_name] = " ".join((entry.description or "").split())
+    return texts
+
+
+def render(usage: str, summary: str, groups: Sequence[Group], positional: Sequence[Option] = ()) -> str:
+    """Return the help of a command as text.
+
+    Args:
+        usage: How it is called.
+        summary: What it does.
+        groups: Options, the most common first.
+        positional: Arguments without a dash.
+    """
+    width = max(60, min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns))
+    lines = [f"usage: {usage}", "", *textwrap.wrap(summary, width)]
+    if positional:
+        lines += ["", "Arguments:"]
+        for argument in positional:
+            lines += _entry(argument.name.upper(), argument.text, width)
+    for group in groups:
+        lines += ["", f"{group.title}:"]
+        for option in group.options:
+            lines += _entry(" ".join([option.flag, *_value(option)]), option.text + _default(option), width)
+    return "\n".join(lines)
+
+
+def _entry(left: str, text: str, width: int) -> list[str]:
+    wrapped = textwrap.wrap(text, width - _INDENT, break_on_hyphens=False) or [""]
+    if len(left) + 4 > _INDENT:
+        return [f"  {left}", *(" " * _INDENT + line for line in wrapped)]
+    return [f"  {left:<{_INDENT - 2}}{wrapped[0]}", *(" " * _INDENT + line for line in wrapped[1:])]
+
+
+def _value(option: Option) -> list[str]:
+    """Return what stands behind an option: its choices, or the kind of its value."""
+    hint = option.hint
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        hint = next(inner for inner in typing.get_args(hint) if inner is not type(None))
+        if hint is bool:
+            return ["{true,false}"]
+    if typing.get_origin(hint) is typing.Literal:
+        return ["{" + ",".join(map(str, typing.get_args(hint))) + "}"]
+    origin = typing.get_origin(hint) or hint
+    if origin is dict:
+        return ["KEY=VALUE"]
+    if origin in (list, tuple):
+        return ["[A,B,...]" if origin is list else "[LOW,HIGH]" if len(typing.get_args(hint)) == 2 else "[R,G,B]"]
+    return {bool: [], int: ["N"], float: ["X"]}.get(origin, ["TEXT"])
+
+
+def _default(option: Option) -> str:
+    """Return the default as it stands behind the text of an option."""
+    default = option.default
+    if default is inspect.Parameter.empty or default is None or default in ("", [], {}):
+        return ""
+    if default is True:
+        return f" (default: yes; --no-{option.flag[2:]} disables it)"
+    if default is False:
+        return ""
+    if isinstance(default, list | tuple):
+        default = "[" + ",".join(f"{value:.4g}" if isinstance(value, float) else str(value) for value in default) + "]"
+    return f" (default: {default})"

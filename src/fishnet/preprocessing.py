@@ -1,0 +1,61 @@
+"""How the images were prepared that given weights were trained on."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+from timm import get_pretrained_cfg
+from timm.data import resolve_data_config, resolve_model_data_config
+from torch import nn
+
+from fishnet.cards import read_card
+from fishnet.config import Interpolation, PreprocessConfig
+from fishnet.models import PUBLISHED, published_weights
+from fishnet.models.checkpoints.pretrained import PRETRAINED
+from fishnet.runs import RunFolder
+
+
+def preprocessing_of(network: nn.Module) -> tuple[PreprocessConfig, int]:
+    """Return how the authors of a timm model prepare images for it, and at what size in pixels."""
+    found = resolve_model_data_config(network)
+    return _as_preprocessing(found), int(found["input_size"][-1])
+
+
+def _as_preprocessing(found: Mapping[str, Any]) -> PreprocessConfig:
+    """Return timm's data configuration in the form of this library."""
+    known = get_args(Interpolation)
+    return PreprocessConfig(
+        crop_pct=float(found["crop_pct"]),
+        interpolation=found["interpolation"] if found["interpolation"] in known else "bilinear",
+        mean=tuple(found["mean"]),
+        std=tuple(found["std"]),
+    )
+
+
+def preprocessing_of_weights(model: str, weights: str | None) -> dict[str, Any]:
+    """Return how the images were prepared that weights were trained on, as fields of `PreprocessConfig`.
+
+    Published weights (`pretrained` or a tag) determine all fields, a run only mean and std, since the crop of its
+    images belongs to its data. Other files determine none.
+
+    Args:
+        model: Backbone.
+        weights: Weights to start from, as in the settings.
+
+    Raises:
+        UsageError: `pretrained` for a model without published weights.
+        FishnetError: The card of a run is damaged.
+    """
+    if weights == PUBLISHED:
+        weights = published_weights(model)
+    if weights == PUBLISHED or weights in PRETRAINED:
+        config = get_pretrained_cfg(model if weights == PUBLISHED else f"{PRETRAINED[weights].model}.{weights}")
+        assert config is not None
+        return dataclasses.asdict(_as_preprocessing(resolve_data_config(pretrained_cfg=config.to_dict())))
+    path = Path(weights or "").expanduser()
+    path = RunFolder(path).model_file if path.is_dir() else path
+    card = read_card(path) if path.suffix == ".safetensors" and path.is_file() else None
+    return {} if card is None else {"mean": card.preprocess.mean, "std": card.preprocess.std}

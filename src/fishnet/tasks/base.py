@@ -1,0 +1,346 @@
+"""What a task consists of. Training, commands, runs and reports know tasks in these forms only, none by name.
+
+A task is a module of `fishnet.tasks`, or of another package that registers it under the entry-point group
+`fishnet.tasks`. Its `TASK` says which settings it has and how to make the two objects that do the work: a `Task`, made
+from a model's card alone, evaluates and predicts; a `Training`, made from settings, adds data and losses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol, TypedDict
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from fishnet.cards import ModelCard
+from fishnet.config import TrainConfig
+from fishnet.data.checks import CheckReport
+from fishnet.drawing.display import Display
+from fishnet.models.build import Architecture
+from fishnet.models.network import Images, Network
+
+BadImages = Literal["stop", "skip"]
+Sample = dict[str, Any]
+"""Element of a data set, with the keys of `Batch`."""
+Batch = dict[str, Any]
+"""Images under `image`, targets as the task names them, `index` of each sample, and `bad`: the path of an image that
+could not be read, or an empty string."""
+Answer = dict[str, Any]
+"""What a model predicts for an image, as `fishnet.Predictor` returns it."""
+Entry = dict[str, Any]
+"""An answer as JSON values, as results.json contains it."""
+Prepared = Any
+"""What the model sees of an image; each task has its own form."""
+
+
+class Runtime(Protocol):
+    """Runs a network: the one of PyTorch in this process, or an exported one."""
+
+    def __call__(self, images: Images) -> Mapping[str, Sequence[Any]]:
+        """Return the answers by head, each with an entry per image."""
+        ...
+
+
+class TorchRuntime:
+    """Runs a network of PyTorch in inference mode.
+
+    Args:
+        network: Network in eval mode, on `device`.
+        device: Device that images are moved to.
+    """
+
+    def __init__(self, network: nn.Module, device: torch.device) -> None:
+        self.network, self.device = network, device
+
+    def __call__(self, images: Images) -> Mapping[str, Sequence[Any]]:
+        """Return the answers by head, on the device of the network."""
+        with torch.inference_mode():
+            if isinstance(images, Tensor):
+                return self.network(images.to(self.device, memory_format=torch.channels_last, non_blocking=True))
+            return self.network([image.to(self.device, non_blocking=True) for image in images])
+
+
+class Evaluation(Protocol):
+    """Result of an evaluation.
+
+    Attributes:
+        metrics: Figures by name. Fractions are between 0 and 1; -1 marks a figure that the split does not determine.
+        images: Number of evaluated images.
+    """
+
+    metrics: dict[str, float]
+    images: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain values for JSON."""
+        ...
+
+
+class Evaluator(Protocol):
+    """Collects the answers of a split, over all processes, and computes its figures.
+
+    Attributes:
+        primary: Name of the figure that decides which epoch is best; larger is better.
+    """
+
+    primary: str
+
+    def compute(self) -> Any:
+        """Return the `Evaluation` of all answers since the last reset. All processes must call it."""
+        ...
+
+    def reset(self) -> None:
+        """Forget all answers."""
+        ...
+
+
+class DrawnItem(TypedDict):
+    """An image for a painter."""
+
+    file: str
+    thumbnail: Image.Image | None
+    """What `Painter.thumbnail` returned; None for an image that is not drawn."""
+
+
+class Painter(Protocol):
+    """Draws answers one by one, so that memory does not grow with the number of images.
+
+    Attributes:
+        written: Pictures on disk.
+        drawn: Number of images drawn so far.
+    """
+
+    written: list[Path]
+    drawn: int
+
+    def thumbnail(self, image: Image.Image) -> Image.Image:
+        """Return the image in the size that `add` expects; called by the processes that load images."""
+        ...
+
+    def wants(self, index: int) -> bool:
+        """Whether the image of that index is drawn."""
+        ...
+
+    def add(self, item: DrawnItem, answer: Answer) -> None:
+        """Draw one image."""
+        ...
+
+    def finish(self) -> None:
+        """Write what is not on disk yet, and remove the pictures of an earlier call."""
+        ...
+
+
+class Task(Protocol):
+    """Evaluation and prediction with a network, made from its card alone.
+
+    Attributes:
+        card: Card of the network.
+    """
+
+    card: ModelCard
+
+    @property
+    def collate(self) -> Callable[[list[Sample]], Batch] | None:
+        """Function that makes a batch of samples; None stacks tensors."""
+        ...
+
+    def open_split(self, root: Path, split: str, bad_images: BadImages) -> Any:
+        """Return a data set prepared for the model; its classes are numbered as the outputs of the model."""
+        ...
+
+    def evaluator(self, dataset: Any, device: torch.device) -> Any:
+        """Return a new `Evaluator` for a data set."""
+        ...
+
+    def evaluate_batch(self, runtime: Runtime, batch: Batch, evaluator: Any) -> None:
+        """Predict one batch and pass the answers to the evaluator; images that could not be read are left out."""
+        ...
+
+    def describe(self, evaluation: Any) -> list[str]:
+        """Return the figures as lines of text."""
+        ...
+
+    def pictures(self, evaluation: Any) -> Mapping[str, Any]:
+        """Return matplotlib figures to save, by name."""
+        ...
+
+    def documents(self, evaluator: Any) -> Mapping[str, Any]:
+        """Return further JSON documents to save, by name."""
+        ...
+
+    def prepare(self, image: Image.Image) -> Prepared:
+        """Return what the model sees of an RGB image."""
+        ...
+
+    def answer(self, runtime: Runtime, prepared: Sequence[Prepared]) -> list[Answer]:
+        """Return what the model predicts for prepared images."""
+        ...
+
+    def entry(self, answer: Answer) -> Entry:
+        """Return an answer as results.json contains it."""
+        ...
+
+    def headline(self, entry: Entry) -> str:
+        """Return an entry of results.json in a few words."""
+        ...
+
+    def painter(self, out: Path, images: int) -> Painter:
+        """Return a painter of the answers for a number of images, which writes into a folder."""
+        ...
+
+    def draw_examples(self, runtime: Runtime, dataset: Any) -> Image.Image:
+        """Return a picture of the answers for some images of a data set, with the truth."""
+        ...
+
+
+class TrainOrder(TypedDict, total=False):
+    """What `fishnet.data.loader.TrainBatches` needs to know of a training split of N samples."""
+
+    groups: np.ndarray
+    """int (N,): a batch takes samples of one group only."""
+    repeats: np.ndarray
+    """float (N,): how often a sample is shown per epoch on average, at least 1."""
+
+
+class Training(Protocol):
+    """What training needs: data, network and losses. Problems with the data are raised when it is made."""
+
+    @property
+    def config(self) -> TrainConfig:
+        """Settings of the run. What they left open, such as a detector that depends on the data, is decided."""
+        ...
+
+    @property
+    def train_data(self) -> Dataset[Sample]:
+        """Training split, a map-style data set."""
+        ...
+
+    @property
+    def val_data(self) -> Dataset[Sample]:
+        """Validation split."""
+        ...
+
+    @property
+    def task(self) -> Task:
+        """Evaluation and prediction with the network of this training."""
+        ...
+
+    def train_order(self) -> TrainOrder:
+        """Return what the order of the training split depends on: groups of similar images, repeated images."""
+        ...
+
+    def architecture(self) -> Architecture:
+        """Return what builds the network."""
+        ...
+
+    def card(self) -> ModelCard:
+        """Return what evaluation and prediction need to know of the network."""
+        ...
+
+    def losses(self, network: Network, batch: Batch, epoch: int) -> dict[str, Tensor]:
+        """Return the mean losses of a batch by name: scalars with gradient, whose sum is minimised.
+
+        Args:
+            network: Network in training mode.
+            batch: Batch on the device of the network.
+            epoch: Index of the epoch, from 0.
+        """
+        ...
+
+    def draw_batch(self, batch: Batch) -> Image.Image:
+        """Return a picture of an augmented training batch with its targets."""
+        ...
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return figures that change when the data set does."""
+        ...
+
+
+def evaluate_network(
+    task: Task,
+    network: nn.Module,
+    device: torch.device,
+    batches: Iterable[Batch],
+    evaluator: Any,
+    arithmetic: AbstractContextManager[Any] | None = None,
+) -> Any:
+    """Run a network in eval mode over all batches and return the `Evaluation`; training modes are restored afterwards.
+
+    Args:
+        task: How a batch is evaluated.
+        network: Network on `device`.
+        device: Device that images are moved to.
+        batches: Batches of a data loader.
+        evaluator: Evaluator of `task`; answers that it has already count too.
+        arithmetic: Autocast context; None computes in fp32.
+    """
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    runtime = TorchRuntime(network, device)
+    try:
+        with torch.inference_mode(), arithmetic or nullcontext():
+            for batch in batches:
+                task.evaluate_batch(runtime, batch, evaluator)
+    finally:
+        for module, training in modes:
+            module.training = training
+    return evaluator.compute()
+
+
+class SplitReport(Protocol):
+    """What was divided into train and val."""
+
+    def describe(self) -> str:
+        """Return a table of the counts in train and val."""
+        ...
+
+
+class RecipeChoice(NamedTuple):
+    """The recipe of a run that names none."""
+
+    name: str
+    reason: str
+    """Why, in a few words, such as "weights are given"."""
+
+
+@dataclass(frozen=True)
+class TaskKind:
+    """A task as everything outside of its own folder sees it."""
+
+    name: str
+    """Name on the command line."""
+    summary: str
+    """What is predicted, in a few words."""
+    config: type[Any]
+    """Settings of a run: a dataclass, subclass of `TrainConfig`."""
+    options: type[Any]
+    """How the model answers: a dataclass whose fields are options of `fishnet predict` and keywords of `Predictor`."""
+    make_training: Callable[[Any], Training]
+    """Settings -> data and losses."""
+    make_task: Callable[[ModelCard, Any], Task]
+    """Card and options -> evaluation and prediction."""
+    recipes: str
+    """Package that contains the recipes, one YAML file each."""
+    choose_recipe: Callable[[Mapping[str, Any]], RecipeChoice]
+    """Settings given by hand -> recipe of a run that names none."""
+    tied: frozenset[str] = frozenset()
+    """Settings besides the model that a checkpoint depends on; a resumed run cannot change them."""
+    batch_size: int = 32
+    """Images per forward pass in evaluation and prediction, by default."""
+    display: Display = field(default_factory=Display)
+    """What reports show of an evaluation."""
+    check_data: Callable[..., CheckReport] | None = None
+    """Implementation of `fishnet data check`: takes the folder, then options as keywords; its docstring is the help."""
+    split_data: Callable[..., SplitReport] | None = None
+    """Implementation of `fishnet data split`, likewise."""
+    can_split: Callable[[Path], bool] | None = None
+    """Whether a folder has the layout that `split_data` divides."""
+    load_foreign: Callable[[Path, str, Sequence[str] | None], tuple[Network, ModelCard]] | None = None
+    """Weights file without a card, backbone, class names -> network and card."""

@@ -1,0 +1,67 @@
+"""Contact sheets of a classifier's answers."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from fishnet.files import atomic_path
+from fishnet.tasks.base import Answer, DrawnItem
+
+SHEET_IMAGES = 48
+_SHEETS, _LINES = 20, 5
+
+
+class Sheets:
+    """Contact sheets, written page by page.
+
+    Args:
+        out: Folder to write contact_sheet*.png into.
+        images: Number of images that will come.
+    """
+
+    def __init__(self, out: Path, images: int) -> None:
+        self.out, self.pages = out, min(_SHEETS, math.ceil(images / SHEET_IMAGES))
+        self.cards: list[dict[str, Any]] = []
+        self.written: list[Path] = []
+        self.drawn = 0
+
+    def wants(self, index: int) -> bool:
+        """Whether the image of that number is drawn."""
+        return index < _SHEETS * SHEET_IMAGES
+
+    def thumbnail(self, image: Image.Image) -> Image.Image:
+        """Return the image in the size of a card."""
+        image.thumbnail((320, 320))
+        return image
+
+    def add(self, item: DrawnItem, answer: Answer) -> None:
+        """Put an image on the page; a full page is written."""
+        if item["thumbnail"] is None:
+            return
+        self.drawn += 1
+        lines = list(zip(answer["labels"], answer["scores"], strict=True))[:_LINES]
+        self.cards.append({"image": item["thumbnail"], "title": Path(item["file"]).name, "lines": lines})
+        if len(self.cards) == SHEET_IMAGES:
+            self._write()
+
+    def finish(self) -> None:
+        """Write the page that was begun, if any; remove pages of an earlier call."""
+        self._write()
+        for old in set(self.out.glob("contact_sheet*.png")) - set(self.written):
+            old.unlink()
+
+    def _write(self) -> None:
+        from fishnet.drawing.sheets import contact_sheet
+
+        if not self.cards:
+            return
+        number = f"_{len(self.written) + 1:02d}" if self.pages > 1 else ""
+        path = self.out / f"contact_sheet{number}.png"
+        with atomic_path(path) as partial:
+            contact_sheet(self.cards).save(partial)
+        self.written.append(path)
+        self.cards = []

@@ -1,0 +1,44 @@
+"""`fishnet data check detection`: findings, and on request a picture and a corrected annotation file."""
+
+from __future__ import annotations
+
+from json import dumps
+from pathlib import Path
+
+from fishnet.data.checks import CheckReport
+from fishnet.data.detection.checks import check_detection, fix_coco, split_to_fix
+from fishnet.data.detection.coco import read_coco
+from fishnet.data.detection.dataset import annotation_file, image_folder
+from fishnet.files import atomic_write
+
+
+def check_data(
+    root: Path,
+    workers: int = 2,
+    picture: str | None = None,
+    fix: str | None = None,
+    split: str | None = None,
+) -> CheckReport:
+    """Check every annotation and decode every image of a COCO data set.
+
+    Args:
+        root: Folder of the data set.
+        workers: Threads that decode images.
+        picture: PNG file to write, with the number of objects per class and their sizes.
+        fix: File to write, with the annotations corrected where that is possible.
+        split: Split whose annotations --fix corrects, if there are several.
+    """
+    report = check_detection(root, workers)
+    if picture is not None and report.summary["splits"]:
+        from fishnet.drawing.objects import draw_objects
+        from fishnet.drawing.style import save_figure
+
+        files = {name: read_coco(annotation_file(root, name)) for name in report.summary["splits"]}
+        print(f"written: {save_figure(draw_objects(files), Path(picture))}")
+    if fix is not None:
+        chosen = split_to_fix(report, split)
+        path = annotation_file(root, chosen)
+        mended, changes = fix_coco(path, image_folder(root, chosen, read_coco(path).file_names))
+        atomic_write(fix, dumps(mended))
+        print(f"written: {fix}, {path.name} with " + ("; ".join(changes) or "no corrections"))
+    return report

@@ -1,0 +1,117 @@
+"""Detections in pixels of the original image, as evaluators, pictures and results.json take them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NotRequired, TypedDict, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.models.detection.roi_heads import paste_masks_in_image
+
+from fishnet.data.detection.dataset import PIXEL_CENTRE
+from fishnet.models.heads.types import Detections, Size
+from fishnet.tasks.base import Runtime
+
+HEAD = "region"
+"""Name of the head that detects objects."""
+MASK_THRESHOLD = 0.5
+"""Minimum probability of a mask's pixels."""
+
+
+class RunLength(TypedDict):
+    """Mask in COCO's compressed run-length encoding."""
+
+    size: list[int]
+    """Height and width of the image."""
+    counts: bytes | str
+
+
+class Objects(TypedDict):
+    """Objects in one image, in pixels of that image, the best first."""
+
+    boxes: Tensor
+    """float (N, 4): x1 y1 x2 y2."""
+    labels: Tensor
+    """int64 (N,): classes from 0."""
+    scores: Tensor
+    """float (N,)."""
+    masks: NotRequired[list[RunLength]]
+    """A mask per object."""
+    keypoints: NotRequired[Tensor]
+    """float (N, K, 3): x, y, visibility; x and y count pixels from the center of the first, as in COCO files."""
+
+
+def detect(runtime: Runtime, images: list[Tensor], sizes: Sequence[Size]) -> list[Detections]:
+    """Return the detections per image, on the CPU, with boxes and keypoints in pixels of the original images.
+
+    Args:
+        runtime: Runs the detector.
+        images: Prepared images (3, H, W).
+        sizes: Height and width of each image before it was resized.
+    """
+    return [
+        _original(found, (image.shape[-2], image.shape[-1]), size)
+        for found, image, size in zip(runtime(images)[HEAD], images, sizes, strict=True)
+    ]
+
+
+def _original(found: Detections, seen: Size, size: Size) -> Detections:
+    """Scale the detections of one image from the size that the network saw to that of its file."""
+    values = {name: (value.float() if value.is_floating_point() else value).cpu() for name, value in tensors(found)}
+    across, down = size[1] / seen[1], size[0] / seen[0]
+    values["boxes"] = values["boxes"] * torch.tensor([across, down, across, down])
+    if "keypoints" in values:
+        center = torch.tensor([PIXEL_CENTRE, PIXEL_CENTRE, 0.0])  # COCO counts keypoints in pixel indices
+        values["keypoints"] = values["keypoints"] * torch.tensor([across, down, 1.0]) - center
+    return cast(Detections, values)
+
+
+def tensors(found: Detections) -> list[tuple[str, Tensor]]:
+    """Return name and value of all fields; each has an entry per object."""
+    return [(name, cast(Tensor, value)) for name, value in found.items()]
+
+
+def select(found: Detections, index: Tensor) -> Detections:
+    """Return some of the detections of an image.
+
+    Args:
+        found: Detections of one image.
+        index: Positions, or a bool per detection.
+    """
+    return cast(Detections, {name: value[index] for name, value in tensors(found)})
+
+
+def as_objects(found: Detections, size: Size) -> Objects:
+    """Return detections with their masks pasted into the image.
+
+    Args:
+        found: Detections in pixels of the image.
+        size: Height and width of the image.
+    """
+    objects: Objects = {"boxes": found["boxes"], "labels": found["labels"], "scores": found["scores"]}
+    if "masks" in found:
+        objects["masks"] = encode_masks(found["masks"], found["boxes"], size)
+    if "keypoints" in found:
+        objects["keypoints"] = found["keypoints"]
+    return objects
+
+
+def encode_masks(masks: Tensor, boxes: Tensor, size: Size) -> list[RunLength]:
+    """Return run-length encoded masks of a whole image.
+
+    Args:
+        masks: float (N, 1, 28, 28): probability inside the box.
+        boxes: float (N, 4): x1 y1 x2 y2 in pixels.
+        size: Height and width of the image.
+    """
+    from faster_coco_eval.core import mask as rle_of
+
+    runs: list[RunLength] = []
+    step = max(1, 10_000_000 // (size[0] * size[1]))  # a panorama with 100 objects would fill the memory at once
+    for start in range(0, len(masks), step):
+        part = slice(start, start + step)
+        pasted = paste_masks_in_image(masks[part], boxes[part], size)[:, 0] > MASK_THRESHOLD
+        runs += rle_of.encode(np.asfortranarray(pasted.numpy().astype(np.uint8).transpose(1, 2, 0)))
+    return runs

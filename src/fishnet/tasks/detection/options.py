@@ -1,0 +1,114 @@
+"""Settings of detection, and how a detector answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from fishnet.config import AT_LEAST_1, POSITIVE, PROBABILITY, Rules, TrainConfig
+from fishnet.data.detection.transforms import AugmentConfig
+from fishnet.errors import UsageError
+from fishnet.tasks.base import RecipeChoice
+
+Detector = Literal[
+    "auto", "faster_rcnn", "mask_rcnn", "keypoint_rcnn", "retinanet", "fcos", "cascade_rcnn", "cascade_mask_rcnn"
+]
+
+
+@dataclass
+class PyramidConfig:
+    """Feature pyramid with strides 4 to 32."""
+
+    taps: Literal["head", "body", "tail"] = "head"
+    """Part of a FishNet that the maps are taken from."""
+    neck: Literal["fpn", "none"] = "fpn"
+    """fpn: feature pyramid network; none: 1x1 projections only."""
+    norm_relu: bool | None = None
+    """BatchNorm and ReLU before the neck; None: if the maps are raw sums, as those of a FishNet."""
+
+
+@dataclass
+class HeadsConfig:
+    """Sizes of a detector's neck and heads; None takes the value of the preset."""
+
+    preset: Literal["auto", "nano", "tiny", "small", "base"] = "auto"
+    """Preset of all sizes; auto: by the size of the backbone; base: those of torchvision."""
+    width: int | None = None
+    """Channels of the pyramid."""
+    box_width: int | None = None
+    """Units of the two layers of the box head."""
+    mask_width: int | None = None
+    """Channels of the mask head's convolutions."""
+    mask_layers: int | None = None
+    """Convolutions of the mask head before its upsampling."""
+    keypoint_width: int | None = None
+    """Channels of the keypoint head's convolutions."""
+    tower_layers: int | None = None
+    """Convolutions of the towers of RetinaNet and FCOS."""
+    proposals: int | None = None
+    """Proposals per image that the second stage gets; twice as many in training."""
+    samples: int | None = None
+    """Proposals per image that the second stage is trained on."""
+    anchor_scale: float | None = None
+    """Size of the anchors of a level, in strides of that level."""
+    aspect_ratios: list[float] | None = None
+    """Aspect ratios (height / width) of the anchors."""
+    score: float | None = None
+    """Minimum score of a detection in evaluation."""
+    nms: float | None = None
+    """IoU threshold for non-maximum suppression."""
+    detections: int | None = None
+    """Maximum number of detections per image."""
+
+    RULES: ClassVar[Rules] = {
+        AT_LEAST_1: "width box_width mask_width mask_layers keypoint_width tower_layers proposals samples detections",
+        POSITIVE: "anchor_scale aspect_ratios",
+        PROBABILITY: "score nms",
+    }
+
+
+@dataclass
+class DetectionConfig(TrainConfig):
+    """Settings of a run that trains a detector."""
+
+    detector: Detector = "auto"
+    """Detector to build on the backbone; auto: mask_rcnn if the objects have outlines, else faster_rcnn."""
+    longest: int = 1333
+    """Maximum of the longer side of an image in pixels; --size is the shorter side."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    pyramid: PyramidConfig = field(default_factory=PyramidConfig)
+    heads: HeadsConfig = field(default_factory=HeadsConfig)
+
+    RULES: ClassVar[Rules] = {AT_LEAST_1: "longest"}
+
+
+@dataclass
+class DetectionOptions:
+    """How a detector answers."""
+
+    score: float = 0.5
+    """Minimum score of an object."""
+    max_detections: int = 100
+    """Maximum number of objects per image."""
+    tile: int | None = None
+    """Size in pixels of overlapping tiles that larger images are cut into; None keeps images whole."""
+    overlap: float = 0.2
+    """Fraction of a tile that its neighbor covers too."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.score <= 1:
+            raise UsageError(f"--score must be between 0 and 1, not {self.score}")
+        if self.max_detections < 1:
+            raise UsageError(f"--max-detections must be at least 1, not {self.max_detections}")
+        if self.tile is not None and self.tile < 32:
+            raise UsageError(f"--tile must be at least 32 pixels, not {self.tile}")
+        if not 0 <= self.overlap < 0.9:
+            raise UsageError(f"--overlap must be at least 0 and below 0.9, not {self.overlap}")
+
+
+def choose_recipe(settings: Mapping[str, Any]) -> RecipeChoice:
+    """Return the recipe of a run that names none, from its weights."""
+    if settings.get("weights"):
+        return RecipeChoice("finetune", "weights are given")
+    return RecipeChoice("scratch_small", "no weights are given")

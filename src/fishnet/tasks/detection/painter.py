@@ -1,0 +1,61 @@
+"""Pictures of a detector's answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from fishnet.files import atomic_path
+from fishnet.tasks.base import Answer, DrawnItem
+
+_PICTURES = 500
+_SIDE = 1600
+
+
+class Pictures:
+    """A picture per image, named as its file, in OUT/pictures.
+
+    Args:
+        out: Folder to write pictures/ into.
+        classes: Class names.
+    """
+
+    def __init__(self, out: Path, classes: list[str]) -> None:
+        self.folder, self.classes = out / "pictures", classes
+        self.written: list[Path] = []
+        self.drawn = 0
+
+    def wants(self, index: int) -> bool:
+        """Whether the image of that number is drawn."""
+        return index < _PICTURES
+
+    def thumbnail(self, image: Image.Image) -> Image.Image:
+        """Return the image itself: objects are drawn in its own pixels."""
+        return image
+
+    def add(self, item: DrawnItem, answer: Answer) -> None:
+        """Draw the objects of one image."""
+        from fishnet.drawing.regions import draw_regions
+
+        if item["thumbnail"] is None:
+            return
+        pixels = torch.from_numpy(np.array(item["thumbnail"])).permute(2, 0, 1)
+        found = {**answer, "labels": answer["indices"]}
+        name = Path(item["file"]).stem
+        path = self.folder / f"{name}.jpg"
+        number = 1
+        while path in self.written:
+            number += 1
+            path = self.folder / f"{name}_{number}.jpg"
+        with atomic_path(path) as partial:
+            draw_regions(pixels, found, self.classes, longest=_SIDE).save(partial, quality=92)
+        self.written.append(path)
+        self.drawn += 1
+
+    def finish(self) -> None:
+        """Remove pictures of an earlier call."""
+        for old in set(self.folder.glob("*.jpg")) - set(self.written):
+            old.unlink()

@@ -1,0 +1,60 @@
+"""Large images in overlapping tiles."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+
+from fishnet.models.heads.types import Detections
+from fishnet.tasks.detection.detections import select, tensors
+
+
+def tile_places(width: int, height: int, tile: int | None, overlap: float) -> list[tuple[int, int, int, int]]:
+    """Return the boxes (left, top, right, bottom) of overlapping tiles that cover an image, all of one size."""
+    if tile is None or (width <= tile and height <= tile):
+        return [(0, 0, width, height)]
+
+    def starts(side: int) -> list[int]:
+        if side <= tile:
+            return [0]
+        step = max(1, round(tile * (1 - overlap)))
+        # the last tile ends at the border: none is smaller than the others
+        return [*range(0, side - tile, step), side - tile]
+
+    return [
+        (left, top, min(width, left + tile), min(height, top + tile))
+        for top in starts(height)
+        for left in starts(width)
+    ]
+
+
+def merge_tiles(parts: list[Detections], covered: float = 0.5) -> Detections:
+    """Return the detections of all tiles together, without those that show a part of another.
+
+    Of two detections of one class from different tiles, the weaker is removed if more than a fraction of the smaller
+    box is covered: the piece of an object that is cut off by the border of a tile overlaps the whole object little, but
+    lies inside it. Detections of one tile are left as they are: people in front of each other cover more than that.
+
+    Args:
+        parts: Detections of each tile, in pixels of the image.
+        covered: Fraction of the smaller box.
+    """
+    names = [name for name, _ in tensors(parts[0])]
+    joined = {name: torch.cat([dict(tensors(part))[name] for part in parts]) for name in names}
+    order = joined["scores"].argsort(descending=True, stable=True)
+    tiles = torch.cat([torch.full((len(part["scores"]),), number) for number, part in enumerate(parts)])[order]
+    merged = select(cast(Detections, joined), order)
+    boxes, labels = merged["boxes"], merged["labels"]
+    areas = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(1)
+    alive = torch.ones(len(boxes), dtype=torch.bool)
+    for place in range(len(boxes)):
+        if not alive[place]:
+            continue
+        corner = torch.maximum(boxes[place, :2], boxes[:, :2])
+        shared = (torch.minimum(boxes[place, 2:], boxes[:, 2:]) - corner).clamp(min=0).prod(1)
+        hidden = shared > covered * torch.minimum(areas[place], areas).clamp(min=1e-6)
+        hidden &= (labels == labels[place]) & (tiles != tiles[place])
+        hidden[: place + 1] = False
+        alive &= ~hidden
+    return select(merged, alive)
