@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -17,9 +18,11 @@ from fishnet.metrics import MetricsFile
 COMMAND = [sys.executable, "-W", "error::ResourceWarning", "-m", "fishnet"]
 
 
-def start(*arguments: str | Path, threads: int = 1, **options: object) -> subprocess.Popen[str]:
+def start(
+    *arguments: str | Path, threads: int = 1, env: Mapping[str, str] | None = None, **options: object
+) -> subprocess.Popen[str]:
     """Start `fishnet ARGUMENTS` and return the process; its output is one text stream."""
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""}
+    environment = {**(env or os.environ), "OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""}
     command = [*COMMAND, *map(str, arguments)]
     return subprocess.Popen(
         command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, **options

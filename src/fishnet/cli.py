@@ -319,24 +319,24 @@ def normalise(arguments: list[str], flags: set[str]) -> list[str]:
     return spelled
 
 
-def explain(message: str, parser: Any) -> str:
-    """Return a parser's complaint as one line, with the nearest option for an unknown one."""
+def explain(message: str, parser: ArgumentParser) -> str:
+    """Return a parser's message as one line; for an unknown option with the nearest one, or the task that has it."""
     line = " ".join(message.split())
     line = re.sub(r"<class '(\w+)'>", r"\1", line).replace("typing.", "")
     if match := re.search(r"unrecognized arguments: --([\w.]+)", line):
-        known = [
-            option[2:] for action in parser._actions for option in action.option_strings if option.startswith("--")
-        ]
-        spelled = match[1].replace("_", "-")
-        near = (
-            did_you_mean(match[1], known)
-            .replace("_", "-")
-            .replace("'", "")
-            .replace("mean ", "mean --")
-            .replace(" or ", " or --")
-        )
-        return f"unknown option --{spelled}.{near}"
+        return f"unknown option --{match[1].replace('_', '-')}.{_advice(match[1], parser)}"
     return re.sub(r"Parser key \"([\w.]+)\":", lambda m: f"--{m[1].replace('_', '-')}:", line)
+
+
+def _advice(option: str, parser: ArgumentParser) -> str:
+    """Return which option is meant by an unknown one, or which task has it."""
+    from fishnet.schema import owners_of
+
+    if parser.prog == "fishnet train" and (owners := owners_of(option)):
+        return f" It is a setting of {' and '.join(owners)}."
+    known = [text[2:] for action in parser._actions for text in action.option_strings if text.startswith("--")]
+    near = did_you_mean(option, known).replace("_", "-").replace("'", "")
+    return near.replace("mean ", "mean --").replace(" or ", " or --")
 
 
 if __name__ == "__main__":
