@@ -71,7 +71,7 @@ def main() -> None:
     equal = found == before
     record(
         "30_steps",
-        f"Losses of {STEPS} steps before and after both tasks moved to one network",
+        f"Losses of {STEPS} steps before and after the code moved: one network for both tasks, a room per task",
         "equal",
         "equal to the last bit" if equal else "they differ",
         equal,

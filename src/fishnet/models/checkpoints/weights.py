@@ -206,8 +206,9 @@ def _check_tag(source: str | Path, own: Mapping[str, Tensor]) -> None:
 
 def recognise_member(state: Mapping[str, Tensor]) -> str | None:
     """Return the member of the family whose tensors have the names and shapes of a state dict of any known layout."""
+    import timm
+
     from fishnet.models.config import VARIANTS
-    from fishnet.models.fishnet import FishNet
 
     layout = find_layout(state)
     if layout is None:
@@ -222,7 +223,8 @@ def recognise_member(state: Mapping[str, Tensor]) -> str | None:
         depths = (*config.tail_depths, config.bridge_depth, *config.body_depths, *config.head_depths)
         if blocks != sum(depths) + sum(config.transfer_depths):
             continue  # building even an empty network takes a while
-        model = FishNet(config, num_classes=0, in_chans=first.shape[1], device="meta")
+        # by its name: the network itself imports this module
+        model = timm.create_model(name, num_classes=0, in_chans=first.shape[1], device="meta")
         if _shapes(model.state_dict()) == shapes:
             return name
     return None

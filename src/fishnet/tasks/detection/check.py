@@ -30,8 +30,8 @@ def check_data(
     """
     report = check_detection(root, workers)
     if picture is not None and report.summary["splits"]:
-        from fishnet.drawing.objects import draw_objects
         from fishnet.drawing.style import save_figure
+        from fishnet.tasks.detection.objects import draw_objects
 
         files = {name: read_coco(annotation_file(root, name)) for name in report.summary["splits"]}
         print(f"written: {save_figure(draw_objects(files), Path(picture))}")
