@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow test-lowest lint format timm-conformance figures tables trunks results clean
+.PHONY: demo test test-slow test-lowest lint format timm-conformance figures tables trunks pictures results clean
 
 $(VENV)/.user: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "no Python >= 3.11 found; name one: make PYTHON=/path/to/python3"; exit 2; }
@@ -54,6 +54,9 @@ tables: $(VENV)/.developer  ## docs/models.md and the golden numbers
 
 trunks: $(VENV)/.developer  ## docs/trunks.md: which of timm's families can be trunks, some minutes
 	$(BIN)/python docs/make_trunks_table.py
+
+pictures: $(VENV)/.user  ## the pictures of README.md, some minutes
+	$(BIN)/python docs/make_pictures.py
 
 results: $(VENV)/.developer  ## docs/results.md from what the benchmarks recorded
 	$(BIN)/python docs/make_results.py
