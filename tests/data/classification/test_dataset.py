@@ -260,6 +260,7 @@ def test_damaged_label_lists(tmp_path, text, match):
             {"images": [{"file_name": "1.jpg"}, {"file_name": "2.jpg", "label": 2}]},
             r"`label` of 2 images is not an index.*1\.jpg",
         ),
+        ({"images": [{"file_name": "1.jpg", "label": True}]}, r"`label` of 1 images is not an index.*True"),
         ({"images": []}, "contains no images"),
     ],
 )
@@ -268,8 +269,9 @@ def test_damaged_coco_files(tmp_path, change, match):
     document = {"labels": ["a", "b"], "images": [{"file_name": "1.jpg", "label": 0}]}
     save(tmp_path / "annotations" / "instances_train.json", document | change)
     fails(tmp_path, "train", match)
-    (tmp_path / "annotations" / "instances_train.json").write_text("{")
-    fails(tmp_path, "train", "not valid JSON")
+    for broken in ("{", "[" * 200_000):
+        (tmp_path / "annotations" / "instances_train.json").write_text(broken)
+        fails(tmp_path, "train", "not valid JSON")
 
 
 # --- randomness ------------------------------------------------------------------------------------------------------

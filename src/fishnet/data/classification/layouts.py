@@ -191,7 +191,7 @@ def _list_coco(root: Path, split: str, path: Path, document: dict[str, object]) 
     ):
         raise FishnetError(f"{path}: `images` must be a list of objects with a `file_name`")
     targets = [image.get("label") for image in images]
-    valid = [isinstance(target, int) and 0 <= target < len(classes) for target in targets]
+    valid = [type(target) is int and 0 <= target < len(classes) for target in targets]
     if not all(valid):
         first = images[valid.index(False)]
         raise FishnetError(
@@ -250,7 +250,7 @@ def _checked_classes(classes: object, path: Path) -> list[str]:
 def _load_json(path: Path, kind: type | UnionType = dict) -> Any:
     try:
         document = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FishnetError(f"{path} is not valid JSON ({error}); create it again") from error
     if not isinstance(document, kind):
         raise FishnetError(f"{path} does not have the expected structure; see docs/data-formats.md")
