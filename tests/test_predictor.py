@@ -132,7 +132,7 @@ BROKEN = {
     "normalised": (torch.full((3, 8, 8), -1.0), "between 0 and 1"),
     "not a number": (torch.full((3, 8, 8), float("nan")), "between 0 and 1"),
     "batch": (torch.zeros(1, 3, 8, 8), "is no image"),
-    "text file": (__file__, "it is no image"),
+    "text file": (__file__, "it is not an image"),
     "absent": ("nowhere.jpg", "nowhere.jpg: there is no such file"),
     "number": (3, "a int is no image"),
     "float pixels": (Image.new("F", (8, 8)), "floating-point pixels"),

@@ -101,10 +101,10 @@ def test_classes_that_do_not_fit(clean):
     shutil.rmtree(clean / "val" / "ant")
     report = data_check("classification", str(clean))
     assert sorted((problem.kind, problem.path, problem.detail) for problem in report.problems) == [
-        ("empty class", "train", "cow has no image"),
-        ("missing class", "val", "ant is in train only"),
-        ("missing class", "val", "cow is in train only"),
-        ("missing class", "val", "dog is in val only"),
+        ("empty class", "train", "cow has no images"),
+        ("missing class", "val", "ant is only in train"),
+        ("missing class", "val", "cow is only in train"),
+        ("missing class", "val", "dog is only in val"),
     ]
     assert report.exit_code == 1
 
@@ -195,7 +195,7 @@ def test_listing_and_json(clean, tmp_path, capsys):
     assert "cut4.jpg" in printed
     assert "cut5.jpg" not in printed
     assert "... and 2 more" in printed
-    assert printed.index("error:") < printed.index("note: files that are no images (ignored): 1")
+    assert printed.index("error:") < printed.index("note: files that are not images (ignored): 1")
     assert "7 errors, 1 notes" in printed
     document = json.loads((tmp_path / "sub" / "report.json").read_text())
     assert len(document["problems"]) == 8 == len(report.problems)
@@ -210,5 +210,5 @@ def test_bad_usage(tmp_path):
     with pytest.raises(FishnetError, match="does not exist"):
         data_check("classification", str(tmp_path / "nowhere"))
     put(tmp_path / "data" / "x.txt", b"")
-    with pytest.raises(FishnetError, match="no data of a known layout"):
+    with pytest.raises(FishnetError, match="no data in a known layout"):
         data_check("classification", str(tmp_path / "data"))

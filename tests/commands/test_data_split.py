@@ -45,7 +45,7 @@ def test_moves_a_share_of_every_class_of_real_photos(mini_copy, capsys):
     }
     assert f"all{'':<7}  {2000 - sum(expected):>8}  {sum(expected):>8}" in capsys.readouterr().out
     assert data_check("classification", str(root)).exit_code == 0
-    with pytest.raises(FishnetError, match="has a validation split already"):
+    with pytest.raises(FishnetError, match="already has a validation split"):
         data_split(str(root))
 
 
@@ -147,7 +147,7 @@ def test_an_interrupted_split_is_finished(tmp_path, monkeypatch, layout, stop_af
     assert contents(root) == before
     report = data_split(str(root), val=0.1, seed=9)
     assert report.resumed
-    assert "begun earlier with --val 0.5 --seed 4" in report.describe()
+    assert "completed an interrupted split with --val 0.5 --seed 4" in report.describe()
     assert contents(root) == before
     assert files(root) == files(twin)
     assert json.loads((root / "split.json").read_text())["done"]
@@ -161,17 +161,17 @@ def test_nothing_is_overwritten(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", dying)
-        with pytest.raises(FishnetError, match=r"No space left.*run again to go on"):
+        with pytest.raises(FishnetError, match=r"No space left.*run again to continue"):
             data_split(str(root))
     plan = json.loads((root / "split.json").read_text())
     target = put(root / plan["moves"][0][1], b"something else")
-    with pytest.raises(FishnetError, match="exists already"):
+    with pytest.raises(FishnetError, match="already exists"):
         data_split(str(root))
     assert target.read_bytes() == b"something else"
     target.unlink()
     lost = root / plan["moves"][0][0]
     lost.rename(root / "elsewhere.jpg")
-    with pytest.raises(FishnetError, match="vanished"):
+    with pytest.raises(FishnetError, match="disappeared"):
         data_split(str(root))
     (root / "elsewhere.jpg").rename(lost)
     data_split(str(root))
@@ -206,16 +206,22 @@ def test_label_lists_are_divided(tmp_path):
     ("prepare", "match"),
     [
         (lambda root: class_folders(root, {"train": {"a": 2}, "val": {}}) and (root / "val").mkdir(), "already"),
-        (lambda root: class_folders(root, {"train": {"a": 2}, "valid": {"a": 2}}), "already .valid"),
+        (
+            lambda root: class_folders(root, {"train": {"a": 2}, "valid": {"a": 2}}),
+            "already has a validation split .valid",
+        ),
         (lambda root: class_folders(root, {"test": {"a": 2}}), "has the splits test but no train"),
-        (lambda root: class_folders(root, {"train": {"a": 0}}), "holds no image"),
+        (lambda root: class_folders(root, {"train": {"a": 0}}), "contains no images"),
         (lambda root: put(root / "notes.txt", b"x"), "has no classes"),
         (
             lambda root: write_shard(root / "train-0.tar", [("1.jpg", encode(noise(0))), ("1.cls", b"0")]),
-            "split of shards is not supported",
+            "cannot split shards",
         ),
         (lambda root: put(root / "train" / "labels.csv", b"file,labels\n../x.jpg,a\n"), "not below"),
-        (lambda root: put(root / "train" / "labels.csv", b"file,labels\nx.jpg,a\n"), "no such file"),
+        (
+            lambda root: put(root / "train" / "labels.csv", b"file,labels\nx.jpg,a\n"),
+            "lists train/x.jpg, which does not exist",
+        ),
         (lambda root: put(root / "split.json", b"[1]"), "not a plan"),
         (
             lambda root: put(
@@ -251,7 +257,7 @@ def test_a_coco_file_is_divided_and_every_image_stays_where_it_is(name, mini_cop
     root = mini_copy(name)
     path = only_train(root)
     whole, before = path.read_bytes(), files(root)
-    with pytest.raises(FishnetError, match=r"no split 'val'.*fishnet data split .* makes a val"):
+    with pytest.raises(FishnetError, match=r"no split 'val'.*fishnet data split .* creates val"):
         open_detection(root, "val")
     first = open_detection(root, "train")
     truth = {first.path(i).name: first[i]["target"]["boxes"].tolist() for i in range(len(first))}
@@ -273,7 +279,7 @@ def test_a_coco_file_is_divided_and_every_image_stays_where_it_is(name, mini_cop
         assert open_classification(root, "val").classes == open_classification(root, "train").classes
         assert len(open_classification(root, "val")) == len(val)
         assert [open_classification(root, "val")[i]["bad"] for i in range(len(val))] == [""] * len(val)
-    with pytest.raises(FishnetError, match="has a validation split already"):
+    with pytest.raises(FishnetError, match="already has a validation split"):
         data_split(str(root))
 
 
@@ -308,7 +314,7 @@ def test_a_coco_file_that_cannot_be_divided_stays_as_it_is(mini_copy):
     whole = path.read_bytes()
     with pytest.raises(UsageError, match="--copy is not an option of the split of detection data"):
         data_split(str(root), copy=True)
-    with pytest.raises(UsageError, match="not a share"):
+    with pytest.raises(UsageError, match="must be between 0 and 1"):
         data_split(str(root), val=1.5)
     document = json.loads(whole)
     document["annotations"][0]["bbox"] = [-50, 0, 5, 5]
@@ -321,7 +327,7 @@ def test_a_coco_file_that_cannot_be_divided_stays_as_it_is(mini_copy):
     path.write_text(json.dumps(document))
     (root / "annotations" / f"unsplit_{path.stem.removeprefix('instances_')}.json").write_bytes(whole)
     before = files(root)
-    with pytest.raises(FishnetError, match="is of an earlier split"):
+    with pytest.raises(FishnetError, match="is from an earlier split"):
         data_split(str(root))
     assert files(root) == before
 
@@ -378,7 +384,7 @@ def test_linked_class_folders_are_refused(tmp_path):
 def test_bad_usage(tmp_path):
     class_folders(tmp_path, {"train": {"a": 4}})
     for share in (0, 1, -0.5, 20):
-        with pytest.raises(UsageError, match="not a share between 0 and 1"):
+        with pytest.raises(UsageError, match="must be between 0 and 1"):
             data_split(str(tmp_path), val=share)
     with pytest.raises(UsageError, match="--copy would leave"):
         data_split(str(tmp_path), copy=True)

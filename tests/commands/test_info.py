@@ -117,7 +117,7 @@ def test_the_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("fish.png", "fish.svg"):
         printed(capsys, "fishnet_nano", figure=str(tmp_path / name), size=32)
         assert (tmp_path / name).stat().st_size > 10_000
-    with pytest.raises(UsageError, match="resnet18 is not a fish"):
+    with pytest.raises(UsageError, match="cannot draw resnet18"):
         info("resnet18", figure=str(tmp_path / "no.png"))
     assert not (tmp_path / "no.png").exists()
 

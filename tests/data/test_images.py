@@ -136,7 +136,7 @@ def test_bad_files_name_path_and_reason(tmp_path):
         ("cut.jpg", whole[: len(whole) // 2], "truncated"),
         ("cut.png", encode(noise(7, 200, 200), "PNG")[:200], "truncated"),
         ("empty.jpg", b"", "empty"),
-        ("text.jpg", b"this is no image", "no image"),
+        ("text.jpg", b"this is no image", "not an image"),
     ]:
         with bad(rf"{name}.*{reason}"):
             read_image(put(tmp_path / name, content))

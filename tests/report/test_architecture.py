@@ -58,5 +58,5 @@ def test_options_show_in_the_figure() -> None:
 
 
 def test_only_a_fish_is_drawn() -> None:
-    with pytest.raises(UsageError, match="resnet18 is not a fish"):
+    with pytest.raises(UsageError, match="cannot draw resnet18"):
         draw_fish(timm.create_model("resnet18"), "resnet18")

@@ -148,7 +148,7 @@ def test_confusion_of_many_classes_shows_the_most_confused() -> None:
 
 
 def test_confusion_refuses_what_does_not_fit() -> None:
-    with pytest.raises(FishnetError, match="does not fit 2 classes"):
+    with pytest.raises(FishnetError, match="does not match 2 classes"):
         draw_confusion(np.zeros((3, 3)), ["a", "b"])
 
 

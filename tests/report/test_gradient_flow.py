@@ -225,9 +225,9 @@ def test_norms_of_a_fish_equal_autograd() -> None:
 
 
 def test_bad_requests_are_explained() -> None:
-    with pytest.raises(FishnetError, match="cannot take images"):
+    with pytest.raises(FishnetError, match="does not support images"):
         gradient_norms(create_model("fishnet_nano"), size=16)
-    with pytest.raises(FishnetError, match="has none of 2 classes"):
+    with pytest.raises(FishnetError, match="needs a classifier with at least 2 classes"):
         gradient_norms(Net(Residual(), Residual(), classes=1), size=8)
 
 

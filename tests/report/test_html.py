@@ -114,8 +114,8 @@ def test_a_full_run_shows_everything(tmp_path: Path) -> None:
     run = fill(tmp_path / "my_run")
     page = read(run)
     assert page.titles == [
-        "Curves", "Epochs", "Classes", "Confusion", "Predictions", "A training batch as the network saw it",
-        "Images left out", "Settings", "Environment",
+        "Curves", "Epochs", "Classes", "Confusion", "Predictions", "Augmented training batch",
+        "Skipped images", "Settings", "Environment",
     ]  # fmt: skip
     for fact in (
         "my_run",
@@ -192,9 +192,9 @@ def test_long_tables_are_cut(tmp_path: Path) -> None:
     (tmp_path / "evaluation_val.json").write_text(json.dumps({"per_class": rows}))
     run.bad_images_txt.write_text("".join(f"{i}.jpg\n" for i in range(1200)))
     page = read(run)
-    assert "and 500 rows more" in page.text
+    assert "and 500 more rows" in page.text
     assert "and 200 more" in page.text
-    assert "left out: 1200" in page.text
+    assert "skipped: 1200" in page.text
 
 
 def test_large_pictures_become_smaller_and_damaged_ones_a_note(tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_large_pictures_become_smaller_and_damaged_ones_a_note(tmp_path: Path) -
 
 
 def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(FishnetError, match="no run folder"):
+    with pytest.raises(FishnetError, match=r"run folder .* does not exist"):
         write_report(RunFolder(tmp_path / "absent"))
 
 

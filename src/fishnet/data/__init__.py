@@ -1,1 +1,1 @@
-"""Data sets, transforms and checks, one module per task."""
+"""Data sets, transforms and checks, one package per task."""

@@ -1,4 +1,4 @@
-"""Findings about a data set, and what decoding an image tells; what else is checked is up to each task."""
+"""Reports of data set checks, and the check of single images that all tasks share."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple, TypedDict
 
 from PIL import Image
 from tqdm import tqdm
 
-from fishnet.data.images import explain, is_truncated, refuse_bomb, to_rgb
+from fishnet.data.images import MISSING, explain, is_truncated, refuse_bomb, to_rgb
 
 Severity = Literal["error", "note"]
 
-_EXTENSIONS_OF = {"MPO": "JPEG"}  # a JPEG file with a second picture behind the first, as some phones write it
+_EXTENSIONS_OF = {"MPO": "JPEG"}  # a JPEG file with a second image appended, as written by some phones
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One finding; an error should be mended, a note is only worth knowing."""
+    """One finding; errors should be fixed, notes are for information."""
 
     kind: str
     path: str
@@ -34,25 +34,31 @@ class Problem:
     severity: Severity
 
 
+class Summary(TypedDict, total=False):
+    """Counts by split, such as the number of images."""
+
+    splits: dict[str, dict[str, int]]
+
+
 @dataclass
 class CheckReport:
-    """What a check found; `kinds` gives severity and title of every kind of finding, in the order of the listing."""
+    """Findings of a check; `kinds` maps each kind of finding to severity and title, in the order of the listing."""
 
     root: Path
     problems: list[Problem]
-    summary: dict[str, Any] = field(default_factory=dict)
+    summary: Summary = field(default_factory=Summary)
     kinds: dict[str, tuple[Severity, str]] = field(default_factory=dict)
 
     def add(self, kind: str, path: str, detail: str, severity: Severity | None = None) -> None:
-        """Note a finding, by default of the severity of its kind."""
+        """Add a finding; its severity defaults to that of its kind."""
         self.problems.append(Problem(kind, path, detail, severity or self.kinds[kind][0]))
 
     @property
     def exit_code(self) -> int:
-        """1 where there is an error, 0 where there are notes at most."""
+        """1 if there is an error, else 0."""
         return int(any(problem.severity == "error" for problem in self.problems))
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Return the report as plain values, for JSON."""
         return {
             "format_version": 1,
@@ -83,18 +89,18 @@ class CheckReport:
 
 
 class ImageFacts(NamedTuple):
-    """What one image file turned out to be."""
+    """Result of inspecting one image file."""
 
     findings: list[tuple[str, str]]
-    """Kind and detail of each."""
+    """(kind, detail) of each finding."""
     digest: bytes
-    """Hash of the RGB pixels, so that a copy in another format is found too; of the bytes where unreadable."""
+    """Hash of the RGB pixels, equal for copies in other formats; hash of the bytes if unreadable."""
     readable: bool
 
 
 @contextmanager
 def quiet_pillow() -> Iterator[None]:
-    """Keep Pillow from warning of what the report says anyway (bombs, damaged EXIF); for all threads."""
+    """Suppress warnings of Pillow about problems that the report contains (bombs, damaged EXIF), in all threads."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
         yield
@@ -107,16 +113,17 @@ def inspect_images(
     workers: int = 2,
     progress: bool = True,
 ) -> Iterator[ImageFacts]:
-    """Yield the facts of images in their order, behind a progress bar.
+    """Inspect images in parallel and yield the results in order, with a progress bar.
 
-    Threads suffice, since decoding and hashing release the interpreter; they need no pickling and start at once.
+    Threads are sufficient, since decoding and hashing release the GIL; they start faster than processes and need no
+    pickling.
 
     Args:
-        jobs: What reads each image, and its file name; see `inspect_image`.
+        jobs: (function that reads the image, file name) of each image; see `inspect_image`.
         total: Number of images.
-        min_size: Smallest side in pixels that is not reported.
-        workers: Threads.
-        progress: Show a bar on a terminal.
+        min_size: Images whose shorter side is below this number of pixels are reported.
+        workers: Number of threads.
+        progress: Show a progress bar on a terminal.
     """
     with (
         ThreadPoolExecutor(max(1, workers)) as pool,
@@ -129,12 +136,12 @@ def inspect_images(
 
 
 def inspect_image(read: Callable[[], bytes], name: str, min_size: int = 0) -> ImageFacts:
-    """Decode one image wholly and return what there is to say about it.
+    """Decode one image completely and report its problems.
 
     Args:
-        read: Returns the content; may raise OSError.
+        read: Function that returns the content of the file; may raise OSError.
         name: File name; its extension is compared with the content.
-        min_size: Smallest side in pixels that is not reported.
+        min_size: The image is reported if its shorter side is below this number of pixels.
     """
     content = b""
     try:
@@ -144,7 +151,7 @@ def inspect_image(read: Callable[[], bytes], name: str, min_size: int = 0) -> Im
             findings = list(_traits(image, name, min_size))
             rgb = to_rgb(image)
     except FileNotFoundError:
-        return ImageFacts([("unreadable", "there is no such file")], name.encode(), False)
+        return ImageFacts([("unreadable", MISSING)], name.encode(), False)
     except Exception as error:  # decoders raise nearly any exception on damaged bytes
         bomb = isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning)
         kind = "bomb" if bomb else "truncated" if content and is_truncated(error) else "unreadable"
@@ -160,7 +167,7 @@ def _hash(*parts: bytes) -> bytes:
 
 
 def _traits(image: Image.Image, name: str, min_size: int) -> Iterator[tuple[str, str]]:
-    """Yield what the header of an opened image, not decoded yet, tells."""
+    """Yield findings from the header of an opened image that is not decoded yet."""
     suffix = Path(name).suffix.lower()
     kind = _EXTENSIONS_OF.get(image.format or "", image.format)
     if Image.registered_extensions().get(suffix) != kind:
@@ -169,7 +176,7 @@ def _traits(image: Image.Image, name: str, min_size: int) -> Iterator[tuple[str,
         yield "small", f"{image.width}x{image.height}, below {min_size} pixels"
     if image.mode == "CMYK":
         yield "CMYK", ""
-    # Pillow reads 16-bit colour into 8 bits; only the raw mode of its decoder tells
+    # Pillow reduces 16-bit colour to 8 bits; only the raw mode of its decoder shows the original depth
     raw_modes = " ".join(str(tile[3]) for tile in getattr(image, "tile", ()))
     if image.mode.startswith("I") or ";16" in raw_modes:
         yield "16-bit", ""

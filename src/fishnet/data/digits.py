@@ -1,4 +1,4 @@
-"""scikit-learn's bundled handwritten digits as an image folder: data for a demo without a download."""
+"""Handwritten digits from scikit-learn as an image folder, for demos without a download."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ def write_digits(out: Path, size: int = 32, val: float = 0.25) -> Path:
     """Write the 1,797 digits as `out/{train,val}/<digit>/<index>.png` and return `out`.
 
     Args:
-        out: Folder to write; files of an earlier call are replaced by equal ones.
-        size: Side of the written images in pixels; the digits have 8.
-        val: Share of each digit that goes to val.
+        out: Output folder; files of an earlier call are overwritten.
+        size: Side of the written images in pixels; the originals have 8.
+        val: Fraction of each digit's images in the val split.
 
     Raises:
         UsageError: scikit-learn is not installed.
@@ -24,7 +24,7 @@ def write_digits(out: Path, size: int = 32, val: float = 0.25) -> Path:
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        raise UsageError("the digits need the extra: pip install 'fishnet-vision[demo]'") from None
+        raise UsageError("the digits data set needs scikit-learn: pip install 'fishnet-vision[demo]'") from None
     digits = load_digits()
     out.mkdir(parents=True, exist_ok=True)
     (out / "digits.txt").write_text("Written by fishnet: scikit-learn's handwritten digits.\n", "utf-8")

@@ -1,4 +1,4 @@
-"""Folders of data sets: what lies in them, in a fixed order."""
+"""List the contents of data folders in a fixed order."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from fishnet.errors import FishnetError
 
 
 def check_root(root: Path, layouts: str) -> None:
-    """Check that a data folder is there and not empty.
+    """Check that a data folder exists and is not empty.
 
     Args:
         root: Data folder.
-        layouts: What it should hold, for the message.
+        layouts: Expected layouts, for the error message.
 
     Raises:
         FishnetError: The folder is missing, a file, or empty.
@@ -23,20 +23,20 @@ def check_root(root: Path, layouts: str) -> None:
     if not root.exists():
         raise FishnetError(f"the data folder {root} does not exist; check the path")
     if not root.is_dir():
-        raise FishnetError(f"{root} is a file, not a data folder; name the folder that holds the splits ({layouts})")
+        raise FishnetError(f"{root} is a file, not a data folder; pass the folder that contains the splits ({layouts})")
     if not any(root.iterdir()):
         raise FishnetError(f"the data folder {root} is empty; expected {layouts}")
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """Return the folders in a folder by name, without hidden ones."""
+    """Return the subfolders sorted by name, without hidden ones."""
     return sorted(
         path for path in folder.iterdir() if not path.name.startswith((".", "__MACOSX")) and path.is_dir()
     )  # fmt: skip
 
 
 def all_files(folder: Path, base: Path | None = None) -> Iterator[Path]:
-    """Yield every file below a folder that is not hidden, in a fixed order; relative to `base` where given."""
+    """Yield every visible file below a folder in a fixed order, relative to `base` if given."""
     for top, folders, files in os.walk(folder, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         here = Path(top) if base is None else Path(top).relative_to(base)
@@ -46,5 +46,5 @@ def all_files(folder: Path, base: Path | None = None) -> Iterator[Path]:
 
 
 def image_files(folder: Path, base: Path | None = None) -> Iterator[Path]:
-    """Yield every file below a folder that has the ending of an image; see `all_files`."""
+    """Yield every file below a folder that has an image extension; see `all_files`."""
     return (path for path in all_files(folder, base) if path.suffix.lower() in IMAGE_EXTENSIONS)

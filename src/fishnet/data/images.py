@@ -1,11 +1,11 @@
-"""Reading of single images: any file that Pillow decodes becomes 8-bit RGB, and a bad one becomes one clear error."""
+"""Read single images: any file that Pillow decodes becomes 8-bit RGB, any other raises BadImageError."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -16,8 +16,9 @@ IMAGE_EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
     | {".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif"}
 )
-"""Endings (lower case) of the files that count as images of a data set."""
+"""Lower-case extensions of the files that count as images of a data set."""
 
+MISSING = "there is no such file"
 _LONGEST_BAD_RUN = 1000
 Loaded = TypeVar("Loaded")
 _ORIENTATION_TAG = 0x0112
@@ -25,10 +26,10 @@ _SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
 
 class BadImageError(FishnetError):
-    """An image that cannot be used; the message names the file, the reason and the way out.
+    """Image that cannot be used; the message states the file, the reason and the remedy.
 
-    A loader process hands on only the text of its traceback, whose last line is the message; it is cut out again here,
-    so that a reader sees the same line whether or not workers were in use.
+    A worker process passes on only the text of its traceback, whose last line is the message. The message is extracted
+    from it here, so it is the same with and without workers.
     """
 
     def __init__(self, message: str) -> None:
@@ -36,12 +37,12 @@ class BadImageError(FishnetError):
 
 
 class BadImageSkipper:
-    """Part of a data set: where bad images may be skipped, the next good one stands in, and the bad one is noted.
+    """Mixin for data sets: replaces bad images by the next good one if allowed, and records them.
 
     Attributes:
-        task: Whose `data check` lists every problem.
-        skip_bad: Whether bad images may be skipped; may be set.
-        bad_images: Paths that could not be read so far, by this process.
+        task: Task name for the `data check` command that error messages recommend.
+        skip_bad: Whether bad images are skipped; may be set.
+        bad_images: Paths that this process could not read so far.
     """
 
     task: ClassVar[str]
@@ -51,19 +52,22 @@ class BadImageSkipper:
         self.bad_images: list[str] = []
 
     def load_good(
-        self, index: int, length: int, load: Callable[[int], Loaded], path: Callable[[int], Any]
+        self, index: int, length: int, load: Callable[[int], Loaded], path: Callable[[int], str | Path]
     ) -> tuple[Loaded, int]:
-        """Return what `load` gives for `index`, or for the next good image, and the index of the one it gave.
+        """Load the image at `index`, or the next good one if bad images are skipped.
 
         Args:
-            index: Image that was asked for.
+            index: Index of the requested image.
             length: Number of images.
-            load: Index -> image; raises BadImageError.
-            path: Index -> what to call the image.
+            load: Function from an index to an image; raises BadImageError.
+            path: Function from an index to the name of the image in messages.
+
+        Returns:
+            The result of `load` and the index that it was loaded from.
 
         Raises:
-            BadImageError: The image is bad, and bad ones may not be skipped.
-            FishnetError: Very many images in a row are bad.
+            BadImageError: The image is bad and `skip_bad` is false.
+            FishnetError: 1000 images in a row are bad, or all of a smaller data set.
         """
         tries = min(length, _LONGEST_BAD_RUN)
         for step in range(tries):
@@ -77,26 +81,26 @@ class BadImageSkipper:
                 if name not in self.bad_images:
                     self.bad_images.append(name)
         raise FishnetError(
-            f"{tries} images in a row cannot be read, from {path(index)} on; is the data still there? "
+            f"{tries} images in a row cannot be read, starting at {path(index)}; check that the data is still there. "
             f"`fishnet data check {self.task} DIR` lists every problem"
         )
 
 
 def read_image(source: Path | str | bytes, name: str = "", upright: bool = True) -> Image.Image:
-    """Decode an image file, or its bytes, wholly, to an RGB image of 8 bits per channel, as a viewer would show it.
+    """Decode an image file, or its bytes, completely to 8-bit RGB, as an image viewer shows it.
 
-    The format is found by content. Of an animation the first frame is taken. EXIF orientation is applied. Transparency
-    is composed on white. 16-bit greyscale is scaled by 255/65535; CMYK goes through Pillow (Adobe's inverted values
-    included); palette, bilevel and greyscale images become RGB.
+    The format is detected from the content. Of an animation the first frame is used. Transparency is composited on
+    white. 16-bit greyscale is scaled by 255/65535. CMYK is converted by Pillow (including Adobe's inverted values).
+    Palette, bilevel and greyscale images become RGB.
 
     Args:
-        source: Path of a file, or the content of one.
-        name: What to call the image in errors; the path where empty.
-        upright: Apply the EXIF orientation; else the pixels stay as they are stored.
+        source: Path of a file, or its content.
+        name: Name of the image in error messages; the path if empty.
+        upright: Apply the EXIF orientation; otherwise the pixels stay as they are stored.
 
     Raises:
-        BadImageError: The file is missing, no image, damaged or truncated, of a kind without defined colours
-            (floating point), or larger than `PIL.Image.MAX_IMAGE_PIXELS` (about 89 megapixels; a decompression bomb).
+        BadImageError: The file is missing, not an image, damaged or truncated, has no defined value range (floating
+            point), or is larger than `PIL.Image.MAX_IMAGE_PIXELS` (about 89 megapixels; a decompression bomb).
     """
     label = name or ("in memory" if isinstance(source, bytes) else str(source))
     content = source if isinstance(source, bytes) else _read_bytes(source, label)
@@ -109,50 +113,53 @@ def read_image(source: Path | str | bytes, name: str = "", upright: bool = True)
 
 
 def bad_image(name: str, reason: str) -> BadImageError:
-    """Return the error of an image that cannot be used."""
+    """Return the error for an image that cannot be used."""
     return BadImageError(
-        f"cannot use the image {name}: {reason}; replace or remove it, or leave such images out with --bad-images skip"
+        f"cannot use the image {name}: {reason}; replace or remove it, or skip bad images with --bad-images skip"
     )
 
 
 class ImageShape(NamedTuple):
-    """Size of an image as its pixels are stored, and how they are turned to be shown."""
+    """Size of an image as stored, and its EXIF orientation."""
 
     stored: tuple[int, int]
-    """Width and height."""
+    """Width and height in pixels."""
     orientation: int
     """EXIF orientation, 1 (upright) to 8."""
 
     @property
     def upright(self) -> tuple[int, int]:
-        """Width and height as a viewer, and `read_image`, show the image."""
+        """Width and height with the EXIF orientation applied, as `read_image` returns the image."""
         return self.stored[::-1] if self.orientation in (5, 6, 7, 8) else self.stored
 
 
 def image_shape(path: Path) -> ImageShape:
-    """Return the size and the EXIF orientation of an image file from its header.
+    """Read the size and the EXIF orientation of an image file from its header.
 
     Raises:
-        BadImageError: It cannot be read.
+        BadImageError: The file cannot be read.
     """
     try:
         with Image.open(path) as image:
             return ImageShape(image.size, _orientation(image))
     except Exception as error:  # decoders raise nearly any exception on damaged bytes
-        reason = "there is no such file" if isinstance(error, FileNotFoundError) else explain(error, b"?")
+        reason = MISSING if isinstance(error, FileNotFoundError) else explain(error, b"?")
         raise bad_image(str(path), reason) from error
 
 
 def turned_box(box: Sequence[float], stored: tuple[int, int], orientation: int) -> tuple[float, float, float, float]:
-    """Return a box of the stored pixels of an image in pixels of the upright image.
+    """Convert a box from the stored image to the upright image.
 
     Args:
-        box: x, y, width, height.
-        stored: Width and height of the stored image.
-        orientation: EXIF orientation.
+        box: x, y, width, height in pixels of the stored image.
+        stored: Width and height of the stored image in pixels.
+        orientation: EXIF orientation, 1 to 8.
+
+    Returns:
+        x, y, width, height in pixels of the upright image.
     """
     x, y, w, h = box
-    left, top = stored[0] - x - w, stored[1] - y - h  # in the image mirrored along either axis
+    left, top = stored[0] - x - w, stored[1] - y - h  # distances to the right and lower border
     places = {
         1: (x, y),
         2: (left, y),
@@ -168,7 +175,7 @@ def turned_box(box: Sequence[float], stored: tuple[int, int], orientation: int) 
 
 
 def to_rgb(image: Image.Image, upright: bool = True) -> Image.Image:
-    """Return an opened image as 8-bit RGB; see `read_image`. Decodes it, so decoding errors surface here."""
+    """Convert an opened image to 8-bit RGB, see `read_image`; decodes it, so decoding errors are raised here."""
     image.load()
     if upright and _orientation(image) != 1:
         image = ImageOps.exif_transpose(image)
@@ -178,7 +185,7 @@ def to_rgb(image: Image.Image, upright: bool = True) -> Image.Image:
         values = np.asarray(image).clip(0, 65535).astype(np.uint32)
         return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
-        raise ValueError("floating-point pixels have no defined range, save it with 8 or 16 bits per channel")
+        raise ValueError("floating-point pixels have no defined range; save the image with 8 or 16 bits per channel")
     if image.has_transparency_data:
         opaque = Image.new("RGBA", image.size, (255, 255, 255, 255))
         return Image.alpha_composite(opaque, image.convert("RGBA")).convert("RGB")
@@ -186,13 +193,13 @@ def to_rgb(image: Image.Image, upright: bool = True) -> Image.Image:
 
 
 def explain(error: Exception, content: bytes) -> str:
-    """Return in a few words why decoding of `content` failed with `error`."""
+    """Return the reason, in a few words, why decoding `content` failed with `error`."""
     if not content:
         return "the file is empty"
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
-        return f"more than {Image.MAX_IMAGE_PIXELS:,} pixels (a decompression bomb?), scale it down"
+        return f"more than {Image.MAX_IMAGE_PIXELS:,} pixels (possibly a decompression bomb); scale it down"
     if isinstance(error, UnidentifiedImageError):
-        return "it is no image, or of an unknown format"
+        return "it is not an image or has an unknown format"
     if is_truncated(error):
         return "the file is truncated or damaged"
     text = " ".join(str(error).split())
@@ -200,32 +207,32 @@ def explain(error: Exception, content: bytes) -> str:
 
 
 def is_truncated(error: Exception) -> bool:
-    """Tell whether Pillow's `error` means that an image ends too early."""
+    """Return whether an `error` of Pillow means that an image file is truncated."""
     text = str(error).lower()
     return isinstance(error, EOFError) or any(word in text for word in ("truncat", "broken", "unexpected end"))
 
 
 def _read_bytes(path: Path | str, label: str) -> bytes:
     try:
-        with io.FileIO(path) as stream:  # for small images much of the time would go into Path.read_bytes
+        with io.FileIO(path) as stream:  # Path.read_bytes would take much of the time for small images
             return stream.readall()
     except FileNotFoundError:
-        raise bad_image(label, "there is no such file") from None
+        raise bad_image(label, MISSING) from None
     except OSError as error:
         raise bad_image(label, f"the file cannot be read ({error.strerror or error})") from error
 
 
 def refuse_bomb(image: Image.Image) -> None:
-    """Raise above Pillow's warning limit already: a bomb is 10 times the size of a panorama, and costs memory."""
+    """Raise DecompressionBombError already above the limit at which Pillow only warns, to save memory."""
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and image.width * image.height > limit:
         raise Image.DecompressionBombError
 
 
 def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation, 1 (upright) where there is none or where the EXIF data is damaged."""
+    """Return the EXIF orientation; 1 (upright) if there is none or the EXIF data is damaged."""
     try:
         orientation = int(image.getexif().get(_ORIENTATION_TAG, 1))
         return orientation if 1 <= orientation <= 8 else 1
-    except Exception:  # the pixels are fine, so a broken note about them is no reason to stop
+    except Exception:  # damaged EXIF data does not make the pixels unusable
         return 1

@@ -1,8 +1,8 @@
-"""Batches in an order that depends on (seed, epoch) only, from a loader that can resume inside an epoch.
+"""Batches in an order that depends on (seed, epoch) only, and a loader that can resume inside an epoch.
 
-Workers, processes and interruptions do not change what is drawn: a sample is asked for by (epoch, index), so its
-augmentation is a function of (seed, epoch, index), and the order of an epoch is one permutation that every process
-computes and takes its own part of.
+The number of workers, the number of processes and interruptions do not change the draws: a sample is requested by
+(epoch, index), so its augmentation is a function of (seed, epoch, index), and the order of an epoch is one permutation
+that every process computes and takes its own part of.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import multiprocessing
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -18,30 +18,33 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from fishnet.errors import FishnetError
 
+Item = TypeVar("Item")
+Batch = TypeVar("Batch")
+
 
 class SampleKey(NamedTuple):
-    """What a dataset is asked for: the index of a sample and the epoch whose augmentation it gets."""
+    """Key of a sample in a data set: its index, and the epoch that determines its augmentation."""
 
     epoch: int
     sample: int
 
 
 class TrainBatches(Sampler[list[SampleKey]]):
-    """Shuffled batches of one process out of `world`.
+    """Shuffled batches of one of `world` processes.
 
-    One optimizer step takes `batch_size` samples over all processes and accumulated batches; what is left of an epoch
-    after the last full step is dropped (another part in every epoch). A set smaller than one batch is one step.
+    An optimizer step takes `batch_size` samples over all processes and accumulated batches. The incomplete last step of
+    an epoch is dropped (other samples in every epoch). A data set smaller than one batch gives one step per epoch.
 
     Args:
         length: Number of samples in the data set.
         batch_size: Samples per optimizer step, over all processes; a multiple of accumulate x world.
-        accumulate: Batches per optimizer step and process.
-        rank: Number of this process.
+        accumulate: Batches per optimizer step on each process.
+        rank: Index of this process.
         world: Number of processes.
         seed: Seed of the permutations.
-        groups: Group of every sample; a step takes samples of one group only, where enough are left.
-        repeats: How often every sample is shown per epoch on average, 1 or more; copy c of sample i has the number
-            i + c x length, and an augmentation of its own.
+        groups: Group of each sample; a step takes samples of one group while enough of them are left.
+        repeats: Mean number of times that each sample is used per epoch, at least 1; copy c of sample i has the index
+            i + c x length and its own augmentation.
     """
 
     def __init__(
@@ -62,7 +65,7 @@ class TrainBatches(Sampler[list[SampleKey]]):
         batch_size = min(batch_size, length - length % parts)
         if batch_size < parts or batch_size % parts:
             raise FishnetError(
-                f"a batch of {batch_size} images out of {length} cannot be cut into {accumulate} accumulated batches "
+                f"a batch of {batch_size} from {length} images cannot be split into {accumulate} accumulated batches "
                 f"on {world} processes; make --batch-size a multiple of {parts}"
             )
         self.length, self.batch_size, self.accumulate = length, batch_size, accumulate
@@ -79,11 +82,11 @@ class TrainBatches(Sampler[list[SampleKey]]):
 
     @property
     def sampler(self) -> TrainBatches:
-        """This object: Lightning looks for `set_epoch` at the sampler of a batch sampler, and nowhere else."""
+        """This object: Lightning looks for `set_epoch` only on the sampler of a batch sampler."""
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the permutation of the next pass; asking for the epoch that is set already changes nothing."""
+        """Select the permutation of the next pass; does nothing if `epoch` is already set."""
         if epoch != self.epoch:
             self.epoch, self.start = epoch, 0
 
@@ -97,7 +100,7 @@ class TrainBatches(Sampler[list[SampleKey]]):
             yield [SampleKey(epoch, index) for index in order[first : first + size]]
 
     def _order(self, generator: np.random.Generator) -> np.ndarray:
-        """Return the numbers of an epoch's samples in the order in which steps take them."""
+        """Return the indices of an epoch's samples in the order in which steps take them."""
         if self.repeats is None:
             order = generator.permutation(self.length)
         else:
@@ -106,12 +109,12 @@ class TrainBatches(Sampler[list[SampleKey]]):
             first = np.repeat(np.arange(self.samples), copies)
             which = np.arange(len(first)) - np.repeat(np.cumsum(copies) - copies, copies)
             order = generator.permutation(first + self.samples * which)
-            # the draw varies around its mean; the number of steps must not
+            # the number of drawn copies varies around its mean, but the number of steps must not
             order = np.resize(order, self.length)
         return order if self.groups is None else self._grouped(order, generator)
 
     def _grouped(self, order: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        """Return the samples sorted into steps of one group each; what is left of the groups makes the last steps."""
+        """Return the samples sorted into steps of one group each; the remainders of all groups form the last steps."""
         assert self.groups is not None
         steps: list[np.ndarray] = []
         rest: list[np.ndarray] = []
@@ -129,12 +132,12 @@ class TrainBatches(Sampler[list[SampleKey]]):
 
 
 class EvalBatches(Sampler[list[SampleKey]]):
-    """Batches in file order; every sample goes to exactly one process, so the last ones may be shorter.
+    """Batches in file order; each sample goes to exactly one process, so the last batches may be smaller.
 
     Args:
         length: Number of samples in the data set.
         batch_size: Samples per batch.
-        rank: Number of this process.
+        rank: Index of this process.
         world: Number of processes.
     """
 
@@ -150,38 +153,38 @@ class EvalBatches(Sampler[list[SampleKey]]):
             yield [SampleKey(0, index) for index in self.indices[first : first + self.batch_size]]
 
 
-class ResumableLoader(DataLoader[Any]):
-    """A DataLoader whose `state_dict` says how far the consumer got, and which goes on from there.
+class ResumableLoader(DataLoader[Item]):
+    """DataLoader that saves its position in an epoch in `state_dict` and continues from it.
 
-    The position counts batches that were handed out, not those that workers hold ready.
+    The position counts the batches that were returned, not those that workers have prefetched.
     """
 
     batch_sampler: TrainBatches
 
-    def __init__(self, dataset: Dataset[Any], batches: TrainBatches, **options: Any):
+    def __init__(self, dataset: Dataset[Item], batches: TrainBatches, **options: Any):
         super().__init__(dataset, batch_sampler=batches, **options)
         self._epoch, self._handed_out = 0, 0
 
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator starts its workers at the first batch
+    def __iter__(self) -> Iterator[object]:  # type: ignore[override]  # a generator starts its workers at the first batch
         self._epoch, self._handed_out = self.batch_sampler.epoch, self.batch_sampler.start
         for batch in reraise_plainly(super().__iter__()):
             self._handed_out += 1
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """Return the epoch and the number of its batches that were handed out."""
+        """Return the epoch and the number of its batches that were returned so far."""
         if self._handed_out >= len(self):
             return {"epoch": self._epoch + 1, "batches": 0}
         return {"epoch": self._epoch, "batches": self._handed_out}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue from a position that `state_dict` returned."""
+        """Continue from a position returned by `state_dict`."""
         self.batch_sampler.epoch, self.batch_sampler.start = state["epoch"], state["batches"]
         self._epoch, self._handed_out = state["epoch"], state["batches"]
 
 
-def reraise_plainly(batches: Iterator[Any]) -> Iterator[Any]:
-    """Hand batches on; an error that a worker raised for the user comes out as its one line, without the traceback."""
+def reraise_plainly(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Yield the batches; a FishnetError from a worker is raised again with its message only, without the traceback."""
     try:
         yield from batches
     except FishnetError as error:
@@ -189,35 +192,35 @@ def reraise_plainly(batches: Iterator[Any]) -> Iterator[Any]:
         raise FishnetError(str(error).rsplit(marker, 1)[-1].strip()) from None
 
 
-def _start_method(start: str, dataset: Dataset[Any]) -> str | None:
-    """Return the start method of worker processes by name; None is the platform's own."""
+def _start_method(start: str, dataset: Dataset[object]) -> str | None:
+    """Return the name of the start method of worker processes; None for the platform's default."""
     if start != "default":
         return start
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return None
-    # The communication between processes runs in threads, and a fork beside them may hang (seen with Python 3.11).
-    multiprocessing.set_forkserver_preload([type(dataset).__module__])  # imported once, by the server
+    # Process groups communicate in threads, and a fork beside threads may hang (seen with Python 3.11).
+    multiprocessing.set_forkserver_preload([type(dataset).__module__])  # imported once, by the fork server
     return "forkserver"
 
 
 def make_loader(
-    dataset: Dataset[Any],
+    dataset: Dataset[Item],
     batches: TrainBatches | EvalBatches,
     workers: int,
     pin_memory: bool = False,
     start: str = "default",
-    collate: Callable[[list[Any]], Any] | None = None,
-) -> DataLoader[Any]:
-    """Return a loader of the given batches.
+    collate: Callable[[list[Item]], object] | None = None,
+) -> DataLoader[Item]:
+    """Return a loader for the given batches.
 
     Args:
-        dataset: Map-style data set that takes a `SampleKey`.
-        batches: Which samples make a batch; `TrainBatches` gives a `ResumableLoader`.
-        workers: Processes that load; 0 loads in this one.
-        pin_memory: Keep batches in page-locked memory, for a GPU.
-        start: How worker processes start: fork, spawn or forkserver; "default" is the platform's way, and forkserver
-            where several processes train together.
-        collate: List of samples -> batch; nothing stacks tensors.
+        dataset: Map-style data set indexed by `SampleKey`.
+        batches: Batch sampler; with `TrainBatches` the result is a `ResumableLoader`.
+        workers: Number of worker processes; 0 loads in this process.
+        pin_memory: Copy batches into page-locked memory, for a GPU.
+        start: Start method of the workers: fork, spawn or forkserver; "default" is the platform's default, or
+            forkserver in distributed training.
+        collate: Function from a list of samples to a batch; None stacks tensors (torch's default).
     """
     options: dict[str, Any] = {"num_workers": workers, "pin_memory": pin_memory, "collate_fn": collate}
     if workers:

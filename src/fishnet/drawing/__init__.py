@@ -1,1 +1,1 @@
-"""Pictures that tasks and reports share: sheets, boxes and masks, matrices, curves."""
+"""Figures and pictures that tasks and reports share: contact sheets, boxes and masks, matrices, curves."""

@@ -1,4 +1,4 @@
-"""The confusion matrix as a picture."""
+"""Figure of a confusion matrix."""
 
 from __future__ import annotations
 
@@ -18,17 +18,21 @@ _MOST_CONFUSED = 30
 
 
 def draw_confusion(matrix: np.ndarray | Sequence[Sequence[float]], classes: Sequence[str]) -> Figure:
-    """Draw a confusion matrix: rows are the true classes, columns the predicted ones, shading is the share of the row.
+    """Draw a confusion matrix: rows are true classes, columns predicted classes, shading is the fraction of the row.
 
-    Up to 20 classes show their counts, up to 40 their names. With more, the 30 classes that are most often confused (by
-    images that leave their row or fall into their column) are drawn, with a title that says so.
+    Counts are written for up to 20 classes. Of more than 40 classes only the 30 most confused are drawn (by false
+    negatives plus false positives), and the title states this.
+
+    Args:
+        matrix: Number of images (classes, classes) by true and predicted class.
+        classes: Class names by index.
 
     Raises:
-        FishnetError: if `matrix` is not square with one row per class.
+        FishnetError: The matrix is not square with one row per class.
     """
     counts = np.asarray(matrix, dtype=np.float64)
     if counts.shape != (len(classes), len(classes)) or not len(classes):
-        raise FishnetError(f"a confusion matrix of shape {counts.shape} does not fit {len(classes)} classes")
+        raise FishnetError(f"a confusion matrix of shape {counts.shape} does not match {len(classes)} classes")
     totals = counts.sum(axis=1, keepdims=True)
     share = np.divide(counts, totals, out=np.zeros_like(counts), where=totals > 0)
     title = "Confusion"
@@ -42,14 +46,14 @@ def draw_confusion(matrix: np.ndarray | Sequence[Sequence[float]], classes: Sequ
     with style.styled():
         figure = style.new_figure(side + 0.7, side)
         axes = figure.add_subplot()
-        # the square root lifts rare confusions out of the white
+        # the square-root scale makes rare confusions visible
         image = axes.imshow(share, cmap="Blues", norm=PowerNorm(0.5, 0, 1))
         _label(axes, names)
         axes.set_title(title)
         if len(chosen) <= _WITH_COUNTS:
             _write_counts(axes, counts, share)
         bar = figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02, ticks=[0, 0.01, 0.1, 0.25, 0.5, 1])
-        bar.set_label("share of the true class")
+        bar.set_label("fraction of the true class")
         bar.outline.set_visible(False)
     return figure
 

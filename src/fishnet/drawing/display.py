@@ -1,69 +1,69 @@
-"""What a report shows of an evaluation; evaluators declare it, and reports know no task by name."""
+"""Description of how a report shows an evaluation; declared by evaluators, so reports are independent of tasks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # evaluators are imported for training, which draws nothing until its end
+if TYPE_CHECKING:  # evaluators are imported for training, which should not import matplotlib
     from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
 class Score:
-    """How one figure of an evaluation is shown."""
+    """How one metric of an evaluation is shown."""
 
     title: str
-    """Name for people."""
+    """Displayed name."""
     curve: bool = False
-    """Whether it is drawn over the epochs."""
+    """Whether it is plotted over the epochs."""
     detail: bool = False
-    """Whether headlines and tables of epochs leave it out."""
+    """Whether the headline and the table of epochs omit it."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of values under a head; numbers are formatted by the report, None is a dash."""
+    """Table of values; the report formats numbers and shows None as a dash."""
 
     head: list[str]
-    """Titles of the columns."""
+    """Column titles."""
     names: list[str]
-    """Names of the columns' figures, which decide how numbers are written."""
-    rows: list[list[Any]]
+    """Metric name of each column, which determines the number format."""
+    rows: Sequence[Sequence[object]]
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a report: a table, a picture (matplotlib), or a note in words."""
+    """Section of a report: a table, a matplotlib figure, or a note."""
 
     title: str
     content: Table | Figure | str
 
 
-def _no_sections(evaluation: Mapping[str, Any]) -> list[Section]:
+def _no_sections(evaluation: Mapping[str, object]) -> list[Section]:
     return []
 
 
 @dataclass(frozen=True)
 class Display:
-    """What a report shows of the evaluations of a task."""
+    """How a report shows the evaluations of a task."""
 
     scores: Mapping[str, Score] = field(default_factory=dict)
-    """Figures by name, the most important first; others are shown under their own names."""
+    """Metrics by name, the most important first; others are shown under their own names."""
     primary: Sequence[str] = ()
-    """Figures that pick the best epoch, the first that there is."""
-    sections: Callable[[Mapping[str, Any]], list[Section]] = _no_sections
-    """Evaluation as read from JSON -> sections; may be damaged, so nothing in it is certain to be there."""
+    """Metrics that determine the best epoch; the first available one is used."""
+    sections: Callable[[Mapping[str, object]], list[Section]] = _no_sections
+    """Function from an evaluation (read from JSON, so any key may be missing) to the sections that show it."""
 
     def title(self, name: str) -> str:
-        """Return the name of a figure for people."""
+        """Return the displayed name of a metric."""
         return self.scores[name].title if name in self.scores else name
 
     def is_detail(self, name: str) -> bool:
-        """Whether headlines and tables of epochs leave a figure out."""
+        """Return whether the headline and the table of epochs omit a metric."""
         return name in self.scores and self.scores[name].detail
 
     def order(self, names: Sequence[str]) -> list[str]:
-        """Return figures in the order of their weight, those that nobody declared last."""
+        """Sort metrics by importance; undeclared ones come last."""
         return [name for name in self.scores if name in names] + [name for name in names if name not in self.scores]

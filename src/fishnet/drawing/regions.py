@@ -1,4 +1,4 @@
-"""Pictures of boxes, masks and keypoints on images, drawn by torchvision; a class has the same colour everywhere."""
+"""Draw boxes, masks and keypoints on images with torchvision; each class has the same colour in all images."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.utils import draw_bounding_boxes, draw_keypoints, draw_segmentation_masks
 
+from fishnet.data.detection.types import RunLengths
 from fishnet.drawing import style
 
 Colour = tuple[int, int, int]
@@ -22,7 +23,7 @@ _FIRST = (style.BLUE, style.VERMILION, style.GREEN, style.ORANGE, style.PURPLE, 
 
 
 def class_colour(index: int) -> Colour:
-    """Return the colour of a class: the first from the house's palette, then hues a golden angle apart."""
+    """Return the colour of a class: from the style's palette, then hues that are the golden angle apart."""
     if index < len(_FIRST):
         text = _FIRST[index].lstrip("#")
         return int(text[0:2], 16), int(text[2:4], 16), int(text[4:6], 16)
@@ -34,14 +35,14 @@ def class_colour(index: int) -> Colour:
 def draw_regions(
     image: Tensor, found: Mapping[str, Any], classes: Sequence[str], longest: int | None = 480
 ) -> Image.Image:
-    """Return an image with objects drawn on it.
+    """Draw objects on an image.
 
     Args:
-        image: uint8 or float in 0..1 (3, H, W).
-        found: `boxes` (N, 4) in pixels and `labels` (N,); optionally `scores` (N,), `masks` as tensor (N, H, W) or as a
-            list of run lengths (of any image size), `keypoints` (N, K, 3).
-        classes: Names by label.
-        longest: Longer side of the picture; nothing leaves the image's own size.
+        image: Image (3, H, W), uint8 or float in 0..1.
+        found: A detection target or detections: `boxes` (N, 4) in pixels of the image and `labels` (N,); optionally
+            `scores` (N,), `masks` as tensor (N, H, W) or N run lengths (of any image size), `keypoints` (N, K, 3).
+        classes: Class names by label.
+        longest: Maximum of the longer side of the picture in pixels; None keeps the size of the image.
     """
     canvas, ratio = _canvas(image, longest)
     labels = [int(label) for label in found["labels"]]
@@ -60,7 +61,7 @@ def draw_regions(
     if "scores" in found:
         captions = [f"{name} {100 * float(score):.0f}" for name, score in zip(captions, found["scores"], strict=True)]
     size = max(10, min(canvas.shape[-2:]) // 28)
-    colours.reverse()  # the strongest are drawn last: their captions cover those of the others
+    colours.reverse()  # objects with the highest scores are drawn last, so their captions are on top
     canvas = draw_bounding_boxes(
         canvas,
         boxes.flip(0),
@@ -81,7 +82,7 @@ def draw_regions(
 
 
 def _canvas(image: Tensor, longest: int | None) -> tuple[Tensor, tuple[float, float]]:
-    """Return the image as uint8 in the size of the picture, and the ratios of heights and widths."""
+    """Return the image as uint8 in the size of the picture, and the scale factors of height and width."""
     if image.is_floating_point():
         image = (image * 255).round().clamp(0, 255).to(torch.uint8)
     height, width = image.shape[-2:]
@@ -94,8 +95,8 @@ def _canvas(image: Tensor, longest: int | None) -> tuple[Tensor, tuple[float, fl
     return scaled, (size[0] / height, size[1] / width)
 
 
-def _masks(masks: Any, size: tuple[int, ...]) -> Tensor | None:
-    """Return masks as booleans of the picture's size, or nothing where there are none."""
+def _masks(masks: Tensor | list[RunLengths] | None, size: tuple[int, ...]) -> Tensor | None:
+    """Return masks as bool (N, *size); None if there are none."""
     if masks is None or not len(masks):
         return None
     if isinstance(masks, list):
@@ -107,19 +108,19 @@ def _masks(masks: Any, size: tuple[int, ...]) -> Tensor | None:
 
 
 def _apart(masks: Tensor) -> Tensor:
-    """Return masks without what an earlier, stronger one covers; torchvision blackens what two of them share."""
+    """Remove from masks what an earlier one covers, since torchvision draws overlaps of masks black."""
     covered = torch.cumsum(masks.to(torch.int32), dim=0) - masks.to(torch.int32)
     return masks & (covered == 0)
 
 
 def _rims(masks: Tensor) -> Tensor:
-    """Return the outermost pixels of masks (N, H, W), which tell objects of one class apart."""
+    """Return the border pixels of masks (N, H, W), which separate objects of one class."""
     inside = -torch.nn.functional.max_pool2d(-masks.float()[:, None], 3, stride=1, padding=1)[:, 0]
     return masks & (inside < 0.5)
 
 
 def _ink_on(colour: Colour) -> str:
-    """Return black or white, whichever reads better on a colour."""
+    """Return black or white, whichever has more contrast to a colour."""
     return "black" if 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 140 else "white"
 
 
@@ -128,7 +129,7 @@ def _as_picture(image: Tensor) -> Image.Image:
 
 
 def sheet(tiles: Sequence[Image.Image], columns: int | None = None) -> Image.Image:
-    """Return pictures of differing size side by side, in rows."""
+    """Arrange pictures of different sizes in a grid."""
     columns = columns or min(4, max(1, math.ceil(math.sqrt(len(tiles)))))
     rows = [list(tiles[start : start + columns]) for start in range(0, len(tiles), columns)]
     heights = [max(tile.height for tile in row) for row in rows]

@@ -1,4 +1,4 @@
-"""Pictures of images with what a model was given or what it answered."""
+"""Pictures of training batches and of predictions for whole images."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ _PAPER = "#eef1f5"
 
 
 def draw_batch(images: Tensor, captions: Sequence[str], preprocess: PreprocessConfig) -> Image.Image:
-    """Draw a batch as the network sees it, a caption under each image; at most 32 images.
+    """Draw a batch as the network sees it, with a caption below each image; at most 32 images.
 
     Args:
-        images: float (N, C, H, W), normalised by `preprocess`, of 1, 3 or more channels (the first three are drawn).
-        captions: one text for each image.
-        preprocess: holds the mean and standard deviation to undo.
+        images: Normalised images (N, C, H, W); of more than 3 channels the first three are drawn, of 2 the first.
+        captions: Caption of each image.
+        preprocess: Mean and standard deviation of the normalisation, which is undone.
 
     Raises:
-        FishnetError: if there are no images or another number of captions.
+        FishnetError: There are no images, or the number of captions differs.
     """
     if images.ndim != 4 or not len(images) or len(images) != len(captions):
         raise FishnetError(f"cannot draw a batch of shape {tuple(images.shape)} with {len(captions)} captions")
@@ -50,17 +50,16 @@ def draw_batch(images: Tensor, captions: Sequence[str], preprocess: PreprocessCo
 
 
 def contact_sheet(entries: Iterable[Mapping[str, Any]], columns: int = 4) -> Image.Image:
-    """Draw predictions as cards: the image, its name, and each label with a bar and its score.
+    """Draw predictions as a grid of cards: the image, its name, and each label with its score.
 
     Args:
-        entries: one mapping per image: `image` (PIL), `title` (str; shortened in the middle where it is too long),
-            `lines` (pairs of a label and its score in 0..1, the best first) and, where the truth is known, `target`
-            (a label or several): the card is then edged in green if the best label is among them, in red with the right
-            answer written below if it is not.
-        columns: cards beside each other.
+        entries: A mapping per image: `image` (PIL), `title`, `lines` (pairs of label and score in 0..1, the best first)
+            and, if the truth is known, `target` (one or several labels). With a target the border of the card is green
+            if the best label is correct; otherwise it is red and the target is written below.
+        columns: Number of cards per row.
 
     Raises:
-        FishnetError: if there are no entries.
+        FishnetError: There are no entries.
     """
     entries = list(entries)
     if not entries:
@@ -100,14 +99,14 @@ def _card(entry: Mapping[str, Any], size: tuple[int, int]) -> Image.Image:
         _score_line(draw, y, str(label), float(score), style.GREEN if label in targets else style.SKY)
         y += _ROW
     if targets and not right:
-        text = style.shorten(f"is: {', '.join(targets)}", _CARD - 20, face)
+        text = style.shorten(f"true: {', '.join(targets)}", _CARD - 20, face)
         draw.text((10, y + 2), text, fill=style.VERMILION, font=face)
     draw.rectangle((0, 0, size[0] - 1, size[1] - 1), outline=edge, width=3 if targets else 1)
     return card
 
 
 def _score_line(draw: ImageDraw.ImageDraw, y: int, label: str, score: float, color: str) -> None:
-    """Write a label to the left, its score to the right, and a bar under both as long as the score."""
+    """Draw a label on the left, its score on the right, and a bar of proportional length below."""
     face = style.font(13)
     share = min(max(score, 0.0), 1.0) if math.isfinite(score) else 0.0
     value = f"{100 * score:.1f} %"
@@ -120,14 +119,14 @@ def _score_line(draw: ImageDraw.ImageDraw, y: int, label: str, score: float, col
     draw.text((10 + width - face.getlength(value), y), value, fill=style.MUTED, font=face)
 
 
-def _targets(target: Any) -> list[str]:
+def _targets(target: str | Iterable[object] | None) -> list[str]:
     if target is None:
         return []
     return [target] if isinstance(target, str) else [str(t) for t in target]
 
 
 def _fit(image: Image.Image, width: int, height: int) -> Image.Image:
-    """Return the image scaled to fit into width x height; tiny ones grow by whole pixels and stay sharp."""
+    """Scale an image to fit into width x height; small images are enlarged by an integer factor to stay sharp."""
     image = image.convert("RGB")
     scale = min(width / image.width, height / image.height)
     if scale >= 2:

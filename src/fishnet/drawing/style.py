@@ -1,7 +1,7 @@
-"""One look for every figure and picture, by matplotlib's object interface: pyplot and its global state stay untouched.
+"""Common style of all figures, using matplotlib's object interface instead of pyplot and its global state.
 
-The colours are those of Okabe and Ito ("Color Universal Design", 2008), which people with the common kinds of colour
-blindness can tell apart.
+The colours are those of Okabe and Ito ("Color Universal Design", 2008), which are distinguishable with the common kinds
+of colour blindness.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 from cycler import cycler
@@ -69,31 +69,31 @@ _PICTURES = (".png", ".svg", ".pdf")
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """Apply the style while a figure is drawn or written; text in a script without glyphs shows boxes, no warning."""
+    """Apply the style while a figure is drawn or saved; missing glyphs are drawn as boxes without a warning."""
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         yield
 
 
-def new_figure(width: float, height: float, **options: Any) -> Figure:
-    """Return an empty figure of `width` x `height` inches on an Agg canvas; call it inside `styled()`."""
-    figure = Figure(figsize=(width, height), **{"layout": "constrained", **options})
+def new_figure(width: float, height: float, layout: Literal["constrained", "none"] = "constrained") -> Figure:
+    """Return an empty figure of width x height inches on an Agg canvas; to be called inside `styled()`."""
+    figure = Figure(figsize=(width, height), layout=layout)  # type: ignore[arg-type]  # the stubs lack "none"
     FigureCanvasAgg(figure)
     return figure
 
 
 def check_picture(path: Path) -> None:
-    """Raise UsageError where the suffix names no format that a figure can be written in."""
+    """Raise UsageError if the suffix of a path is not a supported picture format."""
     if path.suffix.lower() not in _PICTURES:
-        raise UsageError(f"cannot draw into {path}: the name must end in {', '.join(_PICTURES)}")
+        raise UsageError(f"cannot write a figure to {path}: the name must end in {', '.join(_PICTURES)}")
 
 
 def save_figure(figure: Figure, path: Path, dpi: int = 150) -> Path:
-    """Write a figure; the suffix (.png, .svg, .pdf) names the format. The same figure gives the same bytes.
+    """Save a figure in the format of the suffix (.png, .svg, .pdf); equal figures give equal bytes.
 
     Raises:
-        UsageError: for another suffix.
-        FishnetError: where the file cannot be written.
+        UsageError: The suffix is not supported.
+        FishnetError: The file cannot be written.
     """
     path = Path(path)
     check_picture(path)
@@ -104,7 +104,7 @@ def save_figure(figure: Figure, path: Path, dpi: int = 150) -> Path:
 
 
 def figure_bytes(figure: Figure, kind: str, dpi: int = 150) -> bytes:
-    """Return a figure as the bytes of a png, svg or pdf file without a date in it."""
+    """Return a figure as the bytes of a png, svg or pdf file, without a date."""
     buffer = io.BytesIO()
     date = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
     with styled():
@@ -113,12 +113,12 @@ def figure_bytes(figure: Figure, kind: str, dpi: int = 150) -> bytes:
 
 
 def data_uri(content: bytes, kind: str) -> str:
-    """Return `content` as a data URI of the media type `kind`, such as image/png."""
+    """Return `content` as a data URI with the media type `kind`, such as image/png."""
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
 def jpeg_uri(image: Image.Image, quality: int = 88) -> str:
-    """Return a picture as the data URI of a JPEG."""
+    """Return a picture as a JPEG data URI."""
     buffer = io.BytesIO()
     image.convert("RGB").save(buffer, "JPEG", quality=quality)
     return data_uri(buffer.getvalue(), "image/jpeg")
@@ -126,20 +126,20 @@ def jpeg_uri(image: Image.Image, quality: int = 88) -> str:
 
 @lru_cache(maxsize=32)
 def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Return a font of `size` pixels for PIL: the one that matplotlib ships (many scripts), else PIL's own."""
+    """Return a PIL font of `size` pixels: matplotlib's DejaVu Sans (many scripts) if present, else PIL's default."""
     path = font_file(bold)
     return ImageFont.load_default(size) if path is None else ImageFont.truetype(path, size)
 
 
 def font_file(bold: bool = False) -> str | None:
-    """Return the path of the font that matplotlib ships, or nothing where it does not."""
+    """Return the path of the DejaVu Sans font of matplotlib; None if it is missing."""
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name
     return str(path) if path.is_file() else None
 
 
 def printable(text: str) -> str:
-    """Return `text` on one line, without control characters and lone surrogates (as in undecodable file names)."""
+    """Return `text` on one line, without control characters and lone surrogates (from undecodable file names)."""
     shown = (" " if c.isspace() else "\N{REPLACEMENT CHARACTER}" if _unprintable(c) else c for c in str(text))
     return "".join(shown)
 
@@ -168,9 +168,9 @@ def shorten(text: str, width: float, face: ImageFont.FreeTypeFont | ImageFont.Im
 
 
 PARTS = {"stem": "#5f7d95", "tail": "#0072b2", "bridge": "#a8487f", "body": "#00805d", "head": "#bf5b00"}
-"""Colours of the parts of a fish, dark enough for white text on them."""
+"""Colours of the parts of a FishNet, dark enough for white text."""
 
 
 def part_of(stage: str) -> str:
-    """Return the part of a fish that a stage lies in: tail for t1, body for b1, head for h1, else the stage itself."""
+    """Return the part of a FishNet that contains a stage: tail for t1, body for b1, head for h1, else the stage."""
     return {"t": "tail", "b": "body", "h": "head"}.get(stage[0], stage) if stage[1:].isdigit() else stage

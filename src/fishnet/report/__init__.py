@@ -1,1 +1,1 @@
-"""Pictures and pages for people: curves, predictions, confusion, gradient flow, the fish itself, report.html."""
+"""Reports of runs and models: report.html, training curves, gradient flow, architecture figure."""

@@ -1,11 +1,10 @@
-"""The figure of the fish, drawn from a model: parts along the x axis, height by resolution, arcs for the transfers."""
+"""Architecture figure of a FishNet: stages along the x axis, height by resolution, arcs for transfers."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -29,7 +28,7 @@ _WATER = "#edf4f9"
 
 @dataclass(frozen=True)
 class _Box:
-    """A stage as it is drawn: its centre on the x axis, its height, and its lines of text."""
+    """Drawn stage: centre on the x axis, height and lines of text."""
 
     name: str
     part: str
@@ -45,14 +44,20 @@ class _Box:
 
 
 def draw_fish(model: nn.Module, name: str = "FishNet") -> Figure:
-    """Draw a fish: a box per stage with its channels and residual blocks, as high as its resolution; arrows for the
-    trunk; arcs for the transfers, each ending at the share of channels that it brings.
+    """Draw the architecture of a FishNet.
+
+    Each stage is a box with its channels and number of residual blocks, whose height shows the resolution. Arrows are
+    the trunk. Arcs are the transfers; each ends at the fraction of the channels that it contributes.
+
+    Args:
+        model: A FishNet.
+        name: Title of the figure.
 
     Raises:
-        UsageError: if the model is not a FishNet.
+        UsageError: The model is not a FishNet.
     """
     if not isinstance(model, FishNet):
-        raise UsageError(f"{name} is not a fish: only members of the FishNet family can be drawn")
+        raise UsageError(f"cannot draw {name}: it is not a model of the FishNet family")
     boxes = _boxes(model)
     first, last = min(box.x for box in boxes.values()), max(box.x for box in boxes.values())
     left, right, bottom, top = first - 2.2, last + 2.75, -4.85, 4.15
@@ -113,7 +118,7 @@ def _transfer_depth(model: FishNet, stage: str) -> int:
 
 
 def _draw_silhouette(axes: Axes, boxes: list[_Box]) -> None:
-    """Draw the outline of a fish round the boxes: a forked fin at the stem, a round nose with an eye at the score."""
+    """Draw the outline of a fish around the boxes: a forked fin at the stem, a round nose with an eye at the score."""
     margin, edge = 0.3, 0.9
     xs = np.array([boxes[0].x - edge, *(box.x for box in boxes), boxes[-1].x + edge])
     tops = np.array([boxes[0].top + 0.5, *(box.top for box in boxes), boxes[-1].top - 0.05]) + margin
@@ -132,7 +137,7 @@ def _draw_silhouette(axes: Axes, boxes: list[_Box]) -> None:
 
 
 def _circle(centre: tuple[float, float], size: float, color: str) -> PathPatch:
-    """Return a circle that is round on the page though the axes have two scales; `size` in units of x."""
+    """Return a circle that appears round although the axes have different scales; `size` is the radius in x units."""
     unit = Circle((0, 0), 1).get_path()
     scaled = np.asarray(unit.vertices) * (size, size * _INCH[0] / _INCH[1]) + centre
     return PathPatch(Outline(scaled, unit.codes), facecolor=color, edgecolor=style.MUTED, linewidth=0.6, zorder=2)
@@ -175,7 +180,7 @@ def _draw_box(axes: Axes, box: _Box, source: _Box | None) -> None:
 
 
 def _draw_transfer(axes: Axes, source: _Box, target: _Box, depth: int) -> None:
-    """Draw a transfer as an arc: above the fish from tail to body, below it from body and bridge to head."""
+    """Draw a transfer as an arc: above the stages from tail to body, below them from body and bridge to head."""
     side = 1 if target.part == "body" else -1
     begin, end = (source.x, side * source.top), (target.x, side * (target.top + 0.06))
     span = target.x - source.x
@@ -217,13 +222,13 @@ def _draw_trunk(axes: Axes, boxes: list[_Box], model: FishNet) -> None:
 
 
 def _draw_labels(axes: Axes, boxes: dict[str, _Box], model: FishNet, name: str) -> None:
-    """Write the title, and below the fish a row of strides and the names of the parts under their stages."""
+    """Draw the title, and below the stages their strides and the names of the parts."""
     left, right = axes.get_xlim()
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     axes.text(left + 0.25, 3.7, name, fontsize=18, weight="bold", va="center", parse_math=False)
-    right_text: dict[str, Any] = {"ha": "right", "va": "center", "color": style.MUTED}
-    axes.text(right - 0.25, 3.75, f"{millions:.1f} M parameters", fontsize=11, **right_text)
-    axes.text(right - 0.25, 3.4, "arcs: transfers, concatenated to the trunk", fontsize=9, **right_text)
+    notes = (3.75, 11, f"{millions:.1f} M parameters"), (3.4, 9, "arcs: transfers, concatenated to the trunk")
+    for height, size, note in notes:
+        axes.text(right - 0.25, height, note, fontsize=size, ha="right", va="center", color=style.MUTED)
     axes.text(left + 0.25, -4.05, "stride", fontsize=9.5, va="center", color=style.MUTED)
     for box in boxes.values():
         if box.name != "score":

@@ -1,4 +1,4 @@
-"""Curves of a training run, drawn from its metrics.csv."""
+"""Training curves of a run, drawn from its metrics.csv."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _FEW, _MOST = 25, 6
 
 @dataclass
 class Series:
-    """One metric over a run: three lists of one length, sorted by step; a value may be NaN."""
+    """One metric of a run: three lists of equal length, sorted by step; values may be NaN."""
 
     steps: list[int] = field(default_factory=list)
     epochs: list[int] = field(default_factory=list)
@@ -31,18 +31,18 @@ class Series:
 
 
 def read_metrics(path: Path) -> dict[tuple[str, str], Series]:
-    """Read a long-form CSV (`step,epoch,split,name,value`) into a series per (split, name); no file is an empty one.
+    """Read a long-form CSV (`step,epoch,split,name,value`) into a series per (split, name); empty if there is no file.
 
-    Rows that cannot be read as numbers are passed over; of two rows with one (step, split, name) the last counts.
+    Rows with invalid numbers are skipped; of several rows with the same (step, split, name) the last one is used.
 
     Raises:
-        FishnetError: if the file cannot be read.
+        FishnetError: The file cannot be read.
     """
     points: dict[tuple[str, str], dict[int, tuple[int, float]]] = {}
     try:
         rows = MetricsFile(Path(path)).read()
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise FishnetError(f"cannot read the metrics of the run, {path}: {error}") from error
+        raise FishnetError(f"cannot read the metrics file {path}: {error}") from error
     for row in rows:
         try:
             step, epoch, value = int(row["step"]), int(row["epoch"]), float(row["value"])
@@ -53,7 +53,7 @@ def read_metrics(path: Path) -> dict[tuple[str, str], Series]:
 
 
 def smooth(values: list[float], share: float = 0.02) -> np.ndarray:
-    """Return a centred moving average over `share` of the points; NaN and infinite values are left out of it."""
+    """Return the centred moving average over a fraction `share` of the points, ignoring NaN and infinite values."""
     array = np.asarray(values, dtype=np.float64)
     window = np.ones(2 * int(len(array) * share / 2) + 1)
     finite = np.isfinite(array)
@@ -63,13 +63,13 @@ def smooth(values: list[float], share: float = 0.02) -> np.ndarray:
 
 
 def draw_curves(metrics_csv: Path, display: Display | None = None) -> Figure:
-    """Draw loss (training, smoothed, and validation) with its parts, scores and learning rate over optimizer steps.
+    """Draw losses (training losses smoothed), scores and learning rate over optimizer steps.
 
-    What the file does not hold is left out, so runs of one epoch or without validation are drawn too.
+    Metrics that are not in the file are left out, so runs of one epoch or without validation are supported.
 
     Args:
-        metrics_csv: Metrics of the run.
-        display: Which scores are drawn, and their titles; None draws the first few of whatever was measured.
+        metrics_csv: Metrics file of the run.
+        display: Scores to draw and their titles; None draws the first validation metrics.
 
     Raises:
         FishnetError: The file cannot be read.
@@ -108,7 +108,7 @@ def _series(points: dict[int, tuple[int, float]]) -> Series:
 
 
 def _score_names(series: dict[tuple[str, str], Series], display: Display) -> list[str]:
-    """Return the scores that are drawn, or, where none is declared, whatever validation measured but its losses."""
+    """Return the scores to draw; if none is declared, the first validation metrics that are not losses."""
     measured = [name for split, name in series if split == "val"]
     drawn = [name for name, score in display.scores.items() if score.curve and name in measured]
     return drawn or [name for name in measured if "loss" not in name][:_MOST]
@@ -124,7 +124,7 @@ def _draw_loss(axes: Axes, series: dict[tuple[str, str], Series]) -> None:
         axes.plot(val.steps, val.values, color=style.VERMILION, label="val", **_marks(val))
     values = [v for key in (("train", "loss"), ("val", "loss")) if key in series for v in series[key].values]
     _limit(axes, values)
-    axes.legend(loc="best")  # named: the default warns where a run is long
+    axes.legend(loc="best")  # explicit, since the default warns for long runs
 
 
 def _draw_scores(axes: Axes, scores: dict[str, Series]) -> None:
@@ -142,7 +142,7 @@ def _draw_scores(axes: Axes, scores: dict[str, Series]) -> None:
 
 
 def _draw_parts(axes: Axes, parts: dict[str, Series]) -> None:
-    axes.set_title("Parts of the loss")
+    axes.set_title("Loss terms")
     for name, found in parts.items():
         axes.plot(found.steps, smooth(found.values), label=name.removeprefix("loss_"), **_marks(found))
     _limit(axes, [value for found in parts.values() for value in found.values])
@@ -161,7 +161,7 @@ def _marks(series: Series) -> dict[str, Any]:
 
 
 def _limit(axes: Axes, values: list[float]) -> None:
-    """Keep the first few high losses, or a spike, from flattening the rest; a note says how high they are."""
+    """Limit the y axis so that the first losses or a spike do not flatten the curve; a note states the maximum."""
     finite = np.asarray([v for v in values if math.isfinite(v)])
     if len(finite) < 10:
         return

@@ -1,4 +1,4 @@
-"""How much gradient reaches each stage from the classifier, and which convolutions stand in its way."""
+"""Gradient norms at the stages of a network, and the isolated convolutions between them."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ __all__ += ["isolated_convolutions"]
 
 @dataclass(frozen=True)
 class StageGradient:
-    """Gradient of one image's loss with respect to a stage's output.
+    """Gradient of the loss of one image with respect to the output of a stage.
 
-    `norm` is the Euclidean norm over the whole map (the root mean square of it over the images), `rms` the same per
-    element: norm / sqrt(elements).
+    `norm` is the Euclidean norm over the feature map (root mean square over the images), `rms` is
+    norm / sqrt(elements), `shape` is (C, H, W).
     """
 
     name: str
@@ -39,8 +39,8 @@ class StageGradient:
 
 @dataclass(frozen=True)
 class GradientFlow:
-    """Gradients at every stage of a model, its isolated convolutions (None: torch.fx cannot trace the network), and the
-    stages at which its trunk begins and ends.
+    """Gradients at all stages of a model, its isolated convolutions (None if torch.fx cannot trace it), and the stages
+    where its trunk begins and ends.
     """
 
     model: str
@@ -54,7 +54,7 @@ class GradientFlow:
 
 
 def gradient_flow(model: nn.Module, name: str, size: int = 224, batch: int = 4, seed: int = 0) -> GradientFlow:
-    """Measure a model: gradient norms as by `gradient_norms`, isolated convolutions where it can be traced."""
+    """Measure the gradient norms (see `gradient_norms`) and isolated convolutions (if traceable) of a model."""
     try:
         isolated = tuple(isolated_convolutions(model))
     except FishnetError:
@@ -65,20 +65,20 @@ def gradient_flow(model: nn.Module, name: str, size: int = 224, batch: int = 4, 
 def gradient_norms(
     model: nn.Module, size: int | tuple[int, int] = 224, batch: int = 4, seed: int = 0
 ) -> list[StageGradient]:
-    """Return the gradient that reaches the output of every stage from the classifier, first stage first.
+    """Return the gradient of the loss at the output of each stage, in the order of the stages.
 
-    The loss is the cross entropy of a batch of normal noise with random labels; gradients are those of each image's own
-    loss, so the numbers do not depend on the size of the batch. Norm layers use the statistics of the batch, as in
-    training, while dropout and dropped paths are off. Weights, statistics and modes are left as they were.
+    The loss is the cross entropy of a batch of normal noise with random labels. Gradients are those of the loss of each
+    single image, so they do not depend on the batch size. Norm layers use batch statistics as in training, while
+    dropout and drop path are disabled. Weights, statistics and modes of the model are unchanged.
 
     Args:
-        model: a fish or any timm classifier that publishes its feature stages.
-        size: height and width of the images in pixels.
-        batch: number of images; at least 2.
-        seed: of the noise and the labels.
+        model: A FishNet, or any timm classifier with `feature_info`.
+        size: Height and width of the images in pixels.
+        batch: Number of images, at least 2.
+        seed: Seed of the noise and the labels.
 
     Raises:
-        FishnetError: if the model has no stages or no classes, or cannot take images of this size.
+        FishnetError: The model has no feature stages or no classes, or does not support images of this size.
     """
     stages = stage_modules(model)
     height, width = (size, size) if isinstance(size, int) else size
@@ -99,13 +99,14 @@ def gradient_norms(
                 handle.remove()
     missing = [name for name in stages if name not in gradients]
     if missing:
-        raise FishnetError(f"no gradient was seen at stage {', '.join(missing)} of {type(model).__name__}")
+        raise FishnetError(f"no gradient was recorded at stage {', '.join(missing)} of {type(model).__name__}")
     return [_measure(name, gradients[name]) for name in stages]
 
 
 def draw_gradient_flow(flows: Sequence[GradientFlow]) -> Figure:
-    """Draw a panel per model on one logarithmic scale: a point per stage, and between two stages a diamond where
-    isolated convolutions stand, with their number if there are several.
+    """Draw the gradient norms of each model in a panel, on a common logarithmic scale.
+
+    A diamond between two stages marks isolated convolutions, with their number if there are several.
     """
     counts = [len(flow.stages) for flow in flows]
     with style.styled():
@@ -138,7 +139,9 @@ def _draw_panel(axes: Axes, flow: GradientFlow) -> None:
     axes.grid(visible=False, axis="x")
     number = len(flow.crossed(TRUNK))
     verdict = (
-        "no trace of its graph" if flow.isolated is None else f"isolated convolutions on the trunk: {number or 'none'}"
+        "torch.fx cannot trace the network"
+        if flow.isolated is None
+        else f"isolated convolutions on the trunk: {number or 'none'}"
     )
     axes.set_title(flow.model, pad=20, parse_math=False)
     axes.annotate(verdict, (0, 1), (0, 6), xycoords="axes fraction", textcoords="offset points", color=style.MUTED)
@@ -157,7 +160,7 @@ def _draw_panel(axes: Axes, flow: GradientFlow) -> None:
 
 
 def _diamond(trunk: bool, x: float | None = None, y: float | None = None) -> Line2D:
-    """Return the mark of isolated convolutions: filled on the trunk, hollow in tail and bridge."""
+    """Return the marker of isolated convolutions: filled on the trunk, hollow in tail and bridge."""
     color = style.INK if trunk else style.MUTED
     label = "isolated convolutions on the trunk" if trunk else "isolated convolutions in tail and bridge"
     return Line2D(
@@ -174,7 +177,7 @@ def _diamond(trunk: bool, x: float | None = None, y: float | None = None) -> Lin
 
 
 def _marks(flow: GradientFlow) -> Iterator[tuple[str, int, int]]:
-    """Yield (part, place of the stage after them, number) of the isolated convolutions."""
+    """Yield (part, index of the following stage, number) of the isolated convolutions."""
     for place, stage in enumerate(flow.stages):
         found = [entry.part for entry in flow.isolated or () if entry.stage == stage.name]
         if found and place:
@@ -183,7 +186,7 @@ def _marks(flow: GradientFlow) -> Iterator[tuple[str, int, int]]:
 
 @contextmanager
 def _as_in_training(model: nn.Module) -> Iterator[None]:
-    """Let norms use the statistics of the batch, everything else as in use; put modes and buffers back at the end."""
+    """Set norm layers to training mode and all others to eval mode; restore modes and buffers at the end."""
     modes = {module: module.training for module in model.modules()}
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     model.eval()
@@ -201,7 +204,7 @@ def _as_in_training(model: nn.Module) -> Iterator[None]:
 
 
 def _watch(gradients: dict[str, Tensor], name: str, module: nn.Module, inputs: object, output: Tensor) -> None:
-    """Forward hook: keep the gradient that will arrive at this output; an in-place operation after it does no harm."""
+    """Forward hook that stores the gradient of the output; works if a later operation modifies the output in place."""
     output.register_hook(lambda gradient: gradients.__setitem__(name, gradient))
 
 
@@ -210,14 +213,18 @@ def _run(model: nn.Module, images: Tensor) -> Tensor:
         logits = model(images)
     except (ValueError, RuntimeError, AssertionError) as error:
         reason = " ".join(str(error).split())
-        raise FishnetError(f"{type(model).__name__} cannot take images of {tuple(images.shape)}: {reason}") from error
+        raise FishnetError(
+            f"{type(model).__name__} does not support images of shape {tuple(images.shape)}: {reason}"
+        ) from error
     if logits.ndim != 2 or logits.shape[1] < 2:
-        raise FishnetError(f"gradients start at a classifier, and {type(model).__name__} has none of 2 classes or more")
+        raise FishnetError(
+            f"gradient flow needs a classifier with at least 2 classes, which {type(model).__name__} does not have"
+        )
     return logits
 
 
 def _in_channels(model: nn.Module) -> int:
-    """Return the channels of the images: those that the first convolution takes."""
+    """Return the number of input channels of the first convolution."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             return module.in_channels

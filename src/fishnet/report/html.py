@@ -1,4 +1,4 @@
-"""report.html: one file that shows a run and opens without a network."""
+"""Report of a run as one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
 
 import yaml
+from matplotlib.figure import Figure
 from PIL import Image
 
 from fishnet.cards import read_card
@@ -60,20 +60,20 @@ summary { cursor: pointer; color: var(--accent); }
 
 
 def write_report(run: RunFolder, display: Display | None = None) -> Path:
-    """Write report.html into a run folder from what the folder holds, and return its path.
+    """Write report.html into a run folder from the files of the folder, and return its path.
 
-    Everything in it (style, pictures) is part of the file; every text from the run is escaped. Whatever is not there
-    yet, or cannot be read, is left out, with a note where a file is damaged.
+    The file contains its style and pictures, and all text from the run is escaped. Missing or unreadable files are left
+    out, with a note if a file is damaged.
 
     Args:
-        run: Folder to report on.
-        display: What is shown of the evaluation; None takes it from the task that the run's model names.
+        run: Run folder.
+        display: How the evaluation is shown; None uses the display of the model's task.
 
     Raises:
-        FishnetError: There is no such folder, or the report cannot be written.
+        FishnetError: The folder does not exist, or the report cannot be written.
     """
     if not run.path.is_dir():
-        raise FishnetError(f"there is no run folder {run.path} to report on")
+        raise FishnetError(f"the run folder {run.path} does not exist")
     metrics = read_metrics(run.metrics_csv)
     config = _read_config(run.config_yaml)
     evaluation, note = _read_json(run.path / "evaluation_val.json")
@@ -87,9 +87,9 @@ def write_report(run: RunFolder, display: Display | None = None) -> Path:
         _section("Epochs", _epochs_table(metrics, best, display)),
         _section("Evaluation", note),
         *(_section(part.title, _content(part)) for part in display.sections(evaluation)),
-        _section("Predictions", _picture(run.path / "predictions.png", "Images with the best guesses")),
-        _section("A training batch as the network saw it", _picture(run.path / "train_batch.png", "Augmented images")),
-        _section("Images left out", _bad_images(run.bad_images_txt)),
+        _section("Predictions", _picture(run.path / "predictions.png", "Images with the highest-scoring predictions")),
+        _section("Augmented training batch", _picture(run.path / "train_batch.png", "Augmented images")),
+        _section("Skipped images", _bad_images(run.bad_images_txt)),
         _section("Settings", _text_file(run.config_yaml)),
         _section("Environment", environment_note + _environment(environment)),
     ]
@@ -112,7 +112,7 @@ def _section(title: str, content: str) -> str:
 def _headline(
     name: str,
     task: str,
-    config: Mapping[str, Any],
+    config: Mapping[str, object],
     scores: list[tuple[str, str, float]],
     metrics: Metrics,
     best: int | None,
@@ -135,7 +135,7 @@ def _headline(
 
 
 def _task(run: RunFolder) -> str:
-    """Return the task that the model file names, or nothing while there is none."""
+    """Return the task of the model file; empty if there is no readable model file."""
     try:
         card = read_card(run.model_file) if run.model_file.is_file() else None
     except FishnetError:
@@ -144,7 +144,7 @@ def _task(run: RunFolder) -> str:
 
 
 def _display_of(task: str) -> Display:
-    """Return what reports show of a task, or nothing in particular where it is unknown here."""
+    """Return the display of a task; the default display if the task is unknown."""
     try:
         return get_task(task).display
     except UsageError:
@@ -163,23 +163,26 @@ def _content(part: Section) -> str:
 
 
 def _best_scores(
-    metrics: Metrics, evaluation: Mapping[str, Any], best: int | None, display: Display
+    metrics: Metrics, evaluation: Mapping[str, object], best: int | None, display: Display
 ) -> list[tuple[str, str, float]]:
-    """Return name, title and value of the figures of the best epoch, the most important first."""
-    found = evaluation.get("metrics")
-    if not isinstance(found, dict):
-        found = {}
+    """Return name, title and value of the metrics of the best epoch, the most important first."""
+    measured = evaluation.get("metrics")
+    found: dict[str, object] = measured if isinstance(measured, dict) else {}
+    if not isinstance(measured, dict):
         for (split, name), series in metrics.items():
             if split == "val" and best in series.epochs:
                 found[name] = series.values[series.epochs.index(best)]
     names = [name for name in display.order(list(found)) if not display.is_detail(name)]
-    return [(name, display.title(name), float(found[name])) for name in names if isinstance(found[name], int | float)]
+    return [
+        (name, display.title(name), float(value)) for name in names if isinstance(value := found[name], int | float)
+    ]
 
 
-def _best_epoch(metrics: Metrics, evaluation: Mapping[str, Any], display: Display) -> int | None:
-    """Return the epoch of the evaluation, else the one with the best first score (or the lowest loss)."""
-    if isinstance(evaluation.get("epoch"), int):
-        return int(evaluation["epoch"])
+def _best_epoch(metrics: Metrics, evaluation: Mapping[str, object], display: Display) -> int | None:
+    """Return the epoch of the evaluation, otherwise that of the best primary metric (or of the lowest loss)."""
+    epoch = evaluation.get("epoch")
+    if isinstance(epoch, int):
+        return int(epoch)
     for name, sign in [*((score, 1) for score in display.primary), ("loss", -1)]:
         series = metrics.get(("val", name))
         points = (
@@ -193,7 +196,7 @@ def _best_epoch(metrics: Metrics, evaluation: Mapping[str, Any], display: Displa
 
 
 def _epochs_table(metrics: Metrics, best: int | None, display: Display) -> str:
-    """Return a row per epoch: the mean of the training loss, the last learning rate, every validation metric."""
+    """Return a table with a row per epoch: mean training loss, validation metrics and last learning rate."""
     measured = [name for split, name in metrics if split == "val"]
     names = [name for name in display.order(measured) if not display.is_detail(name)]
     columns: dict[str, dict[int, float]] = {}
@@ -221,13 +224,13 @@ def _epochs_table(metrics: Metrics, best: int | None, display: Display) -> str:
     return _table(["epoch", *columns], rows, marked=marked)
 
 
-def _figure(figure: Any, alt: str) -> str:
+def _figure(figure: Figure, alt: str) -> str:
     uri = style.data_uri(style.figure_bytes(figure, "png", dpi=130), "image/png")
     return f'<img alt="{escape(alt)}" src="{uri}">'
 
 
 def _picture(path: Path, alt: str) -> str:
-    """Return a PNG of the run folder as it is, or as JPEG where it would swell the report."""
+    """Return a PNG of the run folder as an image element, converted to JPEG if it is large."""
     if not path.is_file():
         return ""
     try:
@@ -248,7 +251,7 @@ def _bad_images(path: Path) -> str:
         return ""
     shown = "\n".join(escape(name) for name in names[:_MOST_ROWS])
     more = f"\n… and {len(names) - _MOST_ROWS} more, see {escape(path.name)}" if len(names) > _MOST_ROWS else ""
-    note = _note(f"Images that could not be read and were left out: {len(names)}")
+    note = _note(f"Images that could not be read and were skipped: {len(names)}")
     return f"{note}\n<pre>{shown}{more}</pre>"
 
 
@@ -257,13 +260,13 @@ def _text_file(path: Path) -> str:
     return f"<details open><summary>{escape(path.name)}</summary><pre>{escape(text)}</pre></details>" if text else ""
 
 
-def _environment(environment: Mapping[str, Any]) -> str:
+def _environment(environment: Mapping[str, object]) -> str:
     rows = [[style.printable(cell) for cell in row] for row in _flat(environment)]
     return _table(["", ""], rows, text={0, 1}) if rows else ""
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Return (dotted key, text) of every leaf; lists of plain values become one line."""
+def _flat(tree: Mapping[str, object], prefix: str = "") -> list[tuple[str, str]]:
+    """Return (dotted key, text) of each leaf; lists of plain values become one line."""
     rows: list[tuple[str, str]] = []
     for key, value in tree.items():
         if isinstance(value, dict):
@@ -276,7 +279,7 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
 
 
 def _table(head: Sequence[str], rows: list[list[str]], text: Iterable[int] = (), marked: Iterable[int] = ()) -> str:
-    """Return a table that scrolls; `text` are the columns set to the left, `marked` the rows that stand out."""
+    """Return a scrollable table; columns in `text` are left-aligned, rows in `marked` are highlighted."""
     left, best = set(text), set(marked)
 
     def cells(tag: str, row: Sequence[str]) -> str:
@@ -286,7 +289,7 @@ def _table(head: Sequence[str], rows: list[list[str]], text: Iterable[int] = (),
     marks = [' class="best"' if number in best else "" for number in range(len(rows))]
     shown = zip(marks[:_MOST_ROWS], rows[:_MOST_ROWS], strict=True)
     body = "\n".join(f"<tr{mark}>{cells('td', row)}</tr>" for mark, row in shown)
-    more = _note(f"and {len(rows) - _MOST_ROWS} rows more") if len(rows) > _MOST_ROWS else ""
+    more = _note(f"and {len(rows) - _MOST_ROWS} more rows") if len(rows) > _MOST_ROWS else ""
     header = f"<thead><tr>{cells('th', head)}</tr></thead>" if any(head) else ""
     return f'<div class="scroll"><table>{header}<tbody>\n{body}\n</tbody></table></div>{more}'
 
@@ -295,8 +298,8 @@ def _note(text: str) -> str:
     return f'<p class="note">{escape(text)}</p>'
 
 
-def _number(name: str, value: Any) -> str:
-    """Return a value as people read it: shares in percent, losses and rates with four significant digits."""
+def _number(name: str, value: object) -> str:
+    """Format a value: fractions in percent, losses and learning rates with four significant digits."""
     if value is None:
         return "–"
     if isinstance(value, str | bool) or not isinstance(value, int | float):
@@ -330,7 +333,7 @@ def _read_text(path: Path) -> str:
         return ""
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def _read_config(path: Path) -> dict[str, object]:
     try:
         found = yaml.safe_load(_read_text(path))
     except yaml.YAMLError:
@@ -338,8 +341,8 @@ def _read_config(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _read_json(path: Path) -> tuple[dict[str, Any], str]:
-    """Return what a JSON file holds and a note (HTML) that says so if it is damaged."""
+def _read_json(path: Path) -> tuple[dict[str, object], str]:
+    """Return the content of a JSON file, and an HTML note if it is damaged."""
     text = _read_text(path)
     if not text:
         return {}, ""

@@ -1,8 +1,9 @@
-"""Isolated convolutions: those that no identity path goes round, found on the graph of any network.
+"""Find isolated convolutions, those without a parallel identity path (FishNet, arXiv 1901.03495), in any network.
 
-The network is traced with torch.fx. A convolution or linear layer weighs 1, every other operation (sums, pools, norms,
-concatenations) 0; the convolutions on the lightest path from one stage's output to another's are isolated: every path
-between the two crosses at least that many. In a chain of residual blocks with identity shortcuts there are none.
+The network is traced with torch.fx. A convolution or linear layer has weight 1, any other operation (sum, pooling,
+norm, concatenation) has weight 0. The convolutions on the path of least weight from the output of one stage to that of
+another are isolated: every path between the two crosses at least as many. A chain of residual blocks with identity
+shortcuts has none.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import torch.nn.functional as F
 from timm.layers import get_notrace_functions, get_notrace_modules
@@ -25,9 +26,17 @@ _FUNCTIONS = (F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose
 _NOT_DATA = {"shape", "size", "dim", "ndim", "numel", "device", "dtype"}
 
 
+class Feature(TypedDict):
+    """Feature stage of a timm backbone, as `feature_info` describes it."""
+
+    module: str
+    num_chs: int
+    reduction: int
+
+
 @dataclass(frozen=True)
 class Isolated:
-    """A convolution without a way round: its module, the part it lies in, and the first stage after it."""
+    """Isolated convolution: its module name, the part that contains it, and the next stage after it."""
 
     name: str
     part: str
@@ -35,21 +44,21 @@ class Isolated:
 
 
 def stage_modules(model: nn.Module) -> dict[str, str]:
-    """Return stage -> module name: the stages of a fish from the stem up, or what a timm backbone publishes.
+    """Return stage -> module name: the stages of a FishNet from the stem on, or the feature stages of a timm backbone.
 
     Raises:
-        FishnetError: if the network publishes no feature stages.
+        FishnetError: The network has no feature stages.
     """
     if hasattr(model, "stage_info"):
         return {name: MODULES[name] for name in STAGES if name != "stem_conv"}
     names = [entry["module"] for entry in features(model)]
     if not names:
-        raise FishnetError(f"{type(model).__name__} publishes no feature stages; choose a backbone that timm can tap")
+        raise FishnetError(f"{type(model).__name__} has no feature stages; choose a timm backbone with `feature_info`")
     return {name: name for name in dict.fromkeys(names)}
 
 
-def features(model: nn.Module) -> list[dict[str, Any]]:
-    """Return what timm tells of the feature stages of a network (module, num_chs, reduction) that it can tap."""
+def features(model: nn.Module) -> list[Feature]:
+    """Return the feature stages of a network whose modules exist in it, from timm's `feature_info`."""
     info = getattr(model, "feature_info", None) or []
     entries = info if isinstance(info, list) else info.get_dicts()
     known = {name for name, _ in model.named_modules() if name}
@@ -57,7 +66,7 @@ def features(model: nn.Module) -> list[dict[str, Any]]:
 
 
 def parts(model: nn.Module) -> dict[str, tuple[str, str]]:
-    """Return part -> (stage at whose output it begins, stage at whose output it ends)."""
+    """Return part -> (stage at whose output the part begins, stage at whose output it ends)."""
     if hasattr(model, "stage_info"):
         return {"tail": ("stem", "t3"), "bridge": ("t3", "bridge"), TRUNK: ("bridge", "h3")}
     names = list(stage_modules(model))
@@ -65,20 +74,22 @@ def parts(model: nn.Module) -> dict[str, tuple[str, str]]:
 
 
 def isolated_convolutions(model: nn.Module) -> list[Isolated]:
-    """List the isolated convolutions of a network, in the order in which data pass them.
+    """Return the isolated convolutions of a network in forward order.
 
-    A fish is looked at in three parts: `tail` (output of the stem to t3), `bridge` (t3 to the bridge's output) and
-    `trunk` (the bridge's output through b1..h3, where the transfer branches are cut: they are no way round). Any other
-    backbone has a `trunk` only, from its first feature stage, behind the stem, to its last.
+    A FishNet has three parts: `tail` (output of the stem to t3), `bridge` (t3 to the output of the bridge) and `trunk`
+    (output of the bridge through b1..h3; transfer branches are excluded, since they do not bypass the trunk). Other
+    backbones have only a `trunk`, from the output of the first feature stage to that of the last.
 
     Raises:
-        FishnetError: if torch.fx cannot trace the network or it publishes no feature stages.
+        FishnetError: torch.fx cannot trace the network, or it has no feature stages.
     """
     stages = stage_modules(model)
     tracer, graph = _trace(model)
     missing = [module for module in stages.values() if module not in tracer.outputs]
     if missing:
-        raise FishnetError(f"the trace of {type(model).__name__} does not show the output of {', '.join(missing)}")
+        raise FishnetError(
+            f"the torch.fx trace of {type(model).__name__} does not contain the output of {', '.join(missing)}"
+        )
     nodes = {name: tracer.outputs[module] for name, module in stages.items()}
     heavy = _convolutions(graph, model)
     cut = {node for node in graph.nodes if "transfer" in node.meta["scope"].split(".") or _is_size(node)}
@@ -97,14 +108,14 @@ def isolated_convolutions(model: nn.Module) -> list[Isolated]:
 
 
 class _Tracer(fx.Tracer):
-    """Traces into every module that has submodules; notes each module's output and the module each node lies in.
+    """Tracer that enters all modules with submodules; records the output of each module and the module of each node.
 
     Args:
-        opaque: classes of modules that are taken as a whole.
+        opaque: Module classes that are not entered.
     """
 
     def __init__(self, opaque: Iterable[type[nn.Module]] = ()) -> None:
-        functions: tuple[Callable[..., Any], ...] = tuple(get_notrace_functions())
+        functions: tuple[Callable[..., object], ...] = tuple(get_notrace_functions())
         super().__init__(autowrap_modules=(math,), autowrap_functions=functions)
         self.outputs: dict[str, fx.Node] = {}
         self._opaque = tuple(opaque)
@@ -114,8 +125,8 @@ class _Tracer(fx.Tracer):
         return not any(True for _ in m.children()) or isinstance(m, self._opaque)
 
     def call_module(
-        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
+        self, m: nn.Module, forward: Callable[..., object], args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> object:
         path = self.path_of_module(m)
         self._scope.append(path)
         try:
@@ -133,7 +144,7 @@ class _Tracer(fx.Tracer):
 
 
 def _trace(model: nn.Module) -> tuple[_Tracer, fx.Graph]:
-    """Trace into all modules; where that fails, leave those whole that timm marks as hard to trace."""
+    """Trace a network; if that fails, do not enter the modules that timm marks as untraceable."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     reason = ""
@@ -142,7 +153,7 @@ def _trace(model: nn.Module) -> tuple[_Tracer, fx.Graph]:
             tracer = _Tracer(opaque)
             try:
                 return tracer, tracer.trace(model)
-            except Exception as error:  # whatever the code of a foreign network does with symbolic values
+            except Exception as error:  # code of other libraries may raise anything on symbolic values
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     finally:
         for module, training in modes.items():
@@ -151,7 +162,7 @@ def _trace(model: nn.Module) -> tuple[_Tracer, fx.Graph]:
 
 
 def _convolutions(graph: fx.Graph, model: nn.Module) -> dict[fx.Node, str]:
-    """Return the nodes that mix channels by a weight (convolutions, linear layers) with their names."""
+    """Return the nodes that mix channels by weights (convolutions, linear layers) with their names."""
     found: dict[fx.Node, str] = {}
     for node in graph.nodes:
         if node.op == "call_module":
@@ -164,7 +175,7 @@ def _convolutions(graph: fx.Graph, model: nn.Module) -> dict[fx.Node, str]:
 
 
 def _is_size(node: fx.Node) -> bool:
-    """Whether a node is a size and the like: it links two maps in the graph without handing on what is in them."""
+    """Return whether a node is a shape or the like, which connects two maps in the graph without passing on values."""
     if node.op == "call_method":
         return node.target in _NOT_DATA
     return node.op == "call_function" and node.target is getattr and node.args[1] in _NOT_DATA
@@ -173,9 +184,9 @@ def _is_size(node: fx.Node) -> bool:
 def _lightest_path(
     graph: fx.Graph, source: fx.Node, sink: fx.Node, heavy: Collection[fx.Node], cut: Collection[fx.Node]
 ) -> list[fx.Node]:
-    """Return the nodes from source to sink on a path with the fewest heavy ones; nodes in `cut` are no way.
+    """Return the nodes of a path from source to sink with the fewest heavy nodes, without the nodes in `cut`.
 
-    A graph of torch.fx lists its nodes in an order in which inputs come first, so one pass finds all distances.
+    The nodes of a torch.fx graph are in topological order, so one pass finds all distances.
     """
     best: dict[fx.Node, tuple[int, fx.Node | None]] = {source: (0, None)}
     for node in graph.nodes:

@@ -147,7 +147,7 @@ class Task(Protocol):
     card: ModelCard
 
     @property
-    def collate(self) -> Callable[[list[Sample]], Batch] | None:
+    def collate(self) -> Callable[[list[Any]], Any] | None:
         """Function that makes a batch of samples; None stacks tensors."""
         ...
 
@@ -218,12 +218,12 @@ class Training(Protocol):
         ...
 
     @property
-    def train_data(self) -> Dataset[Sample]:
+    def train_data(self) -> Dataset[Any]:
         """Training split, a map-style data set."""
         ...
 
     @property
-    def val_data(self) -> Dataset[Sample]:
+    def val_data(self) -> Dataset[Any]:
         """Validation split."""
         ...
 

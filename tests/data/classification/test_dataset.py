@@ -15,7 +15,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from fishnet.config import PreprocessConfig
-from fishnet.data.classification.dataset import Sample, SampleKey, available_splits, open_classification
+from fishnet.data.classification.dataset import Entry, SampleKey, available_splits, open_classification
 from fishnet.data.classification.transforms import AugmentConfig, train_transform
 from fishnet.data.images import BadImageError, read_image
 from fishnet.errors import FishnetError
@@ -55,7 +55,7 @@ def test_class_folders_of_real_photos(mini):
         assert item["target"].dtype == torch.int64
         assert (item["index"], item["bad"]) == (index, "")
         assert torch.equal(item["image"], torch.from_numpy(rgb(root / name)).permute(2, 0, 1) / 255)
-    assert isinstance(data.samples[3], Sample)
+    assert isinstance(data.samples[3], Entry)
     assert [sample.target for sample in data.samples] == sorted(sample.target for sample in data.samples)
     with pytest.raises(IndexError):
         data[2000]
@@ -132,7 +132,7 @@ def test_shards_of_numbers_with_random_access(tmp_path):
     save(tmp_path / "classes.json", [f"class {number}" for number in range(11)])
     assert open_classification(tmp_path, "train").classes[10] == "class 10"
     save(tmp_path / "classes.json", ["a", "b"])
-    with pytest.raises(FishnetError, match="has the class 10"):
+    with pytest.raises(FishnetError, match="has the class index 10"):
         open_classification(tmp_path, "train")
 
 
@@ -188,18 +188,18 @@ def test_missing_and_empty_folders(tmp_path):
     fails(tmp_path / "nowhere", "train", "nowhere does not exist")
     fails(tmp_path, "train", "is empty")
     fails(put(tmp_path / "a.zip", b"x"), "train", "is a file")
-    fails(tmp_path, "train", "holds no data of a known layout")
+    fails(tmp_path, "train", "contains no data in a known layout")
     (tmp_path / "train").mkdir()
     fails(tmp_path, "train", "train has no classes")
     put(tmp_path / "train" / "1.jpg", noise(0))
     fails(tmp_path, "train", "train has no classes: put its images in .*train/<class>/")
     (tmp_path / "train" / "cat").mkdir()
-    fails(tmp_path, "train", "holds no image")
+    fails(tmp_path, "train", "contains no images")
 
 
 def test_missing_splits_are_listed(tmp_path):
     class_folders(tmp_path, {"train": {"a": 1, "b": 1}})
-    fails(tmp_path, "val", "no split 'val', it has train. .*fishnet data split")
+    fails(tmp_path, "val", "no split 'val'; available: train. .*fishnet data split")
     class_folders(tmp_path, {"valid": {"a": 1}, "test": {"a": 1}})
     assert available_splits(tmp_path) == ["train", "test", "valid"]
     fails(tmp_path, "val", "Did you mean 'valid'")
@@ -208,7 +208,7 @@ def test_missing_splits_are_listed(tmp_path):
 def test_unsplit_class_folders(tmp_path):
     class_folders(tmp_path, {"": {"a": 1, "b": 1}})
     assert available_splits(tmp_path) == []
-    fails(tmp_path, "train", "`fishnet data split .*` makes both")
+    fails(tmp_path, "train", "`fishnet data split .*` creates both")
 
 
 def test_classes_must_be_equal(tmp_path):
@@ -221,7 +221,7 @@ def test_classes_must_be_equal(tmp_path):
 
 def test_empty_class_folder(tmp_path):
     class_folders(tmp_path, {"train": {"ant": 1, "bee": 0, "cow": 1}, "val": {"ant": 1, "bee": 0, "cow": 1}})
-    fails(tmp_path, "train", "without an image: bee; fill or remove")
+    fails(tmp_path, "train", "without images: bee; fill or remove")
     # no image to judge a class by is legal, once training has said which classes there are
     val = open_classification(tmp_path, "val", classes=["ant", "bee", "cow"])
     assert val.class_counts().tolist() == [1, 0, 1]
@@ -237,12 +237,12 @@ def test_other_tasks_are_told_apart(mini, tmp_path):
 @pytest.mark.parametrize(
     ("text", "match"),
     [
-        ("name,labels\n1.jpg,a\n", "must begin with the line `file,labels`"),
-        ("", "must begin with"),
+        ("name,labels\n1.jpg,a\n", "must start with the header `file,labels`"),
+        ("", "must start with"),
         ("file,labels\n1.jpg,a\n1.jpg,b\n", "line 3: 1.jpg is listed twice"),
         ("file,labels\n1.jpg\n", "line 2: expected a file and its labels"),
-        ("file,labels\n", "holds no image"),
-        (b"file,labels\n\xff\xfe.jpg,a\n", "no CSV file in UTF-8"),
+        ("file,labels\n", "contains no images"),
+        (b"file,labels\n\xff\xfe.jpg,a\n", "not a CSV file in UTF-8"),
     ],
 )
 def test_damaged_label_lists(tmp_path, text, match):
@@ -253,11 +253,15 @@ def test_damaged_label_lists(tmp_path, text, match):
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"labels": "cat"}, "must be a list of names"),
-        ({"labels": ["cat", "cat"]}, "lists classes twice: cat"),
+        ({"labels": "cat"}, "must be a non-empty list of names"),
+        ({"labels": ["cat", "cat"]}, "lists the same class twice: cat"),
         ({"images": [{"id": 1}]}, "`file_name`"),
-        ({"images": [{"file_name": "1.jpg"}, {"file_name": "2.jpg", "label": 2}]}, r"2 images have no `label`.*1\.jpg"),
-        ({"images": []}, "holds no image"),
+        (
+            {"images": [{"file_name": "1.jpg"}, {"file_name": "2.jpg", "label": 2}]},
+            r"`label` of 2 images is not an index.*1\.jpg",
+        ),
+        ({"images": [{"file_name": "1.jpg", "label": True}]}, r"`label` of 1 images is not an index.*True"),
+        ({"images": []}, "contains no images"),
     ],
 )
 def test_damaged_coco_files(tmp_path, change, match):
@@ -265,8 +269,9 @@ def test_damaged_coco_files(tmp_path, change, match):
     document = {"labels": ["a", "b"], "images": [{"file_name": "1.jpg", "label": 0}]}
     save(tmp_path / "annotations" / "instances_train.json", document | change)
     fails(tmp_path, "train", match)
-    (tmp_path / "annotations" / "instances_train.json").write_text("{")
-    fails(tmp_path, "train", "no valid JSON")
+    for broken in ("{", "[" * 200_000):
+        (tmp_path / "annotations" / "instances_train.json").write_text(broken)
+        fails(tmp_path, "train", "not valid JSON")
 
 
 # --- randomness ------------------------------------------------------------------------------------------------------

@@ -246,9 +246,9 @@ def test_layouts_of_folders_and_splits(tmp_path: Path, mini: Callable[[str], Pat
     shutil.copytree(tmp_path / "annotations", nested / "annotations")
     shutil.copytree(tmp_path / "train", nested / "train" / "images")
     assert open_detection(nested, "train")[0]["image"].shape == (3, 40, 60)
-    with pytest.raises(FishnetError, match=r"no split 'vall', it has train"):
+    with pytest.raises(FishnetError, match=r"no split 'vall'; available: train"):
         open_detection(tmp_path, "vall")
-    with pytest.raises(FishnetError, match="holds no detection data"):
+    with pytest.raises(FishnetError, match="contains no detection data"):
         open_detection(tmp_path / "train", "train")
 
 

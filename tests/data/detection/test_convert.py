@@ -101,7 +101,7 @@ def test_a_voc_box_counts_pixels_from_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("text", "message"), [
     ("<annotation><object><name>cat</name></object></annotation>", "no name or no box"),
-    ("<annotation>", "no valid XML"),
+    ("<annotation>", "not valid XML"),
     ("<!DOCTYPE a [<!ENTITY b 'c'>]><annotation/>", "declares a document type"),
 ])  # fmt: skip
 def test_damaged_voc_files_are_named(text: str, message: str, tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_a_full_folder_and_a_known_layout_are_refused(mini: Callable[[str], Path
     (tmp_path / "full" / "x").touch()
     with pytest.raises(UsageError, match="is not empty"):
         convert_boxes(mini("coco"), tmp_path / "full", "voc")
-    with pytest.raises(UsageError, match="has the layout coco already"):
+    with pytest.raises(UsageError, match="already has the layout coco"):
         convert_boxes(mini("coco"), tmp_path / "out", "coco")
     with pytest.raises(FishnetError, match="no known layout"):
         convert_boxes(tmp_path / "full", tmp_path / "out", "coco")
@@ -129,7 +129,7 @@ def test_difficult_objects_of_voc_are_neither_trained_on_nor_judged(tmp_path: Pa
     report = convert_boxes(
         voc(tmp_path / "voc", f"<annotation>{''.join(objects)}</annotation>"), tmp_path / "coco", "coco"
     )
-    assert report.notes == ["1 difficult objects are written with iscrowd 1: neither trained on nor judged"]
+    assert report.notes == ["1 difficult objects are written with iscrowd 1: ignored in training and evaluation"]
     data = open_detection(tmp_path / "coco", "train")
     assert data[0]["target"]["boxes"].tolist() == [[0, 0, 8, 8]]
 
@@ -232,10 +232,10 @@ def test_sizes_that_are_no_images_own_are_said(tmp_path: Path) -> None:
         f"<annotation><size><width>7</width><height>9</height></size><object><name>a</name>{BOX}</object></annotation>"
     )
     report = convert_boxes(voc(tmp_path / "voc", text), tmp_path / "coco", "coco")
-    assert report.notes == ["1 files state another <size> than their image has; the image's is taken"]
+    assert report.notes == ["1 files state a wrong <size>; the size of the image is used"]
     path = tmp_path / "coco" / "annotations" / "instances_train.json"
     path.write_text(path.read_text().replace('"width": 40', '"width": 41'))
-    with pytest.raises(FishnetError, match=r"a\.jpg has 40x20 pixels, instances_train\.json says 41x20"):
+    with pytest.raises(FishnetError, match=r"a\.jpg has 40x20 pixels, but instances_train\.json states 41x20"):
         convert_boxes(tmp_path / "coco", tmp_path / "yolo", "yolo")
 
 
@@ -268,14 +268,14 @@ def test_folders_of_other_names_and_a_val(tmp_path: Path) -> None:
         data_convert(str(root), str(tmp_path / "coco"))
     with pytest.raises(FishnetError, match="has no folder pics"):
         data_convert(str(root), str(tmp_path / "coco"), images="pics", annotations="boxes")
-    with pytest.raises(UsageError, match="--val 2 is not a share"):
+    with pytest.raises(UsageError, match="--val must be between 0 and 1"):
         data_convert(str(root), str(tmp_path / "coco"), val=2)
     names = {"images": "pictures", "annotations": "boxes"}
     data_convert(str(root), str(tmp_path / "coco"), val=0.4, seed=3, **names)  # type: ignore[arg-type]
     train, val = (open_detection(tmp_path / "coco", split) for split in ("train", "val"))
     assert (len(train), len(val)) == (6, 4)
     assert train.file.class_counts().tolist() == [4, 2] or train.file.class_counts().tolist() == [3, 3]
-    with pytest.raises(UsageError, match=r"for a source of one split.*has train, val"):
+    with pytest.raises(UsageError, match=r"needs a source with one split.*has train, val"):
         data_convert(str(tmp_path / "coco"), str(tmp_path / "out"), to="yolo", val=0.2)
     with pytest.raises(UsageError, match="are for VOC and YOLO"):
         data_convert(str(tmp_path / "coco"), str(tmp_path / "out"), to="yolo", images="train")

@@ -127,8 +127,8 @@ def test_a_keypoint_detector_gets_keypoints_of_mixed_images(mixing: dict[str, fl
 
 @pytest.mark.parametrize(("names", "note"), [
     (NAMES, None),
-    (["tip", "L_Ear", "R_Eat"], "without a partner are not exchanged in flips: L_Ear, R_Eat;"),
-    (["0", "1", "2"], "no left/right pairs among the names of the keypoints (0, 1, 2)"),
+    (["tip", "L_Ear", "R_Eat"], "without a counterpart are not exchanged in flips: L_Ear, R_Eat;"),
+    (["0", "1", "2"], "no left/right pairs among the keypoint names (0, 1, 2)"),
 ], ids=["pairs", "typo", "numbers"])  # fmt: skip
 def test_names_that_flips_cannot_read_are_told_at_the_start(
     names: list[str], note: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]

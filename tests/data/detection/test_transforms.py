@@ -328,7 +328,7 @@ def test_every_pipeline_gives_usable_targets(settings: dict[str, Any], boxes: li
 @pytest.mark.parametrize(("settings", "message"), [
     ({"flip": 1.5}, "augment.flip"),
     ({"scale_jitter": (0.0, 2.0)}, "augment.scale_jitter"),
-    ({"scale_jitter": (0.5, 2.0), "short_edges": [32]}, "both choose the size"),
+    ({"scale_jitter": (0.5, 2.0), "short_edges": [32]}, "both set the image size"),
     ({"short_edges": [0]}, "short_edges"),
 ])  # fmt: skip
 def test_settings_out_of_range(settings: dict[str, Any], message: str) -> None:

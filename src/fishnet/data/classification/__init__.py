@@ -1,1 +1,1 @@
-"""Images with one label, or several: data sets, layouts, checks, split and augmentation."""
+"""Classification data with one or several labels per image: data sets, layouts, checks, splits, augmentation."""

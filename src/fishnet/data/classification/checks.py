@@ -1,4 +1,4 @@
-"""What is wrong with classification data, or worth knowing, before anything is trained on it."""
+"""Check a classification data set for problems before training."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from PIL import Image
 
 from fishnet.data.checks import CheckReport, ImageFacts, Severity, inspect_images, quiet_pillow
-from fishnet.data.classification.layouts import LAYOUTS, Listing, available_splits, list_split
+from fishnet.data.classification.layouts import LAYOUTS, Listing, Target, available_splits, list_split
 from fishnet.data.folders import all_files, image_files, subfolders
 from fishnet.data.images import IMAGE_EXTENSIONS
 from fishnet.errors import FishnetError, UsageError
@@ -23,41 +23,41 @@ KINDS: dict[str, tuple[Severity, str]] = {
     "truncated": ("error", "truncated or damaged images"),
     "bomb": ("error", "images too large to open (decompression bombs)"),
     "wrong extension": ("error", "images whose extension names another format"),
-    "overlooked image": ("error", "images that training does not see, for their extension"),
-    "small": ("error", "images below the smallest input"),
-    "empty class": ("error", "classes without an image"),
+    "overlooked image": ("error", "images that are ignored because of their extension"),
+    "small": ("error", "images smaller than the smallest input"),
+    "empty class": ("error", "classes without images"),
     "missing class": ("error", "classes that only one split has"),
-    "duplicate across splits": ("error", "the same picture in two splits"),
-    "contradiction": ("error", "the same picture under two labels in one split"),
-    "duplicate": ("note", "the same picture twice in one class"),
+    "duplicate across splits": ("error", "the same image in two splits"),
+    "contradiction": ("error", "the same image with two labels in one split"),
+    "duplicate": ("note", "the same image twice in one class"),
     "CMYK": ("note", "CMYK images (converted to RGB when read)"),
     "16-bit": ("note", "16-bit images (scaled to 8 bits when read)"),
     "animated": ("note", "animated files (the first frame is used)"),
-    "alpha": ("note", "images with transparency (composed on white when read)"),
-    "unlisted": ("note", "images that the list of the split does not name"),
-    "other file": ("note", "files that are no images (ignored)"),
+    "alpha": ("note", "images with transparency (composited on white when read)"),
+    "unlisted": ("note", "images that are not in the list of the split"),
+    "other file": ("note", "files that are not images (ignored)"),
 }
 
 
 class _Entry(NamedTuple):
     split: str
     name: str
-    target: Any
+    target: Target
 
 
 def check_classification(
     root: Path | str, min_size: int = 32, workers: int = 2, progress: bool = True
 ) -> CheckReport:  # fmt: skip
-    """Look at every list and decode every image of a classification data set, whatever its layout.
+    """Check all lists and decode all images of a classification data set in any layout.
 
     Args:
         root: Data folder.
-        min_size: Smallest side, in pixels, of an image that needs no enlarging.
-        workers: Threads that decode.
-        progress: Show a bar on a terminal.
+        min_size: Images whose shorter side is below this number of pixels are reported.
+        workers: Number of decoding threads.
+        progress: Show a progress bar on a terminal.
 
     Raises:
-        FishnetError: The folder is missing, empty or of no known layout; all else is in the report.
+        FishnetError: The folder is missing, empty or has an unknown layout; other problems are in the report.
     """
     if min_size < 1:
         raise UsageError(f"--min-size must be at least 1 pixel, not {min_size}")
@@ -86,13 +86,13 @@ def check_classification(
 
 
 def _list_all(root: Path, report: CheckReport) -> dict[str, Listing]:
-    """Return the listing of every split; class folders without splits count as one split without a name."""
+    """Return the listing of each split; class folders without splits count as one split with an empty name."""
     splits = available_splits(root)
     if not splits:
         if not any(next(image_files(folder), None) for folder in subfolders(root)):
-            raise FishnetError(f"{root} holds no data of a known layout; expected {LAYOUTS}")
+            raise FishnetError(f"{root} contains no data in a known layout; expected {LAYOUTS}")
         splits = [""]
-        report.add("missing split", "", f"there is no train and val; `fishnet data split {root}` makes both")
+        report.add("missing split", "", f"there is no train and no val split; `fishnet data split {root}` creates both")
     listings = {}
     for split in splits:
         try:
@@ -100,7 +100,7 @@ def _list_all(root: Path, report: CheckReport) -> dict[str, Listing]:
         except FishnetError as error:
             report.add("layout", split, str(error))
     if splits != [""] and not any(split.startswith("val") for split in splits):
-        advice = f"; `fishnet data split {root}` makes one from train" if "train" in splits else ""
+        advice = f"; `fishnet data split {root}` creates it from train" if "train" in splits else ""
         report.add("missing split", "val", f"there is no val split{advice}")
     if splits != [""] and not any(split.startswith("train") for split in splits):
         report.add("missing split", "train", "there is no train split", "note")
@@ -111,27 +111,27 @@ def _list_all(root: Path, report: CheckReport) -> dict[str, Listing]:
 
 
 def _check_other_files(root: Path, split: str, listing: Listing, report: CheckReport) -> None:
-    """Report files beside the listed images: forgotten images, and files that are none."""
+    """Report files that are not listed: forgotten images, and files that are not images."""
     if listing.kind == "shards":
         return
     folder = root / split
     if listing.kind == "coco" and listing.names and listing.names[0].startswith(f"{split}/images/"):
-        folder = folder / "images"  # beside it lie the label maps of the pixel level
+        folder = folder / "images"  # next to it are the label maps for segmentation
     listed = set(listing.names)
     for path in all_files(folder, root):
         name = path.as_posix()
         if name in listed or root / path == listing.place:
             continue
         if path.suffix.lower() in IMAGE_EXTENSIONS:
-            report.add("unlisted", name, "" if listing.kind != "folders" else "it lies in no class folder")
+            report.add("unlisted", name, "" if listing.kind != "folders" else "it is not in a class folder")
         elif kind := _identify(root / path):
-            report.add("overlooked image", name, f"the content is {kind}, rename it")
+            report.add("overlooked image", name, f"the content is {kind}; rename it")
         else:
             report.add("other file", name, "")
 
 
 def _identify(path: Path) -> str | None:
-    """Return the format of a file by its first bytes, or nothing where it is no image."""
+    """Return the image format of a file by its content; None if it is not an image."""
     try:
         with Image.open(path) as image:
             return image.format
@@ -142,23 +142,22 @@ def _identify(path: Path) -> str | None:
 def _check_classes(listings: dict[str, Listing], report: CheckReport) -> None:
     train = next((split for split in listings if split.startswith("train")), None)
     for split, listing in listings.items():
-        labels = listing.targets if not listing.multi_label else [label for t in listing.targets for label in t]
-        counts = Counter(labels)
-        # an image with several labels need not show every one in val
+        counts = Counter(label for labels in listing.labels for label in labels)
+        # with several labels per image, a split need not contain every label
         severity: Severity = "note" if listing.multi_label and split != train else "error"
         for number, name in enumerate(listing.classes):
             if not counts[number]:
-                report.add("empty class", split, f"{name} has no image", severity)
+                report.add("empty class", split, f"{name} has no images", severity)
         if train is None or split == train:
             continue
         for name in sorted(set(listings[train].classes) - set(listing.classes)):
-            report.add("missing class", split, f"{name} is in {train} only", severity)
+            report.add("missing class", split, f"{name} is only in {train}", severity)
         for name in sorted(set(listing.classes) - set(listings[train].classes)):
-            report.add("missing class", split, f"{name} is in {split} only", "error")
+            report.add("missing class", split, f"{name} is only in {split}", "error")
 
 
 def _check_duplicates(group: list[_Entry], report: CheckReport) -> None:
-    """Report what a set of entries with equal pixels means; one line for each group, split and kind."""
+    """Report a group of entries with equal pixels; one finding per group, split and kind."""
     if len(group) < 2:
         return
     by_split: dict[str, list[_Entry]] = defaultdict(list)
@@ -179,7 +178,7 @@ def _check_duplicates(group: list[_Entry], report: CheckReport) -> None:
 def inspect_listings(
     root: Path, listings: Collection[Listing], min_size: int = 0, workers: int = 2, progress: bool = True
 ) -> Iterator[ImageFacts]:
-    """Yield the facts of every image of the listings, in their order."""
+    """Inspect all images of the listings and yield the results in order."""
     total = sum(len(listing.names) for listing in listings)
     jobs = ((partial(each.read, root, i), each.names[i]) for each in listings for i in range(len(each.names)))
     return inspect_images(jobs, total, min_size, workers, progress)

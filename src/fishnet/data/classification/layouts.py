@@ -1,7 +1,7 @@
-"""Which splits a folder of classification data has, and what each of its layouts lists.
+"""Find the splits of a classification data folder and list their images and labels.
 
-Four layouts are known: class folders, a `labels.csv` of several labels per image, a COCO file with a label per image,
-and WebDataset shards. This module reads lists only, no image; it judges no more than it needs to read on.
+Four layouts are supported: class folders, a `labels.csv` with several labels per image, a COCO file with a label per
+image, and WebDataset shards. Only lists are read here, no images, and they are checked only as far as reading needs it.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import UnionType
 from typing import Any, Literal
 
 from fishnet.data.classification.shards import ShardIndex, index_shards, shard_paths
@@ -27,37 +28,45 @@ _STANDARD = re.compile(r"(train|val|test)(\d{4})?")
 _NOT_CLASSES = {"images", "labels"}
 
 
+Target = int | tuple[int, ...]
+"""Truth of an image: a class index, or a tuple of class indices where an image may have several labels."""
+
+
 @dataclass
 class Listing:
     """Images and labels of one split, in a fixed order."""
 
     kind: Literal["folders", "list", "coco", "shards"]
     place: Path
-    """Folder or file that the list comes from, for messages."""
+    """Source folder or file of the list, for messages."""
     names: list[str]
-    """Path of every image below the data folder; for shards `<shard>.tar/<member>`."""
-    targets: list[Any]
-    """Class index of every image; for a list of several labels a tuple of indices."""
+    """Path of each image relative to the data folder; `<shard>.tar/<member>` for shards."""
+    targets: Sequence[Target]
     classes: list[str]
     shards: ShardIndex | None = None
 
     @property
+    def labels(self) -> list[tuple[int, ...]]:
+        """Class indices of each image; exactly one per image unless `multi_label`."""
+        return [target if isinstance(target, tuple) else (target,) for target in self.targets]
+
+    @property
     def multi_label(self) -> bool:
-        """Whether an image has any number of labels."""
+        """Whether an image may have any number of labels."""
         return self.kind == "list"
 
     def read(self, root: Path, index: int) -> bytes:
-        """Return the bytes of one image file; OSError where that fails."""
+        """Return the bytes of one image file; raises OSError if it cannot be read."""
         return (root / self.names[index]).read_bytes() if self.shards is None else self.shards.read(index)
 
     @property
     def complete(self) -> bool:
-        """Whether `classes` is the whole list of the split, and not just the labels that occur in it."""
+        """Whether `classes` is the declared class list of the split, not only the labels that occur in it."""
         return self.kind in ("folders", "coco")
 
 
 def available_splits(root: Path) -> list[str]:
-    """Return the names of the splits in a data folder: train, val, test first, others by name.
+    """Return the names of the splits in a data folder: train, val and test first, then others by name.
 
     Raises:
         FishnetError: The folder is missing, a file, or empty.
@@ -74,10 +83,10 @@ def available_splits(root: Path) -> list[str]:
 
 
 def resolve_split(root: Path, split: str) -> str:
-    """Return the name of a split as the folder spells it: `train` finds `train2017` where there is no `train`.
+    """Return the exact name of a split: `train` resolves to `train2017` if there is no `train`.
 
     Raises:
-        FishnetError: There is no such split; lists those that exist and suggests what to do.
+        FishnetError: The split does not exist; lists the existing ones and suggests what to do.
     """
     splits = available_splits(root)
     dated = [name for name in splits if re.fullmatch(re.escape(split) + r"\d{4}", name)]
@@ -87,22 +96,26 @@ def resolve_split(root: Path, split: str) -> str:
         return dated[0]
     if not splits and any(next(image_files(folder), None) for folder in subfolders(root)):
         raise FishnetError(
-            f"{root} has no split {split!r}: its class folders are not in train and val yet; "
-            f"`fishnet data split {root}` makes both"
+            f"{root} has no split {split!r}: its class folders are not divided into train and val yet; "
+            f"`fishnet data split {root}` creates both"
         )
     if not splits:
-        raise FishnetError(f"{root} holds no data of a known layout; expected {LAYOUTS}")
+        raise FishnetError(f"{root} contains no data in a known layout; expected {LAYOUTS}")
     advice = did_you_mean(split, splits)
     if split == "val" and "train" in splits:
-        advice += f" `fishnet data split {root}` makes a val from train."
-    raise FishnetError(f"{root} has no split {split!r}, it has {', '.join(splits)}.{advice}")
+        advice += f" `fishnet data split {root}` creates val from train."
+    raise FishnetError(f"{root} has no split {split!r}; available: {', '.join(splits)}.{advice}")
 
 
 def list_split(root: Path, split: str) -> Listing:
-    """Return what a split (its exact name) holds; an empty name takes the class folders of `root` itself.
+    """List the images and labels of a split.
+
+    Args:
+        root: Data folder.
+        split: Exact name of the split; an empty name lists the class folders of `root` itself.
 
     Raises:
-        FishnetError: The layout is none of those known, or a list is damaged; names the file and what to mend.
+        FishnetError: The layout is unknown or a list is damaged; the message names the file and the remedy.
     """
     folder = root / split
     if split and (folder / "labels.csv").is_file():
@@ -116,14 +129,15 @@ def list_split(root: Path, split: str) -> Listing:
     classes = [path.name for path in subfolders(folder)] if folder.is_dir() else []
     if document and set(classes) <= _NOT_CLASSES:
         raise FishnetError(
-            f"{annotations} has no `labels` list and no `label` per image: it tells boxes, not the class of an image; "
-            "add both, or train detection"
+            f"{annotations} has no `labels` list and no `label` per image, so it describes boxes but not image "
+            "classes; add both, or train detection"
         )
     if "images" in classes and set(classes) <= _NOT_CLASSES:
-        raise FishnetError(f"{folder} holds images without classes (the segmentation layout); expected {LAYOUTS}")
+        raise FishnetError(f"{folder} contains images without classes (the segmentation layout); expected {LAYOUTS}")
     if not classes:
         raise FishnetError(f"the split {folder} has no classes: put its images in {folder}/<class>/")
-    names, targets = [], []
+    names: list[str] = []
+    targets: list[Target] = []
     for number, name in enumerate(classes):
         found = [path.as_posix() for path in image_files(folder / name, root)]
         names += found
@@ -132,7 +146,7 @@ def list_split(root: Path, split: str) -> Listing:
 
 
 def _holds_classes(folder: Path) -> bool:
-    """Tell a split of a free name from a class folder that has images of its own beside subfolders."""
+    """Return whether a folder is a split with a custom name; a class folder contains images directly."""
     directly = any(path.suffix.lower() in IMAGE_EXTENSIONS for path in folder.iterdir() if path.is_file())
     return bool(subfolders(folder)) and not directly
 
@@ -142,48 +156,49 @@ def _list_csv(root: Path, split: str) -> Listing:
     rows: dict[str, list[str]] = {}
     for number, file, labels in read_label_rows(path):
         if file in rows:
-            raise FishnetError(f"{path}, line {number}: {file} is listed twice; join its labels by |")
+            raise FishnetError(
+                f"{path}, line {number}: {file} is listed twice; write its labels in one row, separated by |"
+            )
         rows[file] = labels
     present = {label for labels in rows.values() for label in labels}
     classes = declared_classes(root) or sorted(present)
     if unknown := sorted(present - set(classes)):
-        raise FishnetError(f"{path} uses labels that {root / 'classes.json'} does not list: {', '.join(unknown[:10])}")
+        raise FishnetError(f"{path} contains labels that are not in {root / 'classes.json'}: {', '.join(unknown[:10])}")
     numbers = {name: number for number, name in enumerate(classes)}
     targets = [tuple(sorted({numbers[label] for label in labels})) for labels in rows.values()]
     return Listing("list", path, [(Path(split) / file).as_posix() for file in rows], targets, classes)
 
 
 def read_label_rows(path: Path) -> Iterator[tuple[int, str, list[str]]]:
-    """Yield line number, file and labels of every row of a `labels.csv`; FishnetError where it is none."""
+    """Yield line number, file and labels of each row of a `labels.csv`; raises FishnetError if it is malformed."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream)
             if not {"file", "labels"} <= set(reader.fieldnames or ()):
-                raise FishnetError(f"{path} must begin with the line `file,labels`, not {reader.fieldnames}")
+                raise FishnetError(f"{path} must start with the header `file,labels`, not {reader.fieldnames}")
             for row in reader:
                 if not row["file"] or row["labels"] is None:
                     raise FishnetError(f"{path}, line {reader.line_num}: expected a file and its labels")
                 yield reader.line_num, row["file"], [part.strip() for part in row["labels"].split("|") if part.strip()]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise FishnetError(f"{path} is no CSV file in UTF-8 ({error}); write it again") from error
+        raise FishnetError(f"{path} is not a CSV file in UTF-8 ({error}); create it again") from error
 
 
-def _list_coco(root: Path, split: str, path: Path, document: dict[str, Any]) -> Listing:
-    classes, images = document["labels"], document.get("images")
-    _check_classes(classes, path)
+def _list_coco(root: Path, split: str, path: Path, document: dict[str, object]) -> Listing:
+    classes, images = _checked_classes(document["labels"], path), document.get("images")
     if not isinstance(images, list) or not all(
         isinstance(i, dict) and isinstance(i.get("file_name"), str) for i in images
     ):
         raise FishnetError(f"{path}: `images` must be a list of objects with a `file_name`")
     targets = [image.get("label") for image in images]
-    valid = [isinstance(target, int) and 0 <= target < len(classes) for target in targets]
+    valid = [type(target) is int and 0 <= target < len(classes) for target in targets]
     if not all(valid):
         first = images[valid.index(False)]
         raise FishnetError(
-            f"{path}: {valid.count(False)} images have no `label` that is an index into the {len(classes)} `labels`, "
-            f"the first is {first['file_name']} ({first.get('label')!r})"
+            f"{path}: the `label` of {valid.count(False)} images is not an index into the {len(classes)} `labels`, "
+            f"first {first['file_name']} ({first.get('label')!r})"
         )
-    places = [Path(split), Path(split) / "images", Path()]  # as the region level looks for them
+    places = [Path(split), Path(split) / "images", Path()]  # the same folders as for detection
     folder = next((place for place in places if images and (root / place / images[0]["file_name"]).exists()), places[1])
     names = [(folder / image["file_name"]).as_posix() for image in images]
     return Listing("coco", path, names, targets, classes)
@@ -197,19 +212,21 @@ def _list_shards(root: Path, paths: list[Path]) -> Listing:
     if all(label.isdecimal() for label in shards.labels) and not set(shards.labels) & set(numbers):
         targets = [int(label) for label in shards.labels]
         if classes and max(targets) >= len(classes):
-            raise FishnetError(f"{place} has the class {max(targets)}, {root / 'classes.json'} lists {len(classes)}")
+            raise FishnetError(
+                f"{place} has the class index {max(targets)}, but {root / 'classes.json'} lists {len(classes)} classes"
+            )
         classes = classes or [str(number) for number in range(max(targets) + 1)]
         return Listing("shards", place, shards.names, targets, classes, shards)
     classes = classes or sorted(set(shards.labels))
     numbers = {name: number for number, name in enumerate(classes)}
     for name, label in zip(shards.names, shards.labels, strict=True):
         if label not in numbers or not label:
-            raise FishnetError(f"{root / name}: the label {label!r} is no class that {root / 'classes.json'} lists")
+            raise FishnetError(f"{root / name}: the label {label!r} is not in {root / 'classes.json'}")
     return Listing("shards", place, shards.names, [numbers[label] for label in shards.labels], classes, shards)
 
 
 def declared_classes(root: Path) -> list[str] | None:
-    """Return the class list of `root/classes.json`, or nothing where there is none (or one of a segmentation set)."""
+    """Return the class list of `root/classes.json`; None if there is none or it is one of a segmentation data set."""
     path = root / "classes.json"
     if not path.is_file():
         return None
@@ -218,23 +235,23 @@ def declared_classes(root: Path) -> list[str] | None:
         if "ignore_index" in document:
             return None
         document = document.get("classes")
-    _check_classes(document, path)
-    return document
+    return _checked_classes(document, path)
 
 
-def _check_classes(classes: Any, path: Path) -> None:
+def _checked_classes(classes: object, path: Path) -> list[str]:
     if not isinstance(classes, list) or not classes or not all(isinstance(name, str) for name in classes):
-        raise FishnetError(f"{path}: the class list must be a list of names")
+        raise FishnetError(f"{path}: the class list must be a non-empty list of names")
     if len(set(classes)) < len(classes):
         twice = sorted({name for name in classes if classes.count(name) > 1})
-        raise FishnetError(f"{path} lists classes twice: {', '.join(twice[:10])}")
+        raise FishnetError(f"{path} lists the same class twice: {', '.join(twice[:10])}")
+    return classes
 
 
-def _load_json(path: Path, kind: Any = dict) -> Any:
+def _load_json(path: Path, kind: type | UnionType = dict) -> Any:
     try:
         document = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise FishnetError(f"{path} is no valid JSON ({error}); write it again") from error
+    except (ValueError, RecursionError) as error:
+        raise FishnetError(f"{path} is not valid JSON ({error}); create it again") from error
     if not isinstance(document, kind):
-        raise FishnetError(f"{path} has another structure than expected; see docs/data-formats.md")
+        raise FishnetError(f"{path} does not have the expected structure; see docs/data-formats.md")
     return document

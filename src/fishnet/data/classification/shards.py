@@ -1,4 +1,4 @@
-"""WebDataset shards (tar files) with random access: one pass over the headers tells where every member lies."""
+"""Random access to WebDataset shards (tar files), by an index of their members built in one pass over the headers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fishnet.errors import FishnetError
 
 
 class Member(NamedTuple):
-    """Where the content of one file lies in a shard, in bytes."""
+    """Position of the content of one file in a shard, in bytes."""
 
     shard: int
     offset: int
@@ -20,14 +20,14 @@ class Member(NamedTuple):
 
 
 class ShardIndex(NamedTuple):
-    """What lies in a split's shards; samples in the order of the shards."""
+    """Contents of the shards of a split, in their order."""
 
     paths: list[Path]
     names: list[str]
-    """`<shard>.tar/<key>.<ending>` of every image."""
+    """`<shard>.tar/<key>.<extension>` of each image."""
     images: list[Member]
     labels: list[str]
-    """Content of the `.cls` file of every image."""
+    """Content of the `.cls` file of each image."""
 
     def read(self, index: int) -> bytes:
         """Return the bytes of one image file."""
@@ -43,26 +43,28 @@ def shard_paths(root: Path, split: str) -> list[Path]:
 
 
 def read_member(paths: list[Path], member: Member) -> bytes:
-    """Return the content of a member; opens the shard anew, so that processes share no position in it."""
+    """Return the content of a member; opens the shard each time, so that processes share no file position."""
     with paths[member.shard].open("rb") as stream:
         stream.seek(member.offset)
         return stream.read(member.size)
 
 
 def index_shards(paths: list[Path]) -> ShardIndex:
-    """Read the headers of all shards once and pair every image with its `.cls` file.
+    """Read the headers of all shards once and pair each image with its `.cls` file.
 
-    As in WebDataset, the key of a file is its path up to the first dot of its name, and a sample is the files of one
-    key in one shard.
+    As in WebDataset, the key of a file is its path up to the first dot of its name, and a sample consists of the files
+    with the same key in one shard.
 
     Raises:
-        FishnetError: A shard is damaged or compressed, or an image has no label; names shard and key.
+        FishnetError: A shard is damaged or compressed, or an image has no label; the message names shard and key.
     """
     index = ShardIndex(paths, [], [], [])
     for number, path in enumerate(paths):
         _index_one(index, number, _members(path, number))
     if not index.names:
-        raise FishnetError(f"no sample in {paths[0]} .. {paths[-1].name}: expected pairs such as 0001.jpg and 0001.cls")
+        raise FishnetError(
+            f"no samples in {paths[0]} .. {paths[-1].name}; expected pairs such as 0001.jpg and 0001.cls"
+        )
     return index
 
 
@@ -82,7 +84,7 @@ def _index_one(index: ShardIndex, number: int, members: dict[str, dict[str, Memb
 
 
 def _members(path: Path, number: int) -> dict[str, dict[str, Member]]:
-    """Return key -> ending -> member of one shard."""
+    """Return key -> extension -> member of one shard."""
     found: dict[str, dict[str, Member]] = {}
     size = path.stat().st_size
     try:
@@ -97,6 +99,6 @@ def _members(path: Path, number: int) -> dict[str, dict[str, Member]]:
                 found.setdefault(key, {})[ending] = Member(number, member.offset_data, member.size)
     except tarfile.TarError as error:
         raise FishnetError(
-            f"shard {path} cannot be read ({error}): it must be a whole, uncompressed tar file; copy or write it again"
+            f"shard {path} cannot be read ({error}): it must be a complete, uncompressed tar file; create it again"
         ) from error
     return found

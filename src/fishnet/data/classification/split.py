@@ -1,7 +1,7 @@
-"""A stratified validation split of a data set that has none, made of renames that a crash cannot turn into a loss.
+"""Create a stratified validation split of a classification data set by renaming files, safe against interruption.
 
-The plan is written first, to `split.json` in the data folder. A file is then either still at its old place or already
-at its new one, so running the command again finishes what was interrupted.
+The plan is first written to `split.json` in the data folder. Each file is then either still at its old path or already
+at its new one, so running the command again completes an interrupted split.
 """
 
 from __future__ import annotations
@@ -27,42 +27,44 @@ PLAN = "split.json"
 
 @dataclass
 class SplitPlan:
-    """What goes where; paths are relative to the data folder."""
+    """Plan of a split; paths are relative to the data folder."""
 
     val: float
     seed: int
     copy: bool
     counts: dict[str, tuple[int, int]]
-    """Images of each class in train and in val."""
+    """Number of images of each class in train and in val."""
     moves: list[tuple[str, str]]
-    """Old and new path of every file that changes its place."""
+    """Old and new path of each file that is moved."""
     lists: dict[str, str] = field(default_factory=dict)
-    """Content of every `labels.csv` to be written after the moves."""
+    """Content of each `labels.csv` to be written after the moves."""
     done: bool = False
     format_version: int = 1
 
 
 @dataclass
 class SplitReport:
-    """What `split_classification` did."""
+    """Result of `split_classification`."""
 
     root: Path
     plan: SplitPlan
     resumed: bool
 
     def describe(self) -> str:
-        """Return the number of images of each class in train and val as a table."""
+        """Return a table of the number of images of each class in train and val."""
         plan = self.plan
         lines = []
         if self.resumed:
-            lines.append(f"finished a split that was begun earlier with --val {plan.val} --seed {plan.seed}")
+            lines.append(f"completed an interrupted split with --val {plan.val} --seed {plan.seed}")
         width = max(len(name) for name in [*plan.counts, "class"])
         lines.append(f"{'class':<{width}}  {'train':>8}  {'val':>8}")
         lines += [f"{name:<{width}}  {train:>8}  {val:>8}" for name, (train, val) in plan.counts.items()]
         train, val = (sum(column) for column in zip(*plan.counts.values(), strict=True))
         lines.append(f"{'all':<{width}}  {train:>8}  {val:>8}")
         if few := [name for name, (_, val) in plan.counts.items() if not val]:
-            lines.append(f"without a val image, since there are not two different ones: {', '.join(few)}")
+            lines.append(
+                f"classes without val images, since they have fewer than two different images: {', '.join(few)}"
+            )
         lines.append(f"{self.root}: train and val are ready; the plan is kept in {PLAN}")
         return "\n".join(lines)
 
@@ -75,26 +77,26 @@ def can_split(root: Path) -> bool:
 def split_classification(
     root: Path | str, val: float = 0.2, seed: int = 0, copy: bool = False, progress: bool = True
 ) -> SplitReport:  # fmt: skip
-    """Give a data set a val split with a share of every class; finishes an interrupted split first.
+    """Create a val split with a fraction of each class, or complete an interrupted split.
 
-    `root/train/<class>/` gives files to `root/val/<class>/`; `root/<class>/` becomes train and val; `root/train` with a
-    `labels.csv` is stratified by the first label. Every class with two different images or more gets one in val and
-    keeps one in train; pictures with equal pixels stay on one side.
+    Images of `root/train/<class>/` are moved to `root/val/<class>/`; `root/<class>/` is divided into train and val;
+    `root/train` with a `labels.csv` is stratified by the first label. Each class with at least two different images has
+    at least one in val and one in train. Images with equal pixels stay in the same split.
 
     Args:
         root: Data folder.
-        val: Share of each class that goes to val.
-        seed: Seed of the choice.
-        copy: Copy the files (only from `root/<class>/`) instead of moving them.
-        progress: Show a bar on a terminal.
+        val: Fraction of each class that goes to val, between 0 and 1.
+        seed: Seed of the random choice.
+        copy: Copy the files instead of moving them (only from `root/<class>/`).
+        progress: Show a progress bar on a terminal.
 
     Raises:
-        FishnetError: There is a val already, the layout cannot be split, or a file is in the way; nothing is lost.
-        UsageError: `val` is no share between 0 and 1, or `copy` would leave val images in train.
+        FishnetError: A val split exists already, the layout cannot be split, or a target file exists; no file is lost.
+        UsageError: `val` is not between 0 and 1, or `copy` would leave val images in train.
     """
     root = Path(root)
     if not 0 < val < 1:
-        raise UsageError(f"--val {val} is not a share between 0 and 1, such as 0.2")
+        raise UsageError(f"--val must be between 0 and 1, such as 0.2, not {val}")
     splits = available_splits(root)
     plan = _read_plan(root)
     resumed = plan is not None
@@ -108,13 +110,13 @@ def split_classification(
 
 
 def choose_val(classes: list[str], digests: list[bytes], val: float, seed: int) -> set[int]:
-    """Return which images go to val: of every class about its share, at least one, and never all.
+    """Return the indices of the images for val: about a fraction `val` of each class, at least one and never all.
 
     Args:
-        classes: Class of every image.
-        digests: Hash of the content of every image; images with equal ones stay together.
-        val: Share of each class.
-        seed: Seed of the choice.
+        classes: Class of each image.
+        digests: Hash of the content of each image; images with equal hashes stay in the same split.
+        val: Fraction of each class.
+        seed: Seed of the random choice.
     """
     groups: dict[bytes, list[int]] = defaultdict(list)
     for number, digest in enumerate(digests):
@@ -126,7 +128,7 @@ def choose_val(classes: list[str], digests: list[bytes], val: float, seed: int) 
     total, chosen, taken = Counter(classes), Counter[str](), set[bytes]()
 
     def take(digest: bytes) -> None:
-        """Send a group to val unless one of its classes would have nothing left in train."""
+        """Add a group to val unless one of its classes would have no images left in train."""
         parts = Counter(classes[number] for number in groups[digest])
         if digest not in taken and all(chosen[name] + size < total[name] for name, size in parts.items()):
             taken.add(digest)
@@ -147,23 +149,24 @@ def choose_val(classes: list[str], digests: list[bytes], val: float, seed: int) 
 
 def _make_plan(root: Path, splits: list[str], val: float, seed: int, copy: bool, progress: bool) -> SplitPlan:
     if present := [name for name in splits if name.startswith("val")] or ["val"] * (root / "val").exists():
-        raise FishnetError(f"{root} has a validation split already ({present[0]}); remove or rename it to make another")
+        raise FishnetError(
+            f"{root} already has a validation split ({present[0]}); remove or rename it to create another"
+        )
     if splits and "train" not in splits:
-        raise FishnetError(f"{root} has the splits {', '.join(splits)} but no train to take a val from")
+        raise FishnetError(f"{root} has the splits {', '.join(splits)} but no train split to take images from")
     if splits and copy:
-        raise UsageError("--copy would leave the val images in train; it works for DIR/<class>/ without a train only")
+        raise UsageError(
+            "--copy would leave the val images in train; it is only for DIR/<class>/ without a train split"
+        )
     listing = list_split(root, "train" if splits else "")
     if listing.kind not in ("folders", "list"):
         raise FishnetError(
-            f"{listing.place}: a split of shards is not supported; it works on class folders, labels.csv and COCO files"
+            f"{listing.place}: cannot split shards; supported are class folders, labels.csv and COCO files"
         )
     if not listing.names:
-        raise FishnetError(f"{listing.place} holds no image to split")
+        raise FishnetError(f"{listing.place} contains no images to split")
     _check_movable(root, listing, unsplit=not splits, copy=copy)
-    if listing.multi_label:
-        names = [listing.classes[target[0]] if target else "(no label)" for target in listing.targets]
-    else:
-        names = [listing.classes[target] for target in listing.targets]
+    names = [listing.classes[labels[0]] if labels else "(no label)" for labels in listing.labels]
     with quiet_pillow():
         digests = [facts.digest for facts in inspect_listings(root, [listing], progress=progress)]
     chosen = choose_val(names, digests, val, seed)
@@ -184,26 +187,28 @@ def _count(names: list[str], chosen: set[int]) -> dict[str, tuple[int, int]]:
 
 
 def _check_movable(root: Path, listing: Listing, unsplit: bool, copy: bool) -> None:
-    """Raise where a rename would not do what it should: files that are missing, outside, or reached through links."""
+    """Raise FishnetError if images are missing, outside the folder, or reached through symbolic links."""
     folder = root if unsplit else root / "train"
     for name in listing.names:
         path = root / name
         if not path.is_relative_to(folder) or ".." in path.parts[len(folder.parts) :]:
-            raise FishnetError(f"{listing.place} names {name}, which is not below {folder}; put the images there")
+            raise FishnetError(f"{listing.place} lists {name}, which is not below {folder}; move the images there")
         if not path.exists():
             raise FishnetError(
-                f"{listing.place} names {name}, and there is no such file; `fishnet data check` lists all"
+                f"{listing.place} lists {name}, which does not exist; `fishnet data check` lists all missing files"
             )
         if copy:
             continue
         linked = any(parent.is_symlink() for parent in path.parents if parent != folder and folder in parent.parents)
         if linked or (unsplit and path.is_symlink()):
-            advice = "use --copy" if unsplit else "put the files themselves there"
-            raise FishnetError(f"{path} is reached through a symbolic link, which moving would break; {advice}")
+            advice = "use --copy" if unsplit else "replace the link by the files"
+            raise FishnetError(
+                f"{path} is reached through a symbolic link, which moving the file would break; {advice}"
+            )
 
 
 def _divide_list(path: Path, in_val: set[PurePosixPath]) -> dict[str, str]:
-    """Return the content of the two new `labels.csv`, all columns kept."""
+    """Return the content of the two new `labels.csv`, with all columns."""
     with path.open(newline="", encoding="utf-8-sig") as stream:
         header, *rows = list(csv.reader(stream))
     column = header.index("file")
@@ -217,7 +222,7 @@ def _divide_list(path: Path, in_val: set[PurePosixPath]) -> dict[str, str]:
 
 
 def _read_plan(root: Path) -> SplitPlan | None:
-    """Return the plan of an interrupted split, or nothing where there is none or it is finished."""
+    """Return the plan of an interrupted split; None if there is none or it is completed."""
     path = root / PLAN
     if not path.is_file():
         return None
@@ -230,7 +235,9 @@ def _read_plan(root: Path) -> SplitPlan | None:
         if plan.format_version != 1 or any(name.is_absolute() or ".." in name.parts for name in names):
             raise ValueError("paths outside the data folder or another version")
     except (ValueError, TypeError, AttributeError) as error:
-        raise FishnetError(f"{path} is not a plan of this command ({error}); rename it and run again") from error
+        raise FishnetError(
+            f"{path} is not a plan of `fishnet data split` ({error}); rename it and run again"
+        ) from error
     return None if plan.done else plan
 
 
@@ -239,16 +246,16 @@ def _write_plan(root: Path, plan: SplitPlan) -> None:
 
 
 def _carry_out(root: Path, plan: SplitPlan) -> None:
-    """Bring every file to its new place; what is there already stays, nothing is overwritten."""
+    """Move or copy each file to its new path; files that are already there are kept, none are overwritten."""
     for old, new in plan.moves:
         source, target = root / old, root / new
         at_source, at_target = _present(source), _present(target)
         if at_target and at_source and not plan.copy:
             raise FishnetError(
-                f"{target} exists already, {source} cannot go there; move one of the two away, run again"
+                f"cannot move {source} to {target}, which already exists; remove one of the two and run again"
             )
         if not at_target and not at_source:
-            raise FishnetError(f"{source} vanished before it could go to {target}; bring it back and run again")
+            raise FishnetError(f"{source} disappeared before it could be moved to {target}; restore it and run again")
         if at_target:
             continue
         try:
@@ -260,8 +267,8 @@ def _carry_out(root: Path, plan: SplitPlan) -> None:
                 source.rename(target)
         except OSError as error:
             raise FishnetError(
-                f"cannot bring {source} to {target} ({error.strerror or error}); no file is lost, "
-                f"run again to go on with the plan in {root / PLAN}"
+                f"cannot move {source} to {target} ({error.strerror or error}); no file is lost, "
+                f"run again to continue with the plan in {root / PLAN}"
             ) from error
     for name, text in plan.lists.items():
         atomic_write(root / name, text)
@@ -274,7 +281,7 @@ def _present(path: Path) -> bool:
 
 
 def _remove_emptied(root: Path, folders: set[Path]) -> None:
-    """Remove folders that the moves have emptied, the deepest first; one that still holds anything stays."""
+    """Remove folders that the moves have emptied, the deepest first; folders with other content are kept."""
     nested = {parent for folder in folders for parent in (folder, *folder.parents) if root in parent.parents}
     for folder in sorted(nested, key=lambda folder: -len(folder.parts)):
         if folder.name not in ("train", "val"):

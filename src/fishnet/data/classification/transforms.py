@@ -1,7 +1,7 @@
-"""From a PIL image to a normalised tensor: augmentation for training, a fixed resize and crop for everything else.
+"""Transforms from a PIL image to a normalised tensor: augmentation for training, a fixed resize and crop otherwise.
 
-Geometry and colour operations work on 8-bit PIL images; lighting works on a tensor of values in 0..1; then comes the
-normalisation; random erasing fills its rectangle with normalised noise last.
+Geometry and colour operations work on 8-bit PIL images, lighting on a tensor of values in 0..1. Normalisation follows,
+and last random erasing, which fills its rectangle with normalised noise.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ Transform = Callable[[Image.Image], Tensor]
 _NUMBER = r"\d+(\.\d+)?"
 _POLICY = re.compile(rf"rand(-(m\d+|n\d+|p{_NUMBER}|mstd{_NUMBER}|mmax\d+|inc[01]|tweights|t3aw|t3a))*")
 
-# Principal components of the colours of ImageNet's pixels in 0..1 (Krizhevsky et al., 2012): one eigenvector per
-# column, one row per channel (R, G, B).
+# Principal components of ImageNet's pixel colours in 0..1 (Krizhevsky et al., 2012): one eigenvector per column, one
+# row per channel (R, G, B).
 _EIGENVALUES = (0.2175, 0.0188, 0.0045)
 _EIGENVECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
 
@@ -83,9 +83,9 @@ class AugmentConfig:
 
 
 def train_transform(augment: AugmentConfig, preprocess: PreprocessConfig, size: int) -> Transform:
-    """Return the picklable transform of training images: PIL RGB -> float tensor (3, size, size), normalised.
+    """Return the transform of training images: PIL RGB -> normalised float tensor (3, size, size); picklable.
 
-    It draws from the global generators of `random`, NumPy and torch; the data set seeds them for every sample.
+    It draws from the global generators of `random`, NumPy and torch, which the data set seeds for each sample.
 
     Raises:
         UsageError: A setting is out of range, or the RandAugment policy is unknown.
@@ -110,22 +110,22 @@ def train_transform(augment: AugmentConfig, preprocess: PreprocessConfig, size: 
 
 
 def eval_transform(preprocess: PreprocessConfig, size: int) -> Transform:
-    """Return the picklable transform for judging and using a model: PIL RGB -> float tensor (3, size, size).
+    """Return the transform for evaluation: PIL RGB -> normalised float tensor (3, size, size); picklable.
 
-    The shorter side is resized to floor(size / crop_pct), the centre is cropped, the values are normalised. An image
-    that has the right size already is not resampled.
+    The shorter side is resized to floor(size / crop_pct), then the centre is cropped. An image that already has the
+    right size is not resampled.
 
     Raises:
         UsageError: A setting is out of range.
     """
     _check_preprocess(preprocess, size)
-    # the small number keeps 1 / 0.1 and the like from landing just below a whole number
+    # the small constant keeps quotients such as 1 / 0.1 from falling just below a whole number
     resized = math.floor(size / preprocess.crop_pct + 1e-6)
     return Pipeline([Resize(resized, preprocess), v2.CenterCrop(size), ToTensor(), Normalize(preprocess)])
 
 
 def denormalise(images: Tensor, preprocess: PreprocessConfig) -> Tensor:
-    """Return normalised images (..., 3, H, W) as uint8 of the same shape, for pictures; values are rounded."""
+    """Undo the normalisation of images (..., 3, H, W); returns uint8 of the same shape, rounded."""
     shape = (3, 1, 1)
     mean = torch.tensor(preprocess.mean, device=images.device).view(shape)
     std = torch.tensor(preprocess.std, device=images.device).view(shape)
@@ -133,13 +133,13 @@ def denormalise(images: Tensor, preprocess: PreprocessConfig) -> Tensor:
 
 
 class Pipeline:
-    """Steps applied one after the other; its repr lists them."""
+    """Composition of transforms; its repr lists them."""
 
     def __init__(self, steps: list[Callable]) -> None:
         self.steps = steps
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """Return what the last step makes of the image."""
+        """Apply all steps in order."""
         value: Any = image
         for step in self.steps:
             value = step(value)
@@ -150,16 +150,16 @@ class Pipeline:
 
 
 class RandAugment:
-    """timm's RandAugment on PIL images; what rotation and shear uncover is filled with the mean colour."""
+    """timm's RandAugment on PIL images; areas uncovered by rotation and shear are filled with the mean colour."""
 
     def __init__(self, policy: str, preprocess: PreprocessConfig, size: int) -> None:
         self.policy = policy
-        # as timm's own training does: translations up to 45 % of the side
+        # as in timm's training script: translations up to 45 % of the side
         options = {"translate_const": int(size * 0.45), "img_mean": tuple(round(255 * m) for m in preprocess.mean)}
-        # timm itself overlooks a part that it does not know
+        # timm silently ignores unknown parts
         if not _POLICY.fullmatch(policy):
             raise UsageError(
-                f"augment.rand_augment: {policy!r} is no RandAugment policy of timm, such as rand-m9-mstd0.5-inc1 "
+                f"augment.rand_augment: {policy!r} is not a RandAugment policy of timm such as rand-m9-mstd0.5-inc1 "
                 "(parts: m, n, p, mstd, mmax, inc, t)"
             )
         self.augment = rand_augment_transform(policy, options)
@@ -168,7 +168,7 @@ class RandAugment:
                 operation.aug_fn = _posterize
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        """Return the image after the policy's random operations."""
+        """Apply the random operations of the policy."""
         return self.augment(image)
 
     def __repr__(self) -> str:
@@ -176,18 +176,18 @@ class RandAugment:
 
 
 def _posterize(image: Image.Image, bits: int, **_: object) -> Image.Image:
-    """Keep at least one bit: timm's strongest level keeps none, a black image, which newer Pillow refuses."""
+    """Posterize to at least one bit: timm's strongest level keeps none, which newer versions of Pillow refuse."""
     return image if bits >= 8 else ImageOps.posterize(image, max(1, bits))
 
 
 class Flip:
-    """Mirror left and right with a probability; torchvision's takes several times as long for a small image."""
+    """Random horizontal flip; several times faster than torchvision's for small images."""
 
     def __init__(self, probability: float) -> None:
         self.probability = probability
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        """Return the image, mirrored or not."""
+        """Flip the image with the given probability."""
         mirrored = float(torch.rand(())) < self.probability
         return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else image
 
@@ -196,14 +196,14 @@ class Flip:
 
 
 class Resize:
-    """torchvision's Resize, which an image of the right size never enters: the call alone takes 0.04 ms."""
+    """torchvision's Resize, skipped for images of the right size, since the call alone takes 0.04 ms."""
 
     def __init__(self, size: int | tuple[int, int], preprocess: PreprocessConfig) -> None:
         self.size = size
         self.resize = v2.Resize(size, InterpolationMode(preprocess.interpolation), antialias=True)
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        """Return the image with its shorter side of `size`, or with both sides of it."""
+        """Resize the shorter side to `size` pixels, or both sides if `size` is (height, width)."""
         fits = image.size == self.size[::-1] if isinstance(self.size, tuple) else min(image.size) == self.size
         return image if fits else self.resize(image)
 
@@ -212,10 +212,10 @@ class Resize:
 
 
 class PadCrop:
-    """Random crop of side `size` from an image reflected by `pad` pixels beyond each edge (the edge not repeated).
+    """Random crop of size x size pixels from an image padded by `pad` reflected pixels (the edge is not repeated).
 
-    The same as torchvision's RandomCrop(padding_mode="reflect"), of which the reflection takes most of the time of
-    loading a 32-pixel image; here the pixels of the crop are gathered directly.
+    Equal to torchvision's RandomCrop(padding_mode="reflect"), whose padding takes most of the time of loading a
+    32-pixel image; here the pixels of the crop are gathered directly.
     """
 
     def __init__(self, size: int, pad: int) -> None:
@@ -223,7 +223,7 @@ class PadCrop:
         self.pad = pad
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        """Return a random crop of the reflected image."""
+        """Return a random crop of the padded image."""
         room = 2 * self.pad - self.size + 1
         top, left = (int(torch.randint(side + room, ())) for side in (image.height, image.width))
         rows = _reflected(image.height, self.pad)[top : top + self.size]
@@ -237,16 +237,16 @@ class PadCrop:
 
 @cache
 def _reflected(side: int, pad: int) -> np.ndarray:
-    """Return the index of the pixel that stands at each place of an axis of `side` pixels, reflected by `pad`."""
+    """Return the source index of each pixel along an axis of `side` pixels padded by `pad` reflected pixels."""
     return np.pad(np.arange(side), pad, mode="reflect")
 
 
 class ToTensor:
-    """8-bit PIL RGB -> float tensor (3, H, W) of values in 0..1."""
+    """Convert 8-bit PIL RGB to a float tensor (3, H, W) of values in 0..1."""
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """Return the image as a tensor."""
-        # much faster for small images than torchvision's own conversion
+        """Convert the image."""
+        # much faster than torchvision's conversion for small images
         values = torch.from_numpy(np.array(image)).permute(2, 0, 1)
         return values.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
 
@@ -257,10 +257,10 @@ class ToTensor:
 class Lighting:
     """PCA lighting noise (Krizhevsky et al., 2012) on a tensor (3, H, W) of values in 0..1.
 
-    With a_k ~ N(0, std), eigenvalues l_k and eigenvectors v_k, channel c gets the shift sum_k v_k[c] a_k l_k: an image
-    changes along the principal components of natural colours. `released` multiplies along the other axis, as the
-    released recipe of FishNet does (its vectors are also stored from the smallest component to the largest): the shift
-    of channel c is sum_k v_{2-c}[k] a_k l_k, which is not along them.
+    With a_k ~ N(0, std), eigenvalues l_k and eigenvectors v_k, the shift of channel c is sum_k v_k[c] a_k l_k, so
+    colours change along the principal components. `released` multiplies along the other axis, as the released recipe of
+    FishNet does (its vectors are also stored from the smallest component to the largest): the shift of channel c is
+    sum_k v_{2-c}[k] a_k l_k, which is not along the principal components.
     """
 
     def __init__(self, std: float, released: bool = False) -> None:
@@ -270,7 +270,7 @@ class Lighting:
         self.matrix = (vectors.flip(1).T if released else vectors) * torch.tensor(_EIGENVALUES)
 
     def __call__(self, image: Tensor) -> Tensor:
-        """Add one random shift, in place."""
+        """Add a random shift to the image in place."""
         noise = torch.randn(3) * self.std
         return image.add_((self.matrix @ noise).view(3, 1, 1))
 
@@ -279,14 +279,14 @@ class Lighting:
 
 
 class Normalize:
-    """(x - mean) / std per channel, in place."""
+    """Normalise each channel in place: (x - mean) / std."""
 
     def __init__(self, preprocess: PreprocessConfig) -> None:
         self.mean = torch.tensor(preprocess.mean).view(3, 1, 1)
         self.std = torch.tensor(preprocess.std).view(3, 1, 1)
 
     def __call__(self, image: Tensor) -> Tensor:
-        """Return the image, normalised."""
+        """Normalise the image."""
         return image.sub_(self.mean).div_(self.std)
 
     def __repr__(self) -> str:
@@ -295,14 +295,14 @@ class Normalize:
 
 
 class Erasing:
-    """timm's random erasing with noise per pixel, on a normalised tensor (3, H, W)."""
+    """timm's random erasing with per-pixel noise on a normalised tensor (3, H, W)."""
 
     def __init__(self, probability: float) -> None:
         self.probability = probability
         self.erase = RandomErasing(probability, mode="pixel", device="cpu")
 
     def __call__(self, image: Tensor) -> Tensor:
-        """Return the image, with or without an erased rectangle."""
+        """Erase a random rectangle with the given probability."""
         return self.erase(image)
 
     def __repr__(self) -> str:
@@ -320,28 +320,30 @@ def _crop(augment: AugmentConfig, preprocess: PreprocessConfig, size: int) -> li
 
 def _check_augment(augment: AugmentConfig, size: int) -> None:
     if augment.crop not in ("random_resized", "pad", "resize"):
-        raise UsageError(f"augment.crop: {augment.crop!r} is none of random_resized, pad, resize")
+        raise UsageError(f"augment.crop must be random_resized, pad or resize, not {augment.crop!r}")
     for name in ("scale", "ratio"):
         low, high = getattr(augment, name)
         if not 0 < low <= high or (name == "scale" and high > 1):
             bounds = "0 < low <= high <= 1" if name == "scale" else "0 < low <= high"
-            raise UsageError(f"augment.{name}: [{low}, {high}] is not a range with {bounds}")
+            raise UsageError(f"augment.{name}: [{low}, {high}] must satisfy {bounds}")
     for name in ("flip", "random_erasing"):
         if not 0 <= getattr(augment, name) <= 1:
-            raise UsageError(f"augment.{name}: {getattr(augment, name)} is not a probability between 0 and 1")
+            raise UsageError(f"augment.{name} must be a probability between 0 and 1, not {getattr(augment, name)}")
     for name in ("color_jitter", "lighting"):
         if getattr(augment, name) < 0:
-            raise UsageError(f"augment.{name}: {getattr(augment, name)} is negative")
+            raise UsageError(f"augment.{name} must not be negative, but is {getattr(augment, name)}")
     if augment.crop == "pad" and not 0 <= augment.pad < size:
-        raise UsageError(f"augment.pad: {augment.pad} is not between 0 and {size - 1}, one less than the image side")
+        raise UsageError(f"augment.pad must be between 0 and {size - 1} (image side minus 1), not {augment.pad}")
 
 
 def _check_preprocess(preprocess: PreprocessConfig, size: int) -> None:
     if size < 1:
-        raise UsageError(f"size: images of {size} pixels do not exist; use 32 or more")
+        raise UsageError(f"size must be at least 1 pixel, not {size}; use 32 or more")
     if not 0 < preprocess.crop_pct <= 1:
-        raise UsageError(f"preprocess.crop_pct: {preprocess.crop_pct} is not a share above 0 and up to 1")
+        raise UsageError(f"preprocess.crop_pct must be above 0 and at most 1, not {preprocess.crop_pct}")
     if preprocess.interpolation not in ("nearest", "bilinear", "bicubic"):
-        raise UsageError(f"preprocess.interpolation: {preprocess.interpolation!r} is not nearest, bilinear or bicubic")
+        raise UsageError(
+            f"preprocess.interpolation must be nearest, bilinear or bicubic, not {preprocess.interpolation!r}"
+        )
     if min(preprocess.std) <= 0:
-        raise UsageError(f"preprocess.std: {list(preprocess.std)} holds a value that is not above 0")
+        raise UsageError(f"preprocess.std must be above 0 for every channel, not {list(preprocess.std)}")

@@ -1,1 +1,1 @@
-"""Images with boxes, masks and keypoints: data sets, checks, conversion and augmentation."""
+"""Detection data with boxes, masks and keypoints: data sets, checks, conversion, splits and augmentation."""

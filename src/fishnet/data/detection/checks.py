@@ -1,4 +1,4 @@
-"""What is wrong with a COCO data set before a detector is trained on it, and mending what can be mended."""
+"""Check a COCO data set for problems before training, and repair its annotation files where possible."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Literal, TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -30,8 +30,9 @@ from fishnet.data.detection.entries import (
     parse_outline,
     parse_polygon,
 )
+from fishnet.data.detection.types import AnnotationEntry, Document, ImageEntry
 from fishnet.data.folders import check_root
-from fishnet.data.images import BadImageError, ImageShape, image_shape
+from fishnet.data.images import MISSING, BadImageError, ImageShape, image_shape
 from fishnet.errors import FishnetError, UsageError
 
 KINDS: dict[str, tuple[Severity, str]] = {
@@ -43,49 +44,53 @@ KINDS: dict[str, tuple[Severity, str]] = {
     "unreadable": ("error", "files that cannot be read as images"),
     "truncated": ("error", "truncated or damaged images"),
     "bomb": ("error", "images too large to open (decompression bombs)"),
-    "wrong size": ("error", "images of another size than their annotations are made for"),
+    "wrong size": ("error", "images whose size differs from the annotation file"),
     "annotation entry": ("error", "annotations without a usable id or iscrowd"),
     "duplicate annotation id": ("error", "annotation ids that are used twice"),
     "unknown image id": ("error", "annotations of images that are not listed"),
     "unknown category id": ("error", "annotations of categories that are not listed"),
-    "box entry": ("error", "boxes that are no four numbers"),
+    "box entry": ("error", "boxes that are not four numbers"),
     "box not finite": ("error", "boxes with NaN or infinity"),
     "negative box": ("error", "boxes with a negative width or height"),
     "box outside": ("error", "boxes outside the image"),
-    "box beyond the border": ("error", "boxes that reach beyond the image"),
+    "box beyond the border": ("error", "boxes that extend beyond the image"),
     "polygon": ("error", "polygons of fewer than three points, or far outside the image"),
-    "mask size": ("error", "masks made for another size"),
-    "mask entry": ("error", "segmentations of an unknown form"),
-    "run lengths": ("error", "masks whose run lengths are damaged"),
-    "area entry": ("error", "areas that are no numbers of pixels"),
-    "keypoint entry": ("error", "keypoints that cannot be"),
-    "mask disagrees": ("error", "masks that do not fit their box"),
+    "mask size": ("error", "masks whose size differs from the image"),
+    "mask entry": ("error", "segmentations in an unknown format"),
+    "run lengths": ("error", "masks with damaged run lengths"),
+    "area entry": ("error", "areas that are not numbers of pixels"),
+    "keypoint entry": ("error", "invalid keypoints"),
+    "mask disagrees": ("error", "masks that do not match their box"),
     "other categories": ("error", "splits with other categories than train"),
-    "duplicate across splits": ("error", "the same picture in two splits"),
+    "duplicate across splits": ("error", "the same image in two splits"),
     "box without area": ("note", "objects whose box has no area (they are left out)"),
-    "rotated": ("note", "images turned by EXIF whose size does not tell how they were annotated (read upright)"),
+    "rotated": (
+        "note",
+        "images rotated by EXIF whose size does not show whether boxes refer to stored pixels (read upright)",
+    ),
     "wrong extension": ("note", "images whose extension names another format"),
-    "no segmentation": ("note", "objects without a segmentation (their box counts as their mask)"),
-    "empty category": ("note", "categories without an object in train"),
+    "no segmentation": ("note", "objects without a segmentation (their box is used as mask)"),
+    "empty category": ("note", "categories without objects in train"),
     "CMYK": ("note", "CMYK images (converted to RGB when read)"),
     "16-bit": ("note", "16-bit images (scaled to 8 bits when read)"),
     "animated": ("note", "animated files (the first frame is used)"),
-    "alpha": ("note", "images with transparency (composed on white when read)"),
+    "alpha": ("note", "images with transparency (composited on white when read)"),
 }
+Result = TypeVar("Result")
 _DISAGREE = 0.9
-"""Overlap of a box with the box around its mask below which they do not belong together."""
+"""Minimum IoU between a box and the bounding box of its mask."""
 
 
 def check_detection(root: Path | str, workers: int = 2, progress: bool = True) -> CheckReport:
-    """Look at every annotation and decode every image of a COCO data set.
+    """Check all annotations and decode all images of a COCO data set.
 
     Args:
         root: Data folder.
-        workers: Threads that decode.
-        progress: Show a bar on a terminal.
+        workers: Number of decoding threads.
+        progress: Show a progress bar on a terminal.
 
     Raises:
-        FishnetError: The folder is missing, empty or holds no COCO file; all else is in the report.
+        FishnetError: The folder is missing, empty or has no COCO file; other problems are in the report.
     """
     root = Path(root)
     check_root(root, LAYOUT)
@@ -121,7 +126,7 @@ def check_detection(root: Path | str, workers: int = 2, progress: bool = True) -
 def _check_splits(files: dict[str, CocoFile], report: CheckReport) -> None:
     for wanted in ("val", "train"):
         if files and not any(split.startswith(wanted) for split in files):
-            advice = f"; `fishnet data split {report.root}` makes one" if wanted == "val" else ""
+            advice = f"; `fishnet data split {report.root}` creates it" if wanted == "val" else ""
             report.add("missing split", wanted, f"there is no instances_{wanted}.json{advice}")
     train = next((file for split, file in files.items() if split.startswith("train")), None)
     if train is None:
@@ -132,12 +137,12 @@ def _check_splits(files: dict[str, CocoFile], report: CheckReport) -> None:
     for split, file in files.items():
         if file.classes != train.classes:
             missing, extra = set(train.classes) - set(file.classes), set(file.classes) - set(train.classes)
-            detail = f"missing {', '.join(sorted(missing)) or 'none'}; further {', '.join(sorted(extra)) or 'none'}"
+            detail = f"missing {', '.join(sorted(missing)) or 'none'}; additional {', '.join(sorted(extra)) or 'none'}"
             report.add("other categories", split, detail)
 
 
 def _check_masks(file: CocoFile, report: CheckReport) -> None:
-    """Report masks whose own box differs much from the box that stands beside them."""
+    """Report masks whose bounding box differs much from the annotated box."""
     if file.without_outline and (file.outlines.kind != NONE).any():
         report.add("no segmentation", file.path.name, f"{file.without_outline} objects")
     from faster_coco_eval.core import mask as rle_of
@@ -147,15 +152,17 @@ def _check_masks(file: CocoFile, report: CheckReport) -> None:
         part = objects[start : start + 1000]
         around = np.asarray(rle_of.toBbox([file.mask(int(index)) for index in part])).reshape(-1, 4)
         for index, overlap in zip(part.tolist(), box_overlaps(around, file.boxes[part]).tolist(), strict=True):
-            # the outline of a small object is coarser than a pixel
+            # outlines of small objects are imprecise relative to their size
             slack = 2 * file.boxes[index, 2:].sum() / max(1.0, file.boxes[index, 2:].prod())
             if overlap < _DISAGREE - slack:
                 where = f"{file.path.name}, annotation {file.object_ids[index]}"
-                report.add("mask disagrees", where, f"the overlap of box and mask's box is {overlap:.2f}")
+                report.add(
+                    "mask disagrees", where, f"the IoU of the box and the bounding box of the mask is {overlap:.2f}"
+                )
 
 
 def box_overlaps(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Return the intersection over union (N,) of boxes (N, 4) given as x, y, width, height, pair by pair."""
+    """Return the pairwise IoU (N,) of two sets of boxes (N, 4) given as x, y, width, height."""
     low = np.maximum(first[:, :2], second[:, :2])
     high = np.minimum(first[:, :2] + first[:, 2:], second[:, :2] + second[:, 2:])
     shared = np.clip(high - low, 0, None).prod(1)
@@ -181,7 +188,7 @@ def _check_images(
             path = folder / file.file_names[index]
             name = path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
             for kind, detail in facts.findings:
-                kind = "missing image file" if detail == "there is no such file" else kind
+                kind = "missing image file" if detail == MISSING else kind
                 report.add(kind, name, detail)
             stated = int(file.widths[index]), int(file.heights[index])
             if facts.readable:
@@ -190,38 +197,41 @@ def _check_images(
 
 
 def _check_shape(stated: tuple[int, int], shape: ImageShape, name: str, file: str, report: CheckReport) -> None:
-    """Report an image of another size than its annotations are made for, or one that may have been turned since."""
+    """Report an image whose size differs from the stated one, or whose orientation is ambiguous."""
     if stated not in (shape.upright, shape.stored):
         width, height = shape.upright
-        report.add("wrong size", name, f"{width}x{height} pixels, {file} says {stated[0]}x{stated[1]}")
+        report.add("wrong size", name, f"{width}x{height} pixels, but {file} states {stated[0]}x{stated[1]}")
     elif shape.orientation != 1 and shape.upright == shape.stored:
         report.add("rotated", name, f"EXIF orientation {shape.orientation}")
 
 
-def _in_chunks(pool: ThreadPoolExecutor, jobs: Iterator[Callable[[], Any]], size: int) -> Iterator[Any]:
+def _in_chunks(pool: ThreadPoolExecutor, jobs: Iterator[Callable[[], Result]], size: int) -> Iterator[Result]:
     while chunk := list(islice(jobs, size)):
         yield from pool.map(lambda job: job(), chunk)
 
 
 def _inspect(path: Path) -> tuple[ImageFacts, ImageShape]:
-    """Return the facts and the shape of an image."""
+    """Inspect an image; return the result and its shape, (0, 0) if it cannot be read."""
     facts = inspect_image(path.read_bytes, path.name)
     return facts, image_shape(path) if facts.readable else ImageShape((0, 0), 1)
 
 
-def fix_coco(path: Path, folder: Path) -> tuple[dict[str, Any], list[str]]:
-    """Return an annotation file with its faults mended, and what was changed in words.
+def fix_coco(path: Path, folder: Path) -> tuple[Document, list[str]]:
+    """Repair an annotation file; `read_coco` finds no fault in the result.
 
-    Boxes are cut at the border; what has no box, image or category left is removed; so are polygons that are none,
-    masks that are damaged or made for another size, and keypoints that cannot be; ids that are used twice are
-    renumbered; sizes of images are those of the files. `read_coco` finds no fault in the result.
+    Boxes are clipped at the image border. Removed are annotations without a valid box, image or category, invalid
+    polygons, masks that are damaged or have another size, and invalid keypoints. Duplicate ids are renumbered.
+    Image sizes are taken from the files.
 
     Args:
         path: Annotation file.
-        folder: Where the images lie; those without a file are removed with their objects.
+        folder: Folder of the images; images without a file are removed with their objects.
+
+    Returns:
+        The repaired document, and a description of each kind of change.
 
     Raises:
-        FishnetError: A file that is beyond mending: no JSON, or without its lists or categories.
+        FishnetError: The file cannot be repaired: it is not JSON, or lacks one of its lists or the categories.
     """
     document = load_document(path)
     _, category_ids, _ = parse_categories(document["categories"], path)
@@ -232,7 +242,7 @@ def fix_coco(path: Path, folder: Path) -> tuple[dict[str, Any], list[str]]:
     taken = {entry["id"] for entry in document["annotations"] if isinstance(entry, dict) and is_id(entry.get("id"))}
     fresh = (number for number in range(1, 2**63) if number not in taken)
     used: set[int] = set()
-    kept = []
+    kept: list[AnnotationEntry] = []
     for entry in document["annotations"]:
         size = lookup(sizes, entry.get("image_id")) if isinstance(entry, dict) else None
         if size is None:
@@ -247,32 +257,36 @@ def fix_coco(path: Path, folder: Path) -> tuple[dict[str, Any], list[str]]:
                 changes["annotations renumbered"] += 1
             used.add(entry["id"])
             kept.append(entry)
-    mended = {**document, "images": images, "annotations": kept}
+    mended: Document = {**document, "images": images, "annotations": kept}
     _remove_damaged(mended, path, changes)
     return mended, [f"{number} {what}" for what, number in changes.items()]
 
 
-def _remove_damaged(document: dict[str, Any], path: Path, changes: Counter[str]) -> None:
-    """Remove masks and keypoints that can be judged as a whole only; `parse_coco` says which."""
-    parts = {"run lengths": "segmentation", "polygon": "segmentation", "keypoint entry": "keypoints"}
+def _remove_damaged(document: Document, path: Path, changes: Counter[str]) -> None:
+    """Remove masks and keypoints whose faults only `parse_coco` finds."""
+    parts: dict[str, Literal["segmentation", "keypoints"]] = {
+        "run lengths": "segmentation",
+        "polygon": "segmentation",
+        "keypoint entry": "keypoints",
+    }
     entries = {entry["id"]: entry for entry in document["annotations"]}
-    # an object with both is named for one of them at a time
+    # an object with several faults is reported for one of them at a time
     while faults := [fault for fault in parse_coco(document, path).problems if fault.kind in parts]:
         for fault in faults:
             part = parts[fault.kind]
-            changes["damaged masks removed" if part == "segmentation" else "impossible keypoints removed"] += 1
-            entry = entries[fault.number] if fault.number is not None else {}
-            entry.pop(part, None)
+            changes["damaged masks removed" if part == "segmentation" else "invalid keypoints removed"] += 1
+            if fault.number is not None:
+                entries[fault.number].pop(part, None)
 
 
-def _mended_images(entries: list[Any], folder: Path, changes: Counter[str]) -> list[dict[str, Any]]:
-    kept: dict[int, dict[str, Any]] = {}
+def _mended_images(entries: list[ImageEntry], folder: Path, changes: Counter[str]) -> list[ImageEntry]:
+    kept: dict[int, ImageEntry] = {}
     for entry in entries:
         if not isinstance(entry, dict) or not is_id(entry.get("id")) or not is_name(entry.get("file_name")):
             changes["images without id or file name removed"] += 1
         elif entry["id"] in kept:
-            changes["images with an id that was used before removed"] += 1
-        elif not os.path.isfile(folder / entry["file_name"]):  # noqa: PTH113  a name that is too long is no error
+            changes["images with a duplicate id removed"] += 1
+        elif not os.path.isfile(folder / entry["file_name"]):  # noqa: PTH113  a name that is too long raises no error
             changes["images without a file removed"] += 1
         else:
             try:
@@ -287,8 +301,8 @@ def _mended_images(entries: list[Any], folder: Path, changes: Counter[str]) -> l
     return list(kept.values())
 
 
-def _mend_box(entry: dict[str, Any], width: int, height: int, changes: Counter[str]) -> bool:
-    """Cut a box at the border of its image; return whether there is a box at all."""
+def _mend_box(entry: AnnotationEntry, width: int, height: int, changes: Counter[str]) -> bool:
+    """Clip a box at the border of its image; return whether it is valid."""
     try:
         x, y, w, h = box = box_numbers(entry.get("bbox"))
     except EntryError as error:
@@ -303,11 +317,11 @@ def _mend_box(entry: dict[str, Any], width: int, height: int, changes: Counter[s
     cut = [x1, y1, x2 - x1, y2 - y1]
     if max(abs(a - b) for a, b in zip(cut, box, strict=True)) > 1:
         entry["bbox"] = cut
-        changes["boxes cut at the border"] += 1
+        changes["boxes clipped at the border"] += 1
     return True
 
 
-def _mend_outline(entry: dict[str, Any], width: int, height: int, changes: Counter[str]) -> None:
+def _mend_outline(entry: AnnotationEntry, width: int, height: int, changes: Counter[str]) -> None:
     outline = entry.get("segmentation")
     if isinstance(outline, list):
         good = [polygon for polygon in outline if _works(parse_polygon, polygon)]
@@ -316,19 +330,19 @@ def _mend_outline(entry: dict[str, Any], width: int, height: int, changes: Count
             changes["polygons of fewer than three points removed"] += 1
     elif not _works(parse_outline, outline, width, height):
         entry["segmentation"] = []
-        changes["masks of another size or form removed"] += 1
+        changes["masks of another size or format removed"] += 1
 
 
-def _mend_numbers(entry: dict[str, Any], changes: Counter[str]) -> None:
+def _mend_numbers(entry: AnnotationEntry, changes: Counter[str]) -> None:
     if not _works(parse_area, entry.get("area"), [0.0] * 4):
         del entry["area"]
-        changes["areas that are no numbers removed"] += 1
+        changes["areas that are not numbers removed"] += 1
     if not _works(parse_crowd, entry.get("iscrowd")):
         entry["iscrowd"] = int(str(entry["iscrowd"]).strip().lower() in ("1", "true", "yes"))
         changes["values of iscrowd replaced by 0 or 1"] += 1
 
 
-def _works(parse: Callable[..., Any], *values: Any) -> bool:
+def _works(parse: Callable[..., object], *values: object) -> bool:
     try:
         parse(*values)
     except EntryError:
@@ -337,14 +351,14 @@ def _works(parse: Callable[..., Any], *values: Any) -> bool:
 
 
 def split_to_fix(report: CheckReport, split: str | None) -> str:
-    """Return the split whose file is mended: the one that is named, or the only one there is.
+    """Return the split whose annotation file is repaired: the given one, or the only one.
 
     Raises:
-        UsageError: Several, and none is named; or one that is not there.
+        UsageError: There are several splits and none is given, or the given one does not exist.
     """
     splits = list(report.summary["splits"])
     if split is None and len(splits) == 1:
         return splits[0]
     if split is None or split not in splits:
-        raise UsageError(f"--fix mends one annotation file: name its split with --split ({', '.join(splits)})")
+        raise UsageError(f"--fix repairs one annotation file; choose its split with --split ({', '.join(splits)})")
     return split

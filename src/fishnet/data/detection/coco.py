@@ -1,8 +1,7 @@
-"""COCO annotation files as arrays: boxes, masks and keypoints of a split, with everything that real files hold.
+"""COCO annotation files as arrays: boxes, masks and keypoints of a split (https://cocodataset.org/#format-data).
 
-The JSON document is read once, turned into NumPy arrays and dropped: objects of Python would take ten times the memory
-in every loading process. Category ids need not be contiguous; classes are numbered in the order of their ids.
-https://cocodataset.org/#format-data
+The JSON document is read once, converted to NumPy arrays and dropped: Python objects would take ten times the memory in
+every loading process. Category ids need not be contiguous; classes are numbered in the order of their ids.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -31,6 +29,7 @@ from fishnet.data.detection.entries import (
     parse_image,
     parse_object,
 )
+from fishnet.data.detection.types import AnnotationEntry, Document, ImageEntry, RunLengths
 from fishnet.errors import FishnetError
 
 NONE, POLYGONS, RLE = 0, 1, 2
@@ -38,26 +37,26 @@ NONE, POLYGONS, RLE = 0, 1, 2
 
 @dataclass
 class Outlines:
-    """Segmentations of all objects: polygons in one array of numbers, run lengths as bytes."""
+    """Segmentations of all N objects: polygons in one array, run lengths as bytes."""
 
     kind: np.ndarray
-    """uint8 (N,): NONE, POLYGONS or RLE."""
+    """NONE, POLYGONS or RLE, uint8 (N,)."""
     values: np.ndarray
-    """float64: x0 y0 x1 y1 ... of all polygons."""
+    """x0 y0 x1 y1 ... of all polygons, float64."""
     ends: np.ndarray
-    """int64 (P,): where each polygon ends in `values`."""
+    """End of each polygon in `values`, int64 (P,)."""
     first: np.ndarray
-    """int64 (N + 1,): the polygons of object i are those from first[i] to first[i + 1]."""
+    """First polygon of each object, int64 (N + 1,): object i has the polygons first[i] to first[i + 1] (exclusive)."""
     runs: dict[int, bytes | np.ndarray]
-    """Compressed (bytes) or plain (uint32 array) run lengths by object; they cover the image of the object exactly."""
+    """Compressed (bytes) or plain (uint32 array) run lengths by object index; they cover the image exactly."""
 
     def polygons(self, index: int) -> list[np.ndarray]:
         """Return the polygons of an object."""
         cuts = [int(self.ends[p - 1]) if p else 0 for p in range(self.first[index], self.first[index + 1] + 1)]
         return [self.values[a:b] for a, b in pairwise(cuts)]
 
-    def rle(self, index: int, height: int, width: int) -> dict[str, Any] | None:
-        """Return an object's mask as compressed run lengths, or nothing where it has none."""
+    def rle(self, index: int, height: int, width: int) -> RunLengths | None:
+        """Return the mask of an object as compressed run lengths; None if it has no segmentation."""
         from faster_coco_eval.core import mask as rle_of
 
         if self.kind[index] == RLE:
@@ -73,35 +72,35 @@ class Outlines:
 
 @dataclass
 class CocoFile:
-    """One annotation file. Objects stand in the order of their images; within an image, of the file."""
+    """Contents of one annotation file: N objects, ordered by image, and within an image as in the file."""
 
     path: Path
     classes: list[str]
     category_ids: np.ndarray
-    """int64 (classes,), rising."""
+    """Sorted ids, int64 (classes,)."""
     image_ids: np.ndarray
     file_names: list[str]
     widths: np.ndarray
     heights: np.ndarray
     object_ids: np.ndarray
     image_of: np.ndarray
-    """int64 (N,): index of each object's image."""
+    """Image index of each object, int64 (N,)."""
     class_of: np.ndarray
-    """int64 (N,): index of each object's class."""
+    """Class index of each object, int64 (N,)."""
     boxes: np.ndarray
-    """float64 (N, 4): x, y, width, height in pixels, as in the file."""
+    """x, y, width, height in pixels, as in the file, float64 (N, 4)."""
     areas: np.ndarray
     crowd: np.ndarray
-    """bool (N,): a region of many objects that nobody told apart."""
+    """Whether an object is a crowd, a region of many objects that are not separated, bool (N,)."""
     outlines: Outlines
     keypoint_names: list[str] = field(default_factory=list)
     keypoints: np.ndarray | None = None
-    """float32 (N, K, 3): x, y and 0 absent, 1 hidden, 2 visible."""
+    """x, y and visibility (0 absent, 1 hidden, 2 visible), float32 (N, K, 3)."""
     problems: list[Fault] = field(default_factory=list)
-    """What is wrong with objects and images; objects with a problem are not in the arrays."""
+    """Faults of objects and images; these are not in the arrays."""
     left_out: list[Fault] = field(default_factory=list)
-    """Objects whose box has no area. They are not in the arrays either, and no reason to stop: even COCO's own files
-    hold some (train2017 two of them)."""
+    """Objects whose box has no area; not in the arrays either. They are tolerated, since COCO's own files contain some
+    (two in train2017)."""
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -110,11 +109,11 @@ class CocoFile:
         self._first = np.searchsorted(self.image_of, np.arange(len(self) + 1))
 
     def objects(self, image: int) -> np.ndarray:
-        """Return the indices of an image's objects, crowds included."""
+        """Return the indices of the objects of an image, including crowds."""
         return np.arange(self._first[image], self._first[image + 1])
 
-    def mask(self, index: int) -> dict[str, Any]:
-        """Return an object's mask as run lengths; an object without one gets its box."""
+    def mask(self, index: int) -> RunLengths:
+        """Return the mask of an object as run lengths; its box if it has no segmentation."""
         from faster_coco_eval.core import mask as rle_of
 
         image = self.image_of[index]
@@ -130,15 +129,15 @@ class CocoFile:
         return int(((self.outlines.kind == NONE) & ~self.crowd).sum())
 
     def class_counts(self) -> np.ndarray:
-        """Return the number of objects of each class, crowds left out."""
+        """Return the number of objects per class without crowds, int64 (classes,)."""
         return np.bincount(self.class_of[~self.crowd], minlength=len(self.classes))
 
 
 def read_coco(path: Path) -> CocoFile:
-    """Read an annotation file; objects that cannot be used are left out and named in `problems` or `left_out`.
+    """Read an annotation file; unusable objects are left out and listed in `problems` or `left_out`.
 
     Raises:
-        FishnetError: The file is missing, no JSON, or not of the format; names what is missing.
+        FishnetError: The file is missing, not JSON or not in COCO format; names what is missing.
     """
     with _no_collection():
         return parse_coco(load_document(path), path)
@@ -146,7 +145,7 @@ def read_coco(path: Path) -> CocoFile:
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Pause the search for reference cycles: JSON holds none, and each search walks over millions of objects."""
+    """Disable cyclic garbage collection: JSON has no cycles, and each pass would visit millions of objects."""
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -156,14 +155,14 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def parse_coco(document: dict[str, Any], path: Path) -> CocoFile:
-    """Do the same as `read_coco` with a document that `load_document` has read from the path."""
+def parse_coco(document: Document, path: Path) -> CocoFile:
+    """Like `read_coco`, for a document that `load_document` has read from the path."""
     classes, category_ids, keypoint_names = parse_categories(document["categories"], path)
     images, problems = _images(document["images"], path)
     places = {image["id"]: ImagePlace(i, image["width"], image["height"]) for i, image in enumerate(images)}
     class_of = {int(number): index for index, number in enumerate(category_ids)}
     objects, faults = _objects(document["annotations"], places, class_of, len(keypoint_names), path)
-    objects.sort(key=lambda one: one.image)  # stable: within an image the order of the file
+    objects.sort(key=lambda one: one.image)  # stable, so objects of an image keep the order of the file
     widths = np.array([image["width"] for image in images], dtype=np.int64)
     heights = np.array([image["height"] for image in images], dtype=np.int64)
     objects, outlines, keypoints, more = _drawable(objects, np.stack([widths, heights], 1), len(keypoint_names), path)
@@ -193,24 +192,24 @@ def parse_coco(document: dict[str, Any], path: Path) -> CocoFile:
 _TOLERATED = "box without area"
 
 
-def load_document(path: Path) -> dict[str, Any]:
-    """Return the content of an annotation file that has the three lists of COCO; FishnetError where it has not."""
+def load_document(path: Path) -> Document:
+    """Return the JSON document of an annotation file; raises FishnetError if it lacks one of COCO's three lists."""
     try:
         document = json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise FishnetError(f"{path} does not exist; detection reads COCO annotations from there") from None
+        raise FishnetError(f"the annotation file {path} does not exist") from None
     except OSError as error:
         raise FishnetError(f"{path} cannot be read ({error.strerror or error})") from error
     except (ValueError, RecursionError) as error:
-        raise FishnetError(f"{path} is no valid JSON ({error}); write it again") from error
+        raise FishnetError(f"{path} is not valid JSON ({error}); create it again") from error
     for name in ("images", "annotations", "categories"):
         if not isinstance(document, dict) or not isinstance(document.get(name), list):
-            raise FishnetError(f"{path} has no list `{name}`; it is no COCO instances file")
+            raise FishnetError(f"{path} has no list `{name}`; it is not a COCO instances file")
     return document
 
 
-def _images(entries: list[Any], path: Path) -> tuple[list[dict[str, Any]], list[Fault]]:
-    """Return the usable images, and what is wrong with the others."""
+def _images(entries: list[ImageEntry], path: Path) -> tuple[list[ImageEntry], list[Fault]]:
+    """Return the valid images and the faults of the others."""
     seen: set[int] = set()
     kept, problems = [], []
     for position, entry in enumerate(entries):
@@ -222,9 +221,13 @@ def _images(entries: list[Any], path: Path) -> tuple[list[dict[str, Any]], list[
 
 
 def _objects(
-    entries: list[Any], images: dict[int, ImagePlace], classes: dict[int, int], keypoints: int, path: Path
+    entries: list[AnnotationEntry],
+    images: dict[int, ImagePlace],
+    classes: dict[int, int],
+    keypoints: int,
+    path: Path,
 ) -> tuple[list[ParsedObject], list[Fault]]:
-    """Return the usable objects, and what is wrong with the others."""
+    """Return the valid objects and the faults of the others."""
     seen: set[int] = set()
     kept, faults = [], []
     for position, entry in enumerate(entries):
@@ -235,17 +238,17 @@ def _objects(
     return kept, faults
 
 
-def _fault(error: EntryError, path: Path, what: str, entry: Any, position: int) -> Fault:
-    """Return the fault of an entry, which is named by its id, or by its place in the list where it has none."""
+def _fault(error: EntryError, path: Path, what: str, entry: object, position: int) -> Fault:
+    """Return the fault of an entry, identified by its id, or by its index in the list if it has none."""
     number = entry.get("id") if isinstance(entry, dict) else None
-    name = f"{number}" if is_id(number) else f"number {position} of the list"
+    name = f"{number}" if is_id(number) else f"at index {position}"
     return Fault(error.kind, f"{path.name}, {what} {name}", error.detail, number if is_id(number) else None)
 
 
 def _drawable(
     objects: list[ParsedObject], sizes: np.ndarray, count: int, path: Path
 ) -> tuple[list[ParsedObject], Outlines, np.ndarray | None, list[Fault]]:
-    """Return the objects whose outlines and keypoints are sound, those as arrays, and the faults of the others."""
+    """Return the objects with valid outlines and keypoints, these as arrays, and the faults of the others."""
     outlines, keypoints = _outlines(objects), _keypoints(objects, count) if count else None
     own = sizes[np.array([one.image for one in objects], dtype=np.int64)]
     owners = np.repeat(np.arange(len(objects)), np.diff(outlines.first))
@@ -279,9 +282,9 @@ def _outlines(objects: list[ParsedObject]) -> Outlines:
 
 
 def _keypoints(objects: list[ParsedObject], count: int) -> np.ndarray:
-    """Return the keypoints of every object; one without any gets absent ones."""
+    """Return the keypoints of all objects, float32 (N, count, 3); zeros (absent) for objects without keypoints."""
     result = np.zeros((len(objects), count, 3), dtype=np.float32)
-    with np.errstate(over="ignore"):  # becomes infinity, which is refused
+    with np.errstate(over="ignore"):  # overflow gives infinity, which is rejected later
         for index, one in enumerate(objects):
             if one.keypoints is not None:
                 result[index] = one.keypoints.reshape(count, 3)
@@ -289,7 +292,7 @@ def _keypoints(objects: list[ParsedObject], count: int) -> np.ndarray:
 
 
 def summarise(problems: list[Fault], first: int = 5) -> str:
-    """Return counts by kind and the first few problems in words."""
+    """Describe problems by counts per kind and the first few in full."""
     kinds = Counter(problem.kind for problem in problems)
     counts = ", ".join(f"{number} x {kind}" for kind, number in kinds.items())
     return f"{counts}; " + "; ".join(map(str, problems[:first])) + (" ..." if len(problems) > first else "")

@@ -1,16 +1,16 @@
-"""Boxes between the layouts of COCO, Pascal VOC and YOLO; images are linked, or copied where a link cannot be made.
+"""Convert boxes between the COCO, Pascal VOC and YOLO layouts; images are linked, or copied if links are impossible.
 
 - COCO: DIR/annotations/instances_<split>.json, images in DIR/<split>/
-- VOC: DIR/Annotations/*.xml, DIR/JPEGImages/, DIR/ImageSets/Main/<split>.txt; corners are whole pixels counted from 1
-- YOLO: DIR/images/<split>/, DIR/labels/<split>/*.txt (class, centre and size as shares of the image), DIR/data.yaml
+- VOC: DIR/Annotations/*.xml, DIR/JPEGImages/, DIR/ImageSets/Main/<split>.txt; corners are integer pixels from 1
+- YOLO: DIR/images/<split>/, DIR/labels/<split>/*.txt (class, centre and size relative to the image), DIR/data.yaml
 
-Masks and keypoints live in COCO's layout only; they are left behind on the way to the others. Boxes are always in
-pixels of the upright image, as viewers show it: where a file states the size of the stored pixels of an image that its
-EXIF orientation turns, its boxes are turned as well.
+Only COCO supports masks and keypoints; they are lost in the other layouts. Boxes are always in pixels of the upright
+image, as viewers show it: if a file states the stored size of an image that its EXIF orientation rotates, its boxes are
+rotated too.
 
-Objects that are neither to be found nor to be missed have a mark in two layouts: `iscrowd` in COCO, `difficult` in VOC.
-Either becomes the other: COCO's judging ignores detections that lie in a crowd (the intersection over the area of the
-detection counts), VOC's those that match a difficult object.
+Two layouts can mark objects that evaluation ignores, `iscrowd` in COCO and `difficult` in VOC, and each is converted to
+the other: COCO's evaluation ignores detections inside a crowd (by intersection over the area of the detection), VOC's
+ignores detections that match a difficult object.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import yaml
 
 from fishnet.data.detection.coco import read_coco, summarise
 from fishnet.data.detection.dataset import image_folder
 from fishnet.data.detection.split import stratify
+from fishnet.data.detection.types import AnnotationEntry, ImageEntry
 from fishnet.data.folders import check_root, image_files
 from fishnet.data.images import ImageShape, image_shape, turned_box
 from fishnet.errors import FishnetError, UsageError
@@ -41,20 +42,20 @@ Layout = Literal["coco", "voc", "yolo"]
 
 @dataclass
 class Picture:
-    """An image file and its boxes."""
+    """Image file with its boxes."""
 
     path: Path
     width: int
     height: int
     boxes: list[tuple[str, float, float, float, float]] = field(default_factory=list)
-    """Class, x, y, width, height in pixels."""
+    """(class, x, y, width, height) in pixels of each box."""
     ignored: list[bool] = field(default_factory=list)
-    """Whether each box is neither to be found nor to be missed: a crowd of COCO, a difficult object of VOC."""
+    """Whether evaluation ignores each box: a crowd in COCO, a difficult object in VOC."""
 
 
 @dataclass
 class BoxSet:
-    """Every split of a data set, whatever layout it came from."""
+    """All splits of a data set, independent of the layout."""
 
     classes: list[str]
     splits: dict[str, list[Picture]]
@@ -63,7 +64,7 @@ class BoxSet:
 
 @dataclass(frozen=True)
 class FolderNames:
-    """Names of a VOC or YOLO folder's sub-folders, where they are not the usual ones."""
+    """Names of the subfolders of a VOC or YOLO folder; None for the usual names."""
 
     images: str | None = None
     annotations: str | None = None
@@ -74,7 +75,7 @@ _USUAL = FolderNames()
 
 @dataclass
 class ConversionReport:
-    """What `convert_boxes` wrote."""
+    """Result of `convert_boxes`."""
 
     out: Path
     images: dict[str, int]
@@ -82,26 +83,26 @@ class ConversionReport:
     notes: list[str]
 
     def describe(self) -> str:
-        """Return it in words."""
+        """Describe the result as text."""
         counts = ", ".join(f"{split} {count} images" for split, count in self.images.items())
         return "\n".join([f"{self.out}: {counts}, {self.boxes} boxes", *self.notes])
 
 
 def detect_layout(root: Path, names: FolderNames = _USUAL) -> Layout:
-    """Return the layout of a folder.
+    """Detect the layout of a folder.
 
     Raises:
-        FishnetError: It is none of the three, or a folder that is named is not there.
+        FishnetError: The layout is none of the three, or a folder in `names` does not exist.
     """
     check_root(root, "a COCO, Pascal VOC or YOLO data set")
     for name in (names.images, names.annotations):
         if name is not None and not (root / name).is_dir():
-            raise FishnetError(f"{root} has no folder {name}; --images and --annotations name folders in it")
+            raise FishnetError(f"{root} has no folder {name}; --images and --annotations are folders inside it")
     if names.annotations is not None:
         for kind, ending in (("voc", "*.xml"), ("yolo", "*.txt")):
             if next((root / names.annotations).rglob(ending), None) is not None:
                 return kind  # type: ignore[return-value]
-        raise FishnetError(f"{root / names.annotations} holds neither .xml files (VOC) nor .txt files (YOLO)")
+        raise FishnetError(f"{root / names.annotations} contains neither .xml files (VOC) nor .txt files (YOLO)")
     if any((root / "annotations").glob("instances_*.json")):
         return "coco"
     if (root / "Annotations").is_dir():
@@ -109,8 +110,8 @@ def detect_layout(root: Path, names: FolderNames = _USUAL) -> Layout:
     if (root / "labels").is_dir() and (root / (names.images or "images")).is_dir():
         return "yolo"
     raise FishnetError(
-        f"{root} is of no known layout: COCO has annotations/instances_*.json, VOC Annotations/*.xml, YOLO images/ and "
-        "labels/; --images and --annotations name folders of VOC and YOLO that are called otherwise"
+        f"{root} has no known layout: COCO has annotations/instances_*.json, VOC Annotations/*.xml, YOLO images/ and "
+        "labels/; pass other folder names of VOC and YOLO with --images and --annotations"
     )
 
 
@@ -123,30 +124,30 @@ def convert_boxes(
     seed: int = 0,
     names: FolderNames = _USUAL,
 ) -> ConversionReport:
-    """Write a detection data set in another layout.
+    """Convert a detection data set to another layout.
 
     Args:
         source: Folder in any of the three layouts.
-        dest: Folder to make; it must not hold anything.
+        dest: Output folder; must be empty or not exist.
         to: Layout to write.
         copy: Copy images instead of linking them.
-        val: Share of the images of a source of one split that becomes val, with about that share of every class.
-        seed: Seed of the choice of val.
-        names: Names of the source's sub-folders, where they are not the usual ones.
+        val: Fraction of the images that become the val split, stratified by class; only for a source with one split.
+        seed: Seed of the random choice of val.
+        names: Names of the source's subfolders if they are not the usual ones.
 
     Raises:
-        FishnetError: The source is damaged; names the file and what is wrong.
-        UsageError: `dest` is not empty, the source has the layout already, or `val` does not suit it.
+        FishnetError: The source is damaged; the message names the file and the problem.
+        UsageError: `dest` is not empty, the source already has the layout, or `val` does not apply to it.
     """
     if val is not None and not 0 < val < 1:
-        raise UsageError(f"--val {val} is not a share between 0 and 1, such as 0.2")
+        raise UsageError(f"--val must be between 0 and 1, such as 0.2, not {val}")
     kind = detect_layout(source, names)
     if kind == "coco" and names != _USUAL:
         raise UsageError(f"--images and --annotations are for VOC and YOLO folders; {source} is a COCO folder")
     if kind == to:
-        raise UsageError(f"{source} has the layout {to} already")
+        raise UsageError(f"{source} already has the layout {to}")
     if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
-        raise UsageError(f"{dest} is not empty; name another folder")
+        raise UsageError(f"{dest} is not empty; choose another folder")
     found = read_coco_boxes(source) if kind == "coco" else {"voc": read_voc, "yolo": read_yolo}[kind](source, names)
     if val is not None:
         _make_val(found, source, val, seed)
@@ -163,9 +164,9 @@ def convert_boxes(
 
 
 def _make_val(found: BoxSet, source: Path, val: float, seed: int) -> None:
-    """Divide the only split into train and val."""
+    """Divide the only split of a data set into train and val."""
     if len(found.splits) != 1:
-        raise UsageError(f"--val is for a source of one split; {source} has {', '.join(found.splits)}")
+        raise UsageError(f"--val needs a source with one split; {source} has {', '.join(found.splits)}")
     (pictures,) = found.splits.values()
     chosen = stratify([frozenset(label for label, *_ in picture.boxes) for picture in pictures], val, seed)
     found.splits = {
@@ -175,7 +176,7 @@ def _make_val(found: BoxSet, source: Path, val: float, seed: int) -> None:
 
 
 class _Placer:
-    """Brings images into a new folder by hard link, or by copy."""
+    """Places images in a new folder by hard link, or by copy."""
 
     def __init__(self, copy: bool) -> None:
         self.copy, self.copied = copy, 0
@@ -191,8 +192,12 @@ class _Placer:
         shutil.copyfile(source, target)
 
     def notes(self) -> list[str]:
-        """Return what to say of it."""
-        return [f"{self.copied} images were copied: no links between these folders"] if self.copied else []
+        """Return a note about images that were copied because links are impossible."""
+        return (
+            [f"{self.copied} images were copied, since links between these folders are impossible"]
+            if self.copied
+            else []
+        )
 
 
 def _ignored(found: BoxSet) -> int:
@@ -200,21 +205,22 @@ def _ignored(found: BoxSet) -> int:
 
 
 def _ignored_note(found: BoxSet, to: Layout) -> list[str]:
-    """Return what becomes of ignored objects."""
+    """Return a note about how ignored objects are converted."""
     count = _ignored(found)
     fate = {
-        "coco": "difficult objects are written with iscrowd 1: neither trained on nor judged",
-        "voc": "crowds are written with difficult 1: VOC has no other mark for what is not judged",
-        "yolo": "crowds and difficult objects are left out: YOLO has no mark for what is not judged",
+        "coco": "difficult objects are written with iscrowd 1: ignored in training and evaluation",
+        "voc": "crowds are written with difficult 1: VOC has no other mark for ignored objects",
+        "yolo": "crowds and difficult objects are left out: YOLO has no mark for ignored objects",
     }
     return [f"{count} {fate[to]}"] if count else []
 
 
 def upright(picture: Picture, shape: ImageShape) -> bool:
-    """Bring a picture into pixels of the upright image; return whether its size was that of its file at all.
+    """Convert a picture to pixels of the upright image; return whether its stated size was that of its file.
 
-    A size that is that of the stored pixels only tells that the boxes are made for those; where both are equal (no
-    turn, half a turn, a square), boxes are taken to be upright. Another size is replaced by that of the file.
+    If the stated size is that of the stored pixels only, the boxes refer to these and are rotated. If stored and
+    upright size are equal (no rotation, 180 degrees, or a square), boxes are taken as upright. Any other stated size is
+    replaced by that of the file.
     """
     stated = picture.width, picture.height
     picture.width, picture.height = shape.upright
@@ -227,7 +233,7 @@ def upright(picture: Picture, shape: ImageShape) -> bool:
 
 
 def read_coco_boxes(root: Path) -> BoxSet:
-    """Read every split of a COCO folder."""
+    """Read all splits of a COCO folder."""
     found = BoxSet([], {})
     for path in sorted((root / "annotations").glob("instances_*.json")):
         split = path.stem.removeprefix("instances_")
@@ -235,10 +241,10 @@ def read_coco_boxes(root: Path) -> BoxSet:
         if file.problems:
             raise FishnetError(
                 f"{path} has {len(file.problems)} problems: {summarise(file.problems)}. "
-                f"`fishnet data check detection {root} --fix OUT.json` mends what can be mended"
+                f"`fishnet data check detection {root} --fix OUT.json` repairs what can be repaired"
             )
         if found.classes and file.classes != found.classes:
-            raise FishnetError(f"{path} has other categories than the splits before it; make them equal")
+            raise FishnetError(f"{path} has other categories than the previous splits; make them equal")
         found.classes = file.classes
         folder = image_folder(root, split, file.file_names)
         pictures = []
@@ -249,17 +255,17 @@ def read_coco_boxes(root: Path) -> BoxSet:
             size = int(file.widths[index]), int(file.heights[index])
             picture = Picture(folder / name, *size, boxes, file.crowd[objects].tolist())
             if not upright(picture, image_shape(picture.path)):
-                stated = f"{path.name} says {size[0]}x{size[1]}"
+                stated = f"but {path.name} states {size[0]}x{size[1]}"
                 raise FishnetError(
                     f"{picture.path} has {picture.width}x{picture.height} pixels, {stated}; "
-                    f"`fishnet data check detection {root} --fix OUT.json` mends the file"
+                    f"`fishnet data check detection {root} --fix OUT.json` repairs the file"
                 )
             pictures.append(picture)
         found.splits[split] = pictures
         if file.left_out:
-            found.notes.append(f"{path.name}: {len(file.left_out)} boxes without area are left out")
+            found.notes.append(f"{path.name}: {len(file.left_out)} boxes without area were left out")
         if (file.outlines.kind != 0).any():
-            found.notes.append(f"{path.name}: masks are left behind")
+            found.notes.append(f"{path.name}: masks were not converted")
     return found
 
 
@@ -268,8 +274,8 @@ def write_coco(found: BoxSet, out: Path, place: Callable[[Path, Path], None]) ->
     categories = [{"id": number, "name": name} for number, name in enumerate(found.classes, 1)]
     numbers = {name: number for number, name in enumerate(found.classes, 1)}
     for split, pictures in found.splits.items():
-        images: list[dict[str, Any]] = []
-        annotations: list[dict[str, Any]] = []
+        images: list[ImageEntry] = []
+        annotations: list[AnnotationEntry] = []
         for number, (name, picture) in enumerate(named(pictures), 1):
             place(picture.path, out / split / name)
             images.append({"id": number, "file_name": name, "width": picture.width, "height": picture.height})
@@ -290,7 +296,7 @@ def write_coco(found: BoxSet, out: Path, place: Callable[[Path, Path], None]) ->
 
 
 def named(pictures: list[Picture]) -> Iterator[tuple[str, Picture]]:
-    """Yield a file name for each picture, unique within the split even where folders are flattened."""
+    """Yield a file name for each picture that is unique in the split when folders are flattened."""
     seen: Counter[str] = Counter()
     for picture in pictures:
         name = picture.path.name
@@ -304,10 +310,10 @@ def named(pictures: list[Picture]) -> Iterator[tuple[str, Picture]]:
 
 
 def read_voc(root: Path, names: FolderNames = _USUAL) -> BoxSet:
-    """Read a VOC folder; without ImageSets all of it is the split train."""
+    """Read a VOC folder; without ImageSets all images belong to train."""
     annotations, images = root / (names.annotations or "Annotations"), root / (names.images or "JPEGImages")
     lists = sorted((root / "ImageSets" / "Main").glob("*.txt"))
-    # lists per class (cat_train.txt) hold labels beside the names
+    # lists per class (cat_train.txt) contain labels next to the names
     splits = {path.stem: path.read_text("utf-8").split() for path in lists if "_" not in path.stem}
     splits = {name: members for name, members in splits.items() if name != "trainval" or len(splits) == 1}
     if not splits:
@@ -319,7 +325,7 @@ def read_voc(root: Path, names: FolderNames = _USUAL) -> BoxSet:
         found.splits[split] = [picture for picture, _ in read]
         other_size += sum(not fits for _, fits in read)
     if other_size:
-        found.notes.append(f"{other_size} files state another <size> than their image has; the image's is taken")
+        found.notes.append(f"{other_size} files state a wrong <size>; the size of the image is used")
     present = {box[0] for pictures in found.splits.values() for picture in pictures for box in picture.boxes}
     listed = root / "classes.txt"
     stated = listed.read_text("utf-8").splitlines() if listed.is_file() else []
@@ -328,16 +334,18 @@ def read_voc(root: Path, names: FolderNames = _USUAL) -> BoxSet:
 
 
 def _read_voc_file(root: Path, path: Path, images: Path) -> tuple[Picture, bool]:
-    """Return what a VOC file says, and whether it states the size that its image has."""
+    """Return the image and boxes of a VOC file, and whether it states the size of the image correctly."""
     try:
         text = path.read_text("utf-8")
         if "<!DOCTYPE" in text:
-            raise FishnetError(f"{path} declares a document type; VOC files have none, and such files can be bombs")
+            raise FishnetError(
+                f"{path} declares a document type, which VOC files do not have and which may be an XML bomb; remove it"
+            )
         tree = ET.fromstring(text)
     except FileNotFoundError:
-        raise FishnetError(f"{path} does not exist, but a list in {root / 'ImageSets' / 'Main'} names it") from None
+        raise FishnetError(f"{path} does not exist, but a list in {root / 'ImageSets' / 'Main'} contains it") from None
     except (ET.ParseError, UnicodeDecodeError) as error:
-        raise FishnetError(f"{path} is no valid XML ({error}); write it again") from error
+        raise FishnetError(f"{path} is not valid XML ({error}); create it again") from error
     name = tree.findtext("filename") or f"{path.stem}.jpg"
     shape = image_shape(images / name)
     picture = Picture(images / name, *_voc_size(tree, shape.upright))
@@ -348,10 +356,10 @@ def _read_voc_file(root: Path, path: Path, images: Path) -> tuple[Picture, bool]
             if not all(map(math.isfinite, corners)):
                 raise ValueError
         except ValueError:
-            raise FishnetError(f"{path}: an object has no name or no box of four numbers; mend it") from None
+            raise FishnetError(f"{path}: an object has no name or no box of four numbers; correct it") from None
         if not label:
-            raise FishnetError(f"{path}: an object has no name or no box of four numbers; mend it")
-        # pixels are counted from 1, and both ends belong to the box
+            raise FishnetError(f"{path}: an object has no name or no box of four numbers; correct it")
+        # pixels are counted from 1, and both ends are part of the box
         x1, y1, x2, y2 = corners[0] - 1, corners[1] - 1, corners[2], corners[3]
         picture.boxes.append((label, x1, y1, x2 - x1, y2 - y1))
         picture.ignored.append((entry.findtext("difficult") or "0").strip().lower() not in ("0", "false"))
@@ -359,7 +367,7 @@ def _read_voc_file(root: Path, path: Path, images: Path) -> tuple[Picture, bool]
 
 
 def _voc_size(tree: ET.Element, otherwise: tuple[int, int]) -> tuple[int, int]:
-    """Return the size that a VOC file states; some tools write none, or 0."""
+    """Return the size that a VOC file states, or `otherwise`, since some tools write none or 0."""
     try:
         width, height = (int(tree.findtext(f"size/{side}") or 0) for side in ("width", "height"))
     except ValueError:
@@ -411,7 +419,7 @@ def _voc_xml(picture: Picture, name: str) -> str:
 
 
 def read_yolo(root: Path, names: FolderNames = _USUAL) -> BoxSet:
-    """Read a YOLO folder; the names of the classes stand in data.yaml or classes.txt."""
+    """Read a YOLO folder with class names in data.yaml or classes.txt."""
     classes = _yolo_classes(root)
     found = BoxSet(classes, {})
     images = root / (names.images or "images")
@@ -436,16 +444,16 @@ def _yolo_classes(root: Path) -> list[str]:
                 names = [names[key] for key in sorted(names)] if isinstance(names, dict) else names
             except (yaml.YAMLError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
                 text = " ".join(str(error).split())
-                raise FishnetError(f"{root / name} is no valid YAML with `names` ({text})") from error
+                raise FishnetError(f"{root / name} is not valid YAML with `names` ({text})") from error
             if isinstance(names, list) and names:
                 return [str(name) for name in names]
     if (root / "classes.txt").is_file():
         return [line.strip() for line in (root / "classes.txt").read_text("utf-8").splitlines() if line.strip()]
-    raise FishnetError(f"{root} does not name its classes: data.yaml with `names`, or classes.txt, is missing")
+    raise FishnetError(f"{root} has no class names: add data.yaml with `names`, or classes.txt")
 
 
 def _read_yolo_lines(path: Path, picture: Picture, classes: list[str]) -> None:
-    """Add the boxes of a label file; an image without one has no object."""
+    """Add the boxes of a label file; an image without a file has no objects."""
     if not path.is_file():
         return
     for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
@@ -458,7 +466,7 @@ def _read_yolo_lines(path: Path, picture: Picture, classes: list[str]) -> None:
                 raise ValueError
         except ValueError:
             raise FishnetError(
-                f"{path}, line {number}: expected a class below {len(classes)} and four shares, not {line[:60]!r}"
+                f"{path}, line {number}: expected a class below {len(classes)} and four numbers, not {line[:60]!r}"
             ) from None
         across, down, wide, high = values
         box = ((across - wide / 2) * picture.width, (down - high / 2) * picture.height)
@@ -480,6 +488,6 @@ def write_yolo(found: BoxSet, out: Path, place: Callable[[Path, Path], None]) ->
                     lines.append(" ".join([str(numbers[label]), *(f"{share:.8g}" for share in shares)]))
             text = "\n".join(lines) + "\n" if lines else ""
             atomic_write((out / "labels" / split / name).with_suffix(".txt"), text)
-    document: dict[str, Any] = {split: f"images/{split}" for split in found.splits}
+    document: dict[str, object] = {split: f"images/{split}" for split in found.splits}
     document["names"] = dict(enumerate(found.classes))
     atomic_write(out / "data.yaml", yaml.safe_dump(document, sort_keys=False, allow_unicode=True))

@@ -1,4 +1,4 @@
-"""Images with boxes, masks and keypoints, from a COCO folder."""
+"""Detection data set: images with boxes, masks and keypoints from a COCO folder."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,32 +15,34 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
+from fishnet.data import geometry
 from fishnet.data.detection.coco import CocoFile, Fault, read_coco, summarise
+from fishnet.data.detection.types import Batch, Sample, Target
 from fishnet.data.folders import check_root
-from fishnet.data.geometry import VISIBILITY, Sample, plain
-from fishnet.data.images import BadImageSkipper, bad_image, read_image
+from fishnet.data.geometry import VISIBILITY, plain
+from fishnet.data.images import MISSING, BadImageSkipper, bad_image, read_image
 from fishnet.data.seeding import sample_seed, sample_words
 from fishnet.errors import FishnetError, did_you_mean
 
 LAYOUT = "DIR/annotations/instances_<split>.json, with images in DIR/<split>/ or DIR/<split>/images/"
 PIXEL_CENTRE = 0.5
-"""Continuous coordinate of the centre of the pixel with index 0."""
-Transform = Callable[[Sample, Callable[[], Sample] | None], Sample]
+"""Continuous coordinate of the centre of the first pixel."""
+Transform = Callable[[geometry.Sample, Callable[[], geometry.Sample] | None], geometry.Sample]
 
 
 def annotation_file(root: Path, split: str) -> Path:
-    """Return the instances file of a split; `train` also finds `train2017`.
+    """Return the path of the instances file of a split; `train` also finds `train2017`.
 
     Raises:
-        FishnetError: There is none; says which exist.
+        FishnetError: There is none; lists the existing splits.
     """
     check_root(root, LAYOUT)
     folder = root / "annotations"
     splits = {path.stem.removeprefix("instances_"): path for path in sorted(folder.glob("instances_*.json"))}
     if not splits:
         raise FishnetError(
-            f"{root} holds no detection data: {folder}/instances_{split}.json is missing. "
-            "`fishnet data convert` turns VOC and YOLO folders into COCO's layout"
+            f"{root} contains no detection data: {folder}/instances_{split}.json is missing. "
+            "`fishnet data convert` converts VOC and YOLO folders to the COCO layout"
         )
     if split in splits:
         return splits[split]
@@ -49,41 +51,33 @@ def annotation_file(root: Path, split: str) -> Path:
         return splits[dated[0]]
     advice = did_you_mean(split, splits)
     if split == "val" and any(name.startswith("train") for name in splits):
-        advice += f" `fishnet data split {root}` makes a val from train."
-    raise FishnetError(f"{folder} has no split {split!r}, it has {', '.join(splits)}.{advice}")
+        advice += f" `fishnet data split {root}` creates val from train."
+    raise FishnetError(f"{folder} has no split {split!r}; available: {', '.join(splits)}.{advice}")
 
 
 def image_folder(root: Path, split: str, file_names: list[str]) -> Path:
-    """Return the folder that a split's file names are relative to: DIR/<split>/images, DIR/<split> or DIR."""
+    """Return the folder that the file names of a split are relative to: DIR/<split>/images, DIR/<split> or DIR."""
     for folder in (root / split / "images", root / split, root):
-        if file_names and os.path.exists(folder / file_names[0]):  # noqa: PTH110  a name that is too long is no error
+        if file_names and os.path.exists(folder / file_names[0]):  # noqa: PTH110  a name that is too long raises no error
             return folder
     return root / split
 
 
 class DetectionDataset(BadImageSkipper, Dataset[Sample]):
-    """The images of one split with their objects, read when asked for; made by `open_detection`.
+    """Images of one split with their objects, read on access; created by `open_detection`.
 
-    `dataset[key]`, with key = (epoch, index) or index alone (epoch 0), returns
-    - image: uint8 tensor (3, H, W) after `transform`
-    - target: boxes float32 (N, 4) x1 y1 x2 y2 in pixels of that tensor, labels int64 (N,), with `masks` on masks uint8
-      (N, H, W), with `keypoints` on keypoints float32 (N, K, 2) and keypoints_visibility (N, K): 0 absent, 1 hidden,
-      2 visible, and seed, an int64 scalar that is a function of (seed, epoch, index): the regions that losses are taken
-      of are drawn with it. Crowds are left out, N may be 0. All coordinates are continuous (`fishnet.data.geometry`):
-      half a pixel is added to the keypoints of the file, which are indices of pixels.
-    - size: (height, width) of the image in its file
-    - index: the index that was asked for
-    - bad: empty, or the path of the image that was asked for and could not be read; the next good one stands in.
+    `dataset[key]`, with key = (epoch, index) or index alone (epoch 0), returns a `Sample`. All coordinates are
+    continuous (`fishnet.data.geometry`): half a pixel is added to the keypoints of the file, which are pixel indices.
 
     Attributes:
-        file: Everything that the annotation file says.
-        folder: Where the images lie.
-        transform: (sample, draw) -> sample, where draw() gives another raw sample to mix in; may be set. It draws from
-            the global generators, seeded by (seed, epoch, index).
-        mix_until: Epoch from which on draw is None: no image is mixed with others any more; may be set.
-        masks, keypoints: Whether targets hold them; may be set.
-        seed: Seed of all draws; may be set.
-        bad_images: Paths that could not be read so far, by this process.
+        file: Contents of the annotation file.
+        folder: Folder of the images.
+        transform: Function (sample, draw) -> sample, where draw() returns another untransformed sample to mix in; may
+            be set. It draws from the global generators, which are seeded by (seed, epoch, index).
+        mix_until: Epoch from which on draw is None, so that images are no longer mixed; may be set.
+        masks, keypoints: Whether targets contain them; may be set.
+        seed: Seed of all random draws; may be set.
+        bad_images: Paths that this process could not read so far.
     """
 
     task = "detection"
@@ -98,7 +92,7 @@ class DetectionDataset(BadImageSkipper, Dataset[Sample]):
 
     @property
     def classes(self) -> list[str]:
-        """Names by class index."""
+        """Class names by class index."""
         return self.file.classes
 
     def __len__(self) -> int:
@@ -109,24 +103,26 @@ class DetectionDataset(BadImageSkipper, Dataset[Sample]):
         return self.folder / self.file.file_names[index]
 
     def load(self, index: int) -> Image.Image:
-        """Return one image as RGB in the size that the annotations are made for.
+        """Return one image as RGB in the size that its annotations refer to.
 
         Raises:
-            BadImageError: It is missing, damaged or of another size.
+            BadImageError: The image is missing, damaged or has another size.
         """
         path = self.path(index)
         image = read_image(path)
         wanted = int(self.file.widths[index]), int(self.file.heights[index])
         if image.size != wanted and image.size == wanted[::-1]:
-            # annotations of cameras' photos are often made on the pixels as they are stored, without EXIF
+            # photos are often annotated on the stored pixels, without the EXIF orientation
             image = read_image(path, upright=False)
         if image.size != wanted:
             stated = f"{wanted[0]}x{wanted[1]}"
-            raise bad_image(str(path), f"it has {image.width}x{image.height} pixels, {self.file.path} says {stated}")
+            raise bad_image(
+                str(path), f"it has {image.width}x{image.height} pixels, but {self.file.path} states {stated}"
+            )
         return image
 
-    def sample(self, index: int) -> Sample:
-        """Return image and target before any transform; the image is read, bad ones are not replaced."""
+    def sample(self, index: int) -> geometry.Sample:
+        """Read an image and return it with its target, before the transform; bad images are not replaced."""
         image = self.load(index)
         objects = self.file.objects(index)
         objects = objects[~self.file.crowd[objects]]
@@ -136,7 +132,7 @@ class DetectionDataset(BadImageSkipper, Dataset[Sample]):
         boxes = torch.from_numpy(corners).float().reshape(-1, 4)
         boxes[:, 0::2].clamp_(0, image.width)
         boxes[:, 1::2].clamp_(0, image.height)
-        target: dict[str, Any] = {
+        target: dict[str, Tensor] = {
             "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size),
             "labels": torch.from_numpy(self.file.class_of[objects]),
         }
@@ -161,27 +157,28 @@ class DetectionDataset(BadImageSkipper, Dataset[Sample]):
         epoch, number = key if isinstance(key, tuple) else (0, key)
         if not isinstance(key, tuple) and not 0 <= key < len(self):
             raise IndexError(f"sample {key} of {len(self)}")
-        index = number % len(self)  # a repeated sample has a number of its own, and so its own augmentation
+        index = number % len(self)  # a repeated sample has its own number, and therefore its own augmentation
         sample, place = self.load_good(index, len(self), self.sample, self.path)
         if self.transform is not None:
             with sample_seed(self.seed, epoch, number):
                 mixes = self.mix_until is None or epoch < self.mix_until
                 sample = self.transform(sample, self._draw if mixes else None)
-        # 63 bits: torch's generators take no larger seed
+        # 63 bits: torch's generators accept no larger seed
         sample["target"]["seed"] = torch.tensor(sample_words(self.seed, epoch, number)[2] >> 1)
-        return {**sample, "index": index, "bad": "" if place == index else str(self.path(index))}
+        bad = "" if place == index else str(self.path(index))
+        return Sample(image=sample["image"], target=sample["target"], size=sample["size"], index=index, bad=bad)
 
-    def _draw(self) -> Sample:
-        """Return another sample, drawn from the generator of the sample under way."""
+    def _draw(self) -> geometry.Sample:
+        """Return another sample, chosen by torch's global generator, which is seeded for the current sample."""
         chosen = int(torch.randint(len(self), ()))
         return self.load_good(chosen, len(self), self.sample, self.path)[0]
 
 
 def continuous_keypoints(points: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Return places (N, K, 2) in continuous coordinates and visibility (N, K) of COCO's keypoints (N, K, 3).
+    """Convert COCO keypoints (N, K, 3) to continuous x, y (N, K, 2) and visibility (N, K).
 
-    COCO's keypoints are indices of pixels, its boxes and polygons continuous (Detectron2 reads them so too). What lies
-    beyond the border of the image by up to a pixel is moved onto it, what lies farther outside counts as absent.
+    COCO's keypoints are pixel indices, while its boxes and polygons are continuous (Detectron2 reads them in the same
+    way). Keypoints up to one pixel outside the image (height, width) are moved to its border, others become absent.
     """
     places = points[..., :2] + PIXEL_CENTRE
     border = torch.tensor([size[1], size[0]], dtype=places.dtype)
@@ -190,7 +187,7 @@ def continuous_keypoints(points: Tensor, size: tuple[int, int]) -> tuple[Tensor,
 
 
 def coco_keypoints(places: Tensor, visibility: Tensor) -> Tensor:
-    """Return keypoints (N, K, 3) as torchvision's detectors want them: continuous x and y, 0 0 0 where absent."""
+    """Return keypoints (N, K, 3) for torchvision's detectors: continuous x, y and visibility, zeros if absent."""
     points = torch.cat([places, visibility[..., None]], dim=-1)
     return torch.where(visibility[..., None] > 0, points, 0.0)
 
@@ -202,36 +199,36 @@ def open_detection(
     classes: list[str] | None = None,
     bad_images: Literal["stop", "skip"] = "stop",
 ) -> DetectionDataset:
-    """Open one split of a COCO folder; reads the annotation file, no image.
+    """Open one split of a COCO folder; reads the annotation file, no images.
 
     Args:
         root: Data folder, with annotations/instances_<split>.json and the images in <split>/ or <split>/images/.
         split: Name of the split; `train` also finds `train2017`.
-        classes: Class names that the split must have, those of the training split or of a model.
-        bad_images: stop: objects and images that cannot be used are an error, here or when they are asked for; skip:
-            they are left out. Objects whose box has no area are always left out, and named in a line that is printed.
+        classes: Class names that the split must have, from the training split or a model; None accepts any.
+        bad_images: "stop" raises an error for unusable objects and images, here or on access; "skip" leaves them
+            out. Objects whose box has no area are always left out, and reported in a printed line.
 
     Raises:
-        FishnetError: Folder, split or images are missing, the file is damaged, or holds what cannot be used.
+        FishnetError: Folder, split or images are missing, or the annotation file is damaged or has unusable entries.
     """
     root = Path(root)
     path = annotation_file(root, split)
     file = read_coco(path)
     if not len(file):
-        raise FishnetError(f"{path} lists no image")
+        raise FishnetError(f"{path} lists no images")
     folder = image_folder(root, path.stem.removeprefix("instances_"), file.file_names)
     problems = file.problems + missing_files(file, folder)
     if problems and bad_images == "stop":
         raise FishnetError(
             f"{path} has {len(problems)} problems: {summarise(problems)}. `fishnet data check detection {root} --fix "
-            "OUT.json` mends what can be mended; --bad-images skip leaves the others out"
+            "OUT.json` repairs what can be repaired; --bad-images skip leaves out the rest"
         )
     if classes is not None and classes != file.classes:
         missing, extra = sorted(set(classes) - set(file.classes)), sorted(set(file.classes) - set(classes))
         raise FishnetError(
             f"the categories of {path} differ from those of the training split or model: missing "
             f"{', '.join(missing[:10]) or 'none'}, unknown {', '.join(extra[:10]) or 'none'}"
-            + ("" if missing or extra else "; their ids are in another order")
+            + ("" if missing or extra else "; the names are equal, but in another order of ids")
         )
     if file.left_out:
         shown = ", ".join(str(fault.number) for fault in file.left_out[:5]) + (
@@ -244,7 +241,7 @@ def open_detection(
 
 
 def missing_files(file: CocoFile, folder: Path) -> list[Fault]:
-    """Return a problem for every image whose file is not there."""
+    """Return a fault for each image whose file does not exist."""
     present: dict[Path, set[str]] = {}
     problems = []
     for name in file.file_names:
@@ -252,12 +249,12 @@ def missing_files(file: CocoFile, folder: Path) -> list[Fault]:
         if path.parent not in present:
             present[path.parent] = _names(path.parent)
         if path.name not in present[path.parent]:
-            problems.append(Fault("missing image file", str(path), "there is no such file"))
+            problems.append(Fault("missing image file", str(path), MISSING))
     return problems
 
 
 def _names(folder: Path) -> set[str]:
-    """Return the names in a folder; none where there is no such folder, or none of that name can be."""
+    """Return the names in a folder; an empty set if the folder does not exist or its name is too long."""
     try:
         return {path.name for path in folder.iterdir()}
     except (FileNotFoundError, NotADirectoryError):
@@ -268,8 +265,8 @@ def _names(folder: Path) -> set[str]:
         raise FishnetError(f"cannot list the images in {folder} ({error.strerror or error})") from error
 
 
-def collate(samples: list[Sample]) -> dict[str, Any]:
-    """Return a batch: lists of images and targets, since both differ in size from image to image."""
+def collate(samples: list[Sample]) -> Batch:
+    """Combine samples into a batch; images and targets stay in lists, since their sizes differ."""
     return {
         "image": [plain(sample["image"]) for sample in samples],
         "target": [_plain_target(sample["target"]) for sample in samples],
@@ -279,9 +276,11 @@ def collate(samples: list[Sample]) -> dict[str, Any]:
     }
 
 
-def _plain_target(target: dict[str, Any]) -> dict[str, Tensor]:
-    """Return a target as ordinary tensors, keypoints and visibility in one (N, K, 3)."""
-    values = {name: plain(value) for name, value in target.items()}
-    if "keypoints" in values:
-        values["keypoints"] = coco_keypoints(values["keypoints"], values.pop("keypoints" + VISIBILITY))
-    return values
+def _plain_target(target: Target) -> Target:
+    """Return a target as plain tensors, with keypoints and visibility in one tensor (N, K, 3)."""
+    found = Target(boxes=plain(target["boxes"]), labels=plain(target["labels"]), seed=target["seed"])
+    if "masks" in target:
+        found["masks"] = plain(target["masks"])
+    if "keypoints" in target:
+        found["keypoints"] = coco_keypoints(plain(target["keypoints"]), target["keypoints_visibility"])
+    return found

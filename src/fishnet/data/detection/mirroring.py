@@ -1,6 +1,6 @@
-"""Which keypoints change places in a mirrored image, read from their names.
+"""Find the pairs of left and right keypoints that a horizontal flip must exchange, from their names.
 
-The left eye of a person stands where the right eye stood once the photo is flipped, so the two must be exchanged.
+In a flipped image the left eye appears at the mirrored position of the right eye, so their keypoints are exchanged.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _SIDES = {**{side: side for side in _OPPOSITE}, "l": "left", "r": "right"}
 
 
 class _Reading(NamedTuple):
-    """A name without its sides, and the sides: `left_eye` is ("", "eye") with ("left",)."""
+    """Name without its sides, and the sides: `left_eye` has the key ("", "eye") and the sides ("left",)."""
 
     key: tuple[str, ...]
     sides: tuple[str, ...]
@@ -28,11 +28,11 @@ class _Reading(NamedTuple):
 
 
 def mirrored_order(names: list[str]) -> list[int]:
-    """Return, for each keypoint, which one takes its place in a mirrored image; itself where it has no partner.
+    """Return, for each keypoint, the index of its counterpart in a flipped image; its own index if it has none.
 
-    Two names are a pair where they differ in the side only, in any usual form: `left_eye`, `eye.L`, `L Eye`,
-    `leftEye`, `LEye`, `LEFTEYE`, `tl` (top left), ... A single letter counts only where it stands apart, by a
-    separator or by its case, and a name only where exactly one partner is there: `lip`, `leg` and `rump` have no side.
+    Two names are a pair if they differ only in the side, in any common form: `left_eye`, `eye.L`, `L Eye`, `leftEye`,
+    `LEye`, `LEFTEYE`, `tl` (top left), ... A single letter counts only if set apart by a separator or by case, and a
+    name only if it has exactly one counterpart: `lip`, `leg` and `rump` have no side.
     """
     readings = [list(_readings(name)) for name in names]
     places: dict[_Reading, list[int]] = {}
@@ -51,14 +51,16 @@ def mirrored_order(names: list[str]) -> list[int]:
 
 
 def mirror_note(names: list[str]) -> str | None:
-    """Return one line about keypoints that a flip may confuse, or None if the names leave no doubt."""
+    """Return a warning about keypoints that a flip may not exchange correctly; None if the names are unambiguous."""
     order = mirrored_order(names)
     alone = [name for index, name in enumerate(names) if order[index] == index and _looks_sided(name)]
     advice = "name such pairs left_... and right_..., or disable flips with --augment.flip 0"
     if alone:
-        return f"keypoints named left or right without a partner are not exchanged in flips: {_few(alone)}; {advice}"
+        return (
+            f"keypoints named left or right without a counterpart are not exchanged in flips: {_few(alone)}; {advice}"
+        )
     if len(names) > 1 and order == list(range(len(names))):
-        return f"no left/right pairs among the names of the keypoints ({_few(names)}): flips exchange none; {advice}"
+        return f"no left/right pairs among the keypoint names ({_few(names)}), so flips exchange none; {advice}"
     return None
 
 
@@ -71,7 +73,7 @@ def _tokens(name: str) -> list[str]:
 
 
 def _looks_sided(name: str) -> bool:
-    """Whether a name alone says that it has a side; a letter before a number (`nose_l1`) may count something."""
+    """Return whether a name has a side; a letter before a number (`nose_l1`) may be an index and does not count."""
     tokens = _tokens(name)
     for token, following in zip(tokens, [*tokens[1:], ""], strict=True):
         if token.startswith(("left", "right")) or (token in _SIDES and not following.isdigit()):
@@ -80,7 +82,7 @@ def _looks_sided(name: str) -> bool:
 
 
 def _readings(name: str) -> Iterator[_Reading]:
-    """Yield the ways to read sides from a name: from words, from words and letters, from letters."""
+    """Yield the possible readings of the sides in a name: by words, by words and letters, by letters."""
     tokens = _tokens(name)
     seen = set()
     for words, letters in ((True, False), (True, True), (False, True)):
@@ -94,7 +96,7 @@ def _readings(name: str) -> Iterator[_Reading]:
 
 
 def _parted(token: str, words: bool, letters: bool, short: re.Pattern[str] | None) -> tuple[list[str], str]:
-    """Return what is left of a token without its side (an empty text in its place), and the side or nothing."""
+    """Return the parts of a token with its side replaced by an empty string, and the side, empty if there is none."""
     match = _GLUED.fullmatch(token) if words else None
     if match is None and letters:
         if token in ("l", "r"):

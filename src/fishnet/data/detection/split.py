@@ -1,8 +1,8 @@
-"""A stratified val split of boxes: of a COCO folder that has a train split only, or of pictures on their way to one.
+"""Create a stratified val split of images with several labels, in particular of a COCO folder.
 
-Nothing is moved in a COCO folder: its annotation file becomes two, and the file names of the new val lead to where the
-images lie. The original file is kept as `annotations/unsplit_<split>.json`, from which every attempt starts, so that an
-interrupted one loses nothing.
+No image of a COCO folder is moved: its annotation file becomes two, and the file names in the new val file point to the
+images of train. The original file is kept as `annotations/unsplit_<split>.json`, from which every attempt starts, so an
+interrupted split loses no data.
 """
 
 from __future__ import annotations
@@ -11,22 +11,24 @@ import hashlib
 import json
 import random
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from fishnet.data.detection.coco import load_document, parse_coco, summarise
 from fishnet.data.detection.dataset import annotation_file, image_folder, missing_files
+from fishnet.data.detection.types import Document, ImageEntry
 from fishnet.errors import FishnetError, UsageError
 from fishnet.files import atomic_write
 
 KEPT = "unsplit_"
+Label = TypeVar("Label", bound=Hashable)
 
 
 @dataclass
 class CocoSplitReport:
-    """What `split_coco` did; counts are of images, per class of those that show it."""
+    """Result of `split_coco`; counts are numbers of images, per class of the images that contain it."""
 
     root: Path
     kept: Path
@@ -34,37 +36,37 @@ class CocoSplitReport:
     images: tuple[int, int]
 
     def describe(self) -> str:
-        """Return the number of images of each class in train and val as a table."""
+        """Return a table of the number of images of each class in train and val."""
         width = max(len(name) for name in [*self.counts, "all images"])
         rows = [*self.counts.items(), ("all images", self.images)]
         lines = [f"{'class':<{width}}  {'train':>8}  {'val':>8}"]
         lines += [f"{name:<{width}}  {train:>8}  {val:>8}" for name, (train, val) in rows]
         if few := [name for name, (_, val) in self.counts.items() if not val]:
-            lines.append(f"without a val image: {', '.join(few)}")
-        lines.append(f"{self.root}: train and val are ready, no image was moved; {self.kept} is the file as it was")
+            lines.append(f"classes without val images: {', '.join(few)}")
+        lines.append(f"{self.root}: train and val are ready, no image was moved; {self.kept} is the original file")
         return "\n".join(lines)
 
 
-def stratify(labels: Sequence[frozenset[Any]], val: float, seed: int) -> set[int]:
-    """Return which images go to val, so that it has about the same share of the images of every class.
+def stratify(labels: Sequence[frozenset[Label]], val: float, seed: int) -> set[int]:
+    """Return the indices of the images for val, so that it has about the same fraction of the images of each class.
 
-    Iterative stratification (Sechidis et al., ECML 2011), the rarest class first: its images are dealt to the side that
-    lacks most of them; images without a class come last. Where a class has two images or more, val is meant to get one
-    and train to keep one.
+    Iterative stratification (Sechidis et al., ECML 2011): starting with the rarest class, each image is assigned to the
+    side that needs it most; images without classes come last. If a class has at least two images, the target is at
+    least one in val and one in train.
 
     Args:
         labels: Classes of each image.
-        val: Share of the images, between 0 and 1.
-        seed: Seed of the order in which images are dealt.
+        val: Fraction of the images, between 0 and 1.
+        seed: Seed of the order in which images are assigned.
     """
     rng = random.Random(seed)
     total = Counter(label for one in labels for label in one)
-    lacking: dict[Any, list[float]] = {}
+    lacking: dict[Label, list[float]] = {}
     for label, count in total.items():
         wanted = min(max(count * val, 1.0), count - 1.0) if count > 1 else 0.0
         lacking[label] = [count - wanted, wanted]
     everywhere = [len(labels) * (1 - val), len(labels) * val]
-    members: dict[Any, list[int]] = defaultdict(list)
+    members: dict[Label, list[int]] = defaultdict(list)
     for index, one in enumerate(labels):
         for label in one:
             members[label].append(index)
@@ -101,25 +103,28 @@ def can_split(root: Path) -> bool:
 
 
 def split_coco(root: Path | str, val: float = 0.2, seed: int = 0) -> CocoSplitReport:
-    """Give a COCO folder that has a train split a val with about a share of the images of every class.
+    """Create a val split of a COCO folder from its train split, with about the same fraction of images of each class.
 
-    Images stay whole and where they are; files of equal content stay on one side.
+    No image is moved; files with equal content stay in the same split.
 
     Args:
         root: Data folder.
-        val: Share of the images that goes to val.
-        seed: Seed of the choice.
+        val: Fraction of the images that goes to val, between 0 and 1.
+        seed: Seed of the random choice.
 
     Raises:
-        FishnetError: There is a val already or no train, or the annotations have faults; nothing is changed.
-        UsageError: `val` is no share between 0 and 1.
+        FishnetError: A val split exists already, there is no train split, or the annotations have faults; nothing is
+            changed.
+        UsageError: `val` is not between 0 and 1.
     """
     root = Path(root)
     if not 0 < val < 1:
-        raise UsageError(f"--val {val} is not a share between 0 and 1, such as 0.2")
+        raise UsageError(f"--val must be between 0 and 1, such as 0.2, not {val}")
     folder = root / "annotations"
     if present := sorted(path.name for path in folder.glob("instances_val*.json")):
-        raise FishnetError(f"{root} has a validation split already ({present[0]}); remove or rename it to make another")
+        raise FishnetError(
+            f"{root} already has a validation split ({present[0]}); remove or rename it to create another"
+        )
     path = annotation_file(root, "train")
     split = path.stem.removeprefix("instances_")
     kept = folder / f"{KEPT}{split}.json"
@@ -129,10 +134,10 @@ def split_coco(root: Path | str, val: float = 0.2, seed: int = 0) -> CocoSplitRe
     if problems := file.problems + missing_files(file, images):
         raise FishnetError(
             f"{path} has {len(problems)} problems: {summarise(problems)}. "
-            f"`fishnet data check detection {root} --fix OUT.json` mends what can be mended"
+            f"`fishnet data check detection {root} --fix OUT.json` repairs what can be repaired"
         )
     if len(file) < 2:
-        raise FishnetError(f"{path} lists {len(file)} images; a split needs two or more")
+        raise FishnetError(f"{path} lists {len(file)} images; a split needs at least two")
     labels = [frozenset(file.class_of[file.objects(index)].tolist()) for index in range(len(file))]
     chosen = _choose(labels, [images / name for name in file.file_names], val, seed)
     counts = {
@@ -142,27 +147,27 @@ def split_coco(root: Path | str, val: float = 0.2, seed: int = 0) -> CocoSplitRe
     train, other = _divided(document, {int(file.image_ids[index]) for index in chosen}, images.relative_to(root))
     if not kept.exists():
         atomic_write(kept, path.read_bytes())
-    # val comes last: whatever is interrupted before leaves a folder without val, which starts again from `kept`
+    # val is written last: an earlier interruption leaves a folder without val, and the next call starts from `kept`
     atomic_write(path, json.dumps(train))
     atomic_write(folder / f"instances_{split.replace('train', 'val', 1)}.json", json.dumps(other))
     shares = {name: (every - some, some) for name, (every, some) in counts.items()}
     return CocoSplitReport(root, kept, shares, (len(file) - len(chosen), len(chosen)))
 
 
-def _original(path: Path, kept: Path) -> dict[str, Any]:
-    """Return the document to split: what an interrupted attempt has kept, else the file as it is."""
+def _original(path: Path, kept: Path) -> Document:
+    """Return the document to split: the original kept by an interrupted attempt, otherwise the current file."""
     document = load_document(path)
     if not kept.exists():
         return document
     original = load_document(kept)
     known = {str(image) for image in original["images"]}
     if any(str(image) not in known for image in document["images"]):
-        raise FishnetError(f"{kept} is of an earlier split, and {path} has other images now; move the first away")
+        raise FishnetError(f"{kept} is from an earlier split, but {path} has other images now; move {kept.name} away")
     return original
 
 
 def _choose(labels: list[frozenset[int]], paths: list[Path], val: float, seed: int) -> set[int]:
-    """Return which images go to val; those of equal content are dealt as one."""
+    """Return the indices of the images for val; images with equal content are assigned together."""
     groups: dict[bytes, list[int]] = defaultdict(list)
     for index, path in enumerate(paths):
         try:
@@ -175,11 +180,11 @@ def _choose(labels: list[frozenset[int]], paths: list[Path], val: float, seed: i
     return {index for group in stratify(together, val, seed) for index in members[group]}
 
 
-def _divided(document: dict[str, Any], chosen: set[int], folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the documents of train and val; file names of val are relative to the data folder."""
-    sides: list[dict[str, Any]] = []
+def _divided(document: Document, chosen: set[int], folder: Path) -> tuple[Document, Document]:
+    """Return the documents of train and val; the file names of val are relative to the data folder."""
+    sides: list[Document] = []
     for inside in (False, True):
-        images = [image for image in document["images"] if (image["id"] in chosen) == inside]
+        images: list[ImageEntry] = [image for image in document["images"] if (image["id"] in chosen) == inside]
         if inside:
             images = [{**image, "file_name": (folder / image["file_name"]).as_posix()} for image in images]
         objects = [entry for entry in document["annotations"] if (entry["image_id"] in chosen) == inside]

@@ -1,8 +1,8 @@
-"""Augmentation and resizing of images with boxes, masks and keypoints, on torchvision's transforms v2.
+"""Augmentation and resizing of images with boxes, masks and keypoints, built on torchvision's transforms v2.
 
-A sample is what `DetectionDataset.sample` returns. `fishnet.data.geometry` moves its image, boxes, masks and keypoints
-together; objects that leave the image are removed. An object that is cut gets the box around what is left of its mask,
-where there are masks; all others keep their annotated box. Nothing is normalised here: the detector does that.
+The transforms take samples as returned by `DetectionDataset.sample`. `fishnet.data.geometry` transforms image, boxes,
+masks and keypoints together; objects that leave the image are removed. If there are masks, a cropped object gets the
+bounding box of the rest of its mask; all other objects keep their annotated box. The detector normalises the image.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from fishnet.data.geometry import Sample, canvas_size, mask_boxes, plain
 from fishnet.errors import UsageError
 
 Draw = Callable[[], Sample]
-_FILL = 114  # the grey of what lies outside an image, near the mean of natural photos
+_FILL = 114  # grey value of padding, near the mean of natural images
 
 
 class Resize:
-    """Shorter side to `short` pixels, the longer to at most `longest`; of several lengths one is drawn."""
+    """Resize the shorter side to one of the lengths `short`, drawn at random, and the longer to at most `longest`."""
 
     def __init__(self, short: list[int], longest: int) -> None:
         self.short, self.longest = short, longest
 
     def __call__(self, sample: Sample) -> Sample:
-        """Return the sample in its new size."""
+        """Resize the sample."""
         short = self.short[int(torch.randint(len(self.short), ()))] if len(self.short) > 1 else self.short[0]
         return geometry.rescale(sample, geometry.fit_factor(canvas_size(sample), short, self.longest))
 
@@ -43,18 +43,18 @@ class Resize:
 
 
 def resized(image: Tensor, short: int, longest: int) -> Tensor:
-    """Return an image (3, H, W) alone in the size of `eval_pipeline`."""
+    """Resize a single image (3, H, W) in the same way as `eval_pipeline`."""
     before = image.shape[-2], image.shape[-1]
     size = geometry.scaled_size(before, geometry.fit_factor(before, short, longest))
     return image if size == before else F2.resize(image, list(size), antialias=True)
 
 
 class ScaleJitter:
-    """Large-scale jitter (Ghiasi et al., arXiv 2012.07177): scaled at random, then cropped or padded to a square.
+    """Large-scale jitter (Ghiasi et al., arXiv 2012.07177): random scaling, then crop or padding to a square.
 
     Args:
         size: Side of the square in pixels.
-        scale: Range of the scale; 1 makes the longer side `size`.
+        scale: Range of the scale factor; with 1 the longer side is `size`.
     """
 
     def __init__(self, size: int, scale: tuple[float, float]) -> None:
@@ -75,14 +75,14 @@ class ScaleJitter:
 
 
 class Flip:
-    """Mirror left and right with a probability; keypoints such as `left_eye` and `right_eye` change places."""
+    """Random horizontal flip; exchanges keypoints such as `left_eye` and `right_eye`."""
 
     def __init__(self, probability: float, keypoint_names: list[str] | None = None) -> None:
         self.probability = probability
         self.order = mirrored_order(keypoint_names or [])
 
     def __call__(self, sample: Sample) -> Sample:
-        """Return the sample, mirrored or not."""
+        """Flip the sample with the given probability."""
         if float(torch.rand(())) >= self.probability:
             return sample
         sample = geometry.flip(sample)
@@ -99,13 +99,13 @@ class Flip:
 
 
 class IouCrop:
-    """Random part that keeps some object well inside (SSD, arXiv 1512.02325), or the whole image."""
+    """Random crop with a minimum IoU with some object, or no crop (SSD, arXiv 1512.02325)."""
 
     def __init__(self) -> None:
         self.crop = v2.RandomIoUCrop(min_scale=0.3)
 
     def __call__(self, sample: Sample) -> Sample:
-        """Return the part; objects whose centre it leaves out are gone."""
+        """Crop the sample; objects whose centre is outside the crop are removed."""
         if not len(sample["target"]["boxes"]):
             return sample
         place = self.crop.make_params([sample["image"], sample["target"]["boxes"]])
@@ -119,7 +119,7 @@ class IouCrop:
 
 
 def cropped(sample: Sample, top: int, left: int, height: int, width: int) -> Sample:
-    """Crop to a rectangle; objects of whose mask something is cut off get the box around the rest of it."""
+    """Crop to a rectangle; objects whose mask is cut get the bounding box of the rest of it."""
     moved = geometry.crop(sample, top, left, height, width)
     if "masks" not in sample["target"]:
         return moved
@@ -133,20 +133,20 @@ def cropped(sample: Sample, top: int, left: int, height: int, width: int) -> Sam
 
 
 def random_crop(sample: Sample, height: int, width: int) -> Sample:
-    """Crop to at most height x width pixels at a random place."""
+    """Crop to at most height x width pixels at a random position."""
     before = canvas_size(sample)
     top, left = (int(torch.randint(max(0, a - b) + 1, ())) for a, b in zip(before, (height, width), strict=True))
     return cropped(sample, top, left, min(height, before[0]), min(width, before[1]))
 
 
 class Photometric:
-    """Random brightness, contrast, saturation, hue and order of channels (SSD)."""
+    """Random brightness, contrast, saturation, hue and channel order (SSD, arXiv 1512.02325)."""
 
     def __init__(self) -> None:
         self.distort = v2.RandomPhotometricDistort()
 
     def __call__(self, sample: Sample) -> Sample:
-        """Return the sample in other colours."""
+        """Distort the colours of the sample."""
         return {**sample, "image": self.distort(sample["image"])}
 
     def __repr__(self) -> str:
@@ -154,13 +154,13 @@ class Photometric:
 
 
 class CopyPaste:
-    """Paste some objects of another image, by their masks (Ghiasi et al., arXiv 2012.07177)."""
+    """Paste some objects of another image using their masks (copy-paste, Ghiasi et al., arXiv 2012.07177)."""
 
     def __init__(self, probability: float, prepare: Callable[[Sample], Sample]) -> None:
         self.probability, self.prepare = probability, prepare
 
     def __call__(self, sample: Sample, draw: Draw) -> Sample:
-        """Return the sample with objects of one that `draw` gives; hidden objects shrink or fall away."""
+        """Paste objects of a sample from `draw`; objects that they cover are clipped or removed."""
         if float(torch.rand(())) >= self.probability or "masks" not in sample["target"]:
             return sample
         other = self.prepare(draw())
@@ -177,7 +177,7 @@ class CopyPaste:
 
 
 def _pasted(below: Sample, above: Sample) -> Sample:
-    """Return `below` with the objects of `above` at the same place, cut at its border."""
+    """Return `below` with the objects of `above` pasted at the same position and clipped at its border."""
     above = _fitted(above, canvas_size(below))
     if not len(above["target"]["labels"]):
         return below
@@ -186,17 +186,17 @@ def _pasted(below: Sample, above: Sample) -> Sample:
     before = plain(below["target"]["masks"])
     after = before * (~cover).to(before.dtype)
     seen, whole = after.flatten(1).sum(1), before.flatten(1).sum(1)
-    # a hole in an object leaves its box as it is
+    # a hole in an object does not change its box
     smaller = (mask_boxes(after) != mask_boxes(before)).any(1)
     hidden = {**below, "target": _hidden_keypoints({**below["target"], "masks": tv_tensors.Mask(after)}, cover)}
     hidden = _with_boxes(hidden, smaller, mask_boxes(after[smaller]))
-    # an object of which less than a tenth is seen would teach the network to guess
+    # objects of which less than a tenth stays visible are removed, since they cannot be recognised
     hidden = _select(hidden, (seen > 0) & (seen >= 0.1 * whole))
     return sanitise(_merged(below, image, [hidden["target"], above["target"]]))
 
 
 def _fitted(sample: Sample, size: geometry.Size) -> Sample:
-    """Return a sample cut, or extended with nothing, at the bottom and right to an image of a size."""
+    """Crop or zero-pad a sample at the bottom and right to a size (height, width)."""
     height, width = canvas_size(sample)
     sample = cropped(sample, 0, 0, min(height, size[0]), min(width, size[1]))
     border = [0, 0, max(0, size[1] - width), max(0, size[0] - height)]
@@ -204,7 +204,7 @@ def _fitted(sample: Sample, size: geometry.Size) -> Sample:
 
 
 def _hidden_keypoints(target: Sample, cover: Tensor) -> Sample:
-    """Mark the keypoints that lie on a covered pixel (H, W) as hidden: labelled but not visible is 1 in COCO."""
+    """Mark keypoints on covered pixels (H, W) as hidden: visibility 1 in COCO, labelled but not visible."""
     if "keypoints" not in target:
         return target
     points, visibility = target["keypoints"], target["keypoints_visibility"]
@@ -216,13 +216,13 @@ def _hidden_keypoints(target: Sample, cover: Tensor) -> Sample:
 
 
 class Mosaic:
-    """Four images around a random point of a square (YOLOv4, arXiv 2004.10934)."""
+    """Mosaic of four images around a random point of a square (YOLOv4, arXiv 2004.10934)."""
 
     def __init__(self, probability: float, size: int) -> None:
         self.probability, self.size = probability, size
 
     def __call__(self, sample: Sample, draw: Draw) -> Sample:
-        """Return the sample, or a square of it and three others that `draw` gives."""
+        """Combine the sample with three others from `draw`, with the given probability."""
         if float(torch.rand(())) >= self.probability:
             return sample
         size = self.size
@@ -238,7 +238,7 @@ class Mosaic:
         return sanitise(_merged(sample, image, [part["target"] for part in parts]))
 
     def _part(self, sample: Sample, place: tuple[int, int, int, int]) -> Sample:
-        """Return a sample on a black square, cut to its place."""
+        """Scale and crop a sample to its place (top, left, bottom, right) in a square that is zero elsewhere."""
         top, left, bottom, right = place
         height, width = bottom - top, right - left
         h, w = canvas_size(sample)
@@ -251,13 +251,13 @@ class Mosaic:
 
 
 class Pipeline:
-    """Steps one after the other; those that mix images get a function that draws another raw sample."""
+    """Composition of steps; mixing steps also get a function that draws another untransformed sample."""
 
     def __init__(self, steps: list[Any], mixing: list[Any] | None = None) -> None:
         self.mixing, self.steps = mixing or [], steps
 
     def __call__(self, sample: Sample, draw: Draw | None = None) -> Sample:
-        """Return what the last step makes of the sample; without `draw` nothing is mixed in."""
+        """Apply all steps in order; without `draw`, mixing steps are skipped."""
         for mix in self.mixing if draw is not None else ():
             sample = mix(sample, draw)
         for step in self.steps:
@@ -304,13 +304,13 @@ class AugmentConfig:
 def train_pipeline(
     augment: AugmentConfig, size: int, longest: int, keypoint_names: list[str] | None = None
 ) -> Pipeline:
-    """Return the augmentation of training samples.
+    """Return the augmentation pipeline for training samples.
 
     Args:
-        augment: What to do.
-        size: Shorter side, or with scale jitter the side of the square.
-        longest: Bound of the longer side.
-        keypoint_names: To know left from right.
+        augment: Augmentation settings.
+        size: Shorter side in pixels, or with scale jitter the side of the square.
+        longest: Maximum of the longer side in pixels.
+        keypoint_names: Names of the keypoints, from which pairs of left and right are found.
 
     Raises:
         UsageError: A setting is out of range.
@@ -324,7 +324,7 @@ def train_pipeline(
     steps: list[Any] = []
     if augment.iou_crop:
         steps.append(IouCrop())
-    # what costs time per pixel comes after the resizing, most photos being larger than what is trained on
+    # steps with a cost per pixel come after resizing, since most images are larger than the training size
     if augment.scale_jitter is not None:
         steps.append(ScaleJitter(size, augment.scale_jitter))
     else:
@@ -337,12 +337,12 @@ def train_pipeline(
 
 
 def eval_pipeline(size: int, longest: int) -> Pipeline:
-    """Return the transform for judging: the shorter side to `size`, the longer to at most `longest`."""
+    """Return the transform for evaluation: shorter side to `size` pixels, longer side to at most `longest`."""
     return Pipeline([Resize([size], longest)])
 
 
 def sanitise(sample: Sample) -> Sample:
-    """Clip boxes at the border of the image and remove objects of which less than a pixel is left."""
+    """Clip boxes to the image; remove objects with a box below 1 pixel in width or height, or with an empty mask."""
     target = sample["target"]
     boxes = F2.clamp_bounding_boxes(target["boxes"])
     keep = ((boxes[:, 2] - boxes[:, 0]) >= 1) & ((boxes[:, 3] - boxes[:, 1]) >= 1)
@@ -353,18 +353,18 @@ def sanitise(sample: Sample) -> Sample:
 
 
 def _select(sample: Sample, keep: Tensor) -> Sample:
-    """Return the sample with some of its objects."""
+    """Return the sample with the selected objects only."""
     return {**sample, "target": {name: _indexed(value, keep) for name, value in sample["target"].items()}}
 
 
 def _indexed(value: Tensor, index: Any) -> Tensor:
-    """Return value[index] as the same kind of tensor."""
+    """Return value[index] with the tensor class of `value`."""
     chosen = plain(value)[index]
     return tv_tensors.wrap(chosen, like=value) if isinstance(value, tv_tensors.TVTensor) else chosen
 
 
 def _with_boxes(sample: Sample, which: Tensor, boxes: Tensor) -> Sample:
-    """Return the sample with other boxes for some of its objects."""
+    """Return the sample with new boxes for the selected objects."""
     target = sample["target"]
     changed = plain(target["boxes"]).clone()
     changed[which] = boxes.to(changed.dtype)
@@ -372,7 +372,7 @@ def _with_boxes(sample: Sample, which: Tensor, boxes: Tensor) -> Sample:
 
 
 def _merged(like: Sample, image: Tensor, targets: list[Sample]) -> Sample:
-    """Return a sample with new pixels and the objects of several targets, all of that image's size."""
+    """Return a sample with a new image and the objects of several targets of the same image size."""
     merged = {}
     for name, value in targets[0].items():
         joined = torch.cat([plain(target[name]) for target in targets])
@@ -383,15 +383,17 @@ def _merged(like: Sample, image: Tensor, targets: list[Sample]) -> Sample:
 def _check(augment: AugmentConfig, size: int, longest: int) -> None:
     for name in ("flip", "copy_paste", "mosaic"):
         if not 0 <= getattr(augment, name) <= 1:
-            raise UsageError(f"augment.{name}: {getattr(augment, name)} is not a probability between 0 and 1")
+            raise UsageError(f"augment.{name} must be a probability between 0 and 1, not {getattr(augment, name)}")
     if augment.scale_jitter is not None and not 0 < augment.scale_jitter[0] <= augment.scale_jitter[1]:
-        raise UsageError(f"augment.scale_jitter: {list(augment.scale_jitter)} is not a range above 0")
+        raise UsageError(
+            f"augment.scale_jitter must be a range [low, high] with 0 < low <= high, not {list(augment.scale_jitter)}"
+        )
     if augment.scale_jitter is not None and augment.short_edges:
         raise UsageError(
-            f"augment.short_edges {augment.short_edges} and scale_jitter {list(augment.scale_jitter)} both choose the "
-            "size of an image: leave one out (--augment.short-edges '[]' or --augment.scale-jitter null)"
+            f"augment.short_edges {augment.short_edges} and scale_jitter {list(augment.scale_jitter)} both set the "
+            "image size; use only one of them (--augment.short-edges '[]' or --augment.scale-jitter null)"
         )
     if min([size, longest, *augment.short_edges]) < 1:
-        raise UsageError("augment.short_edges, --size and --longest must be above 0")
+        raise UsageError("augment.short_edges, --size and --longest must be at least 1 pixel")
     if longest < size:
-        raise UsageError(f"--longest {longest} is smaller than --size {size}")
+        raise UsageError(f"--longest {longest} must not be smaller than --size {size}")

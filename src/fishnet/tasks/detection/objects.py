@@ -1,4 +1,4 @@
-"""How many objects of each class a data set holds, and how large they are."""
+"""Figure of the number of objects per class and of their sizes."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from fishnet.drawing import style
 
 _MOST = 40
 _EDGES = (32, 96)
-"""Sides in pixels that part COCO's small, medium and large objects."""
+"""Boundaries in pixels between COCO's small, medium and large objects."""
 
 
 def draw_objects(files: Mapping[str, CocoFile]) -> Figure:
-    """Return a figure: objects per class (of more than 40 the most frequent), and the sides of objects, per split.
+    """Draw the number of objects per class (at most the 40 most frequent classes) and a histogram of object sizes.
 
     Args:
-        files: Annotation files by split, all with the same classes.
+        files: Annotation files by split, with equal classes.
     """
     first = next(iter(files.values()))
     counts = {
@@ -51,7 +51,7 @@ def draw_objects(files: Mapping[str, CocoFile]) -> Figure:
             sides.axvline(edge, color=style.MUTED, lw=0.8, ls=":")
         sides.set_xscale("log", base=2)
         sides.set_title("size of the objects")
-        sides.set_xlabel("root of the box area in pixels (dotted: 32, 96)")
-        sides.set_ylabel("share of the objects")
+        sides.set_xlabel("square root of the box area in pixels (dotted: 32, 96)")
+        sides.set_ylabel("fraction of the objects")
         sides.legend()
     return figure
