@@ -28,6 +28,21 @@ def check_root(root: Path, layouts: str) -> None:
         raise FishnetError(f"the data folder {root} is empty; expected {layouts}")
 
 
+def read_lines(path: Path) -> list[str]:
+    """Return the lines of a text file, without spaces around them and without empty ones.
+
+    Raises:
+        FishnetError: The file is not UTF-8 text.
+    """
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise FishnetError(
+            f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
+        ) from None
+    return [line.strip() for line in lines if line.strip()]
+
+
 def subfolders(folder: Path) -> list[Path]:
     """Return the subfolders sorted by name, without hidden ones."""
     return sorted(

@@ -136,6 +136,12 @@ def test_shards_of_numbers_with_random_access(tmp_path):
         open_classification(tmp_path, "train")
 
 
+def test_a_huge_class_index_makes_no_huge_list(tmp_path):
+    shards(tmp_path, ["2", "99999999999"])
+    with pytest.raises(FishnetError, match="has the class index 99999999999"):
+        open_classification(tmp_path, "train")
+
+
 def test_shards_of_names(tmp_path):
     shards(tmp_path, ["dog", "cat", "dog", "emu"])
     data = open_classification(tmp_path, "train")

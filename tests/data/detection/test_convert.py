@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from pathlib import Path
@@ -287,3 +288,24 @@ def test_folders_of_other_names_and_a_val(tmp_path: Path) -> None:
     )
     assert report.images == {"train": 6, "val": 4}
     assert report.boxes == 10
+
+
+@pytest.mark.parametrize(
+    ("layout", "name"),
+    [
+        ("yolo", "labels/train/{stem}.txt"),
+        ("yolo", "classes.txt"),
+        ("voc", "ImageSets/Main/train.txt"),
+        ("voc", "classes.txt"),
+    ],
+)
+def test_text_of_another_encoding_is_named(layout: str, name: str, mini: Callable[[str], Path], tmp_path: Path) -> None:
+    convert_boxes(mini("pets3"), tmp_path / "there", layout)  # type: ignore[arg-type]
+    (tmp_path / "there" / "data.yaml").unlink(missing_ok=True)
+    if layout == "yolo":
+        (tmp_path / "there" / "classes.txt").write_text("a\nb\nc\n")
+    stem = sorted((tmp_path / "there").rglob("*.txt"))[-1].stem
+    path = tmp_path / "there" / name.format(stem=stem)
+    path.write_bytes(b"caf\xe9\n")
+    with pytest.raises(FishnetError, match=rf"^{re.escape(str(path))} is not UTF-8 text"):
+        convert_boxes(tmp_path / "there", tmp_path / "out", "coco")

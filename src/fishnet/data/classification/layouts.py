@@ -25,6 +25,8 @@ LAYOUTS = (
 )
 
 _STANDARD = re.compile(r"(train|val|test)(\d{4})?")
+MOST_CLASSES = 1_000_000
+"""Largest class index of shards without a list of classes."""
 _NOT_CLASSES = {"images", "labels"}
 
 
@@ -211,6 +213,10 @@ def _list_shards(root: Path, paths: list[Path]) -> Listing:
     numbers = {name: number for number, name in enumerate(classes or ())}
     if all(label.isdecimal() for label in shards.labels) and not set(shards.labels) & set(numbers):
         targets = [int(label) for label in shards.labels]
+        if not classes and max(targets) > MOST_CLASSES:
+            raise FishnetError(
+                f"{place} has the class index {max(targets)}; add {root / 'classes.json'} if that is correct"
+            )
         if classes and max(targets) >= len(classes):
             raise FishnetError(
                 f"{place} has the class index {max(targets)}, but {root / 'classes.json'} lists {len(classes)} classes"

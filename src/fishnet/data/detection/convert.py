@@ -32,7 +32,7 @@ from fishnet.data.detection.coco import read_coco, summarise
 from fishnet.data.detection.dataset import image_folder
 from fishnet.data.detection.split import stratify
 from fishnet.data.detection.types import AnnotationEntry, ImageEntry
-from fishnet.data.folders import check_root, image_files
+from fishnet.data.folders import check_root, image_files, read_lines
 from fishnet.data.images import ImageShape, image_shape, turned_box
 from fishnet.errors import FishnetError, UsageError
 from fishnet.files import atomic_write
@@ -266,6 +266,8 @@ def read_coco_boxes(root: Path) -> BoxSet:
             found.notes.append(f"{path.name}: {len(file.left_out)} boxes without area were left out")
         if (file.outlines.kind != 0).any():
             found.notes.append(f"{path.name}: masks were not converted")
+        if file.keypoint_names:
+            found.notes.append(f"{path.name}: keypoints were not converted")
     return found
 
 
@@ -314,7 +316,7 @@ def read_voc(root: Path, names: FolderNames = _USUAL) -> BoxSet:
     annotations, images = root / (names.annotations or "Annotations"), root / (names.images or "JPEGImages")
     lists = sorted((root / "ImageSets" / "Main").glob("*.txt"))
     # lists per class (cat_train.txt) contain labels next to the names
-    splits = {path.stem: path.read_text("utf-8").split() for path in lists if "_" not in path.stem}
+    splits = {path.stem: read_lines(path) for path in lists if "_" not in path.stem}
     splits = {name: members for name, members in splits.items() if name != "trainval" or len(splits) == 1}
     if not splits:
         splits = {"train": [path.stem for path in sorted(annotations.glob("*.xml"))]}
@@ -328,7 +330,7 @@ def read_voc(root: Path, names: FolderNames = _USUAL) -> BoxSet:
         found.notes.append(f"{other_size} files state a wrong <size>; the size of the image is used")
     present = {box[0] for pictures in found.splits.values() for picture in pictures for box in picture.boxes}
     listed = root / "classes.txt"
-    stated = listed.read_text("utf-8").splitlines() if listed.is_file() else []
+    stated = read_lines(listed) if listed.is_file() else []
     found.classes = stated if present <= set(stated) else sorted(present)
     return found
 
@@ -448,7 +450,7 @@ def _yolo_classes(root: Path) -> list[str]:
             if isinstance(names, list) and names:
                 return [str(name) for name in names]
     if (root / "classes.txt").is_file():
-        return [line.strip() for line in (root / "classes.txt").read_text("utf-8").splitlines() if line.strip()]
+        return read_lines(root / "classes.txt")
     raise FishnetError(f"{root} has no class names: add data.yaml with `names`, or classes.txt")
 
 
@@ -456,7 +458,7 @@ def _read_yolo_lines(path: Path, picture: Picture, classes: list[str]) -> None:
     """Add the boxes of a label file; an image without a file has no objects."""
     if not path.is_file():
         return
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+    for number, line in enumerate(read_lines(path), 1):
         words = line.split()
         if not words:
             continue
