@@ -5,7 +5,7 @@ TorchScript compiles this module, so annotations stay evaluated.
 """
 # ruff: noqa: D102 (the docstring of a module is that of its forward)
 
-from typing import Any
+from typing import TypedDict, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,13 @@ from fishnet.models.config import FishInputError
 Device = torch.device | str | int | None
 
 
+class FactoryKwargs(TypedDict, total=False):
+    """Where and in which dtype a module creates its tensors, as in PyTorch's own modules."""
+
+    device: Device
+    dtype: torch.dtype | None
+
+
 class Projection(nn.Module):
     """Shortcut of a block that changes the width: p(x) = w * n(x), a 1x1 convolution.
 
@@ -28,7 +35,7 @@ class Projection(nn.Module):
     def __init__(
         self, in_channels: int, out_channels: int, device: Device = None, dtype: torch.dtype | None = None
     ) -> None:
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        dd: FactoryKwargs = {"device": device, "dtype": dtype}
         super().__init__()
         self.norm = nn.BatchNorm2d(in_channels, **dd)
         self.conv = nn.Conv2d(in_channels, out_channels, 1, bias=False, **dd)
@@ -80,7 +87,7 @@ class Block(nn.Module):
         device: Device = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        dd: FactoryKwargs = {"device": device, "dtype": dtype}
         super().__init__()
         self.norm1 = nn.BatchNorm2d(in_channels, **dd)
         self.conv1 = nn.Conv2d(in_channels, middle, 1, bias=False, **dd)
@@ -117,7 +124,7 @@ class Gate(nn.Module):
     def __init__(
         self, in_channels: int, hidden: int, out_channels: int, device: Device = None, dtype: torch.dtype | None = None
     ) -> None:
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        dd: FactoryKwargs = {"device": device, "dtype": dtype}
         super().__init__()
         self.norm = nn.BatchNorm2d(in_channels, **dd)
         self.conv1 = nn.Conv2d(in_channels, hidden, 1, **dd)
@@ -135,7 +142,7 @@ class ConvDown(nn.Module):
     """
 
     def __init__(self, channels: int, device: Device = None, dtype: torch.dtype | None = None) -> None:
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        dd: FactoryKwargs = {"device": device, "dtype": dtype}
         super().__init__()
         self.norm = nn.BatchNorm2d(channels, **dd)
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1, bias=False, **dd)
@@ -151,7 +158,7 @@ class DeconvUp(nn.Module):
     """
 
     def __init__(self, channels: int, device: Device = None, dtype: torch.dtype | None = None) -> None:
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        dd: FactoryKwargs = {"device": device, "dtype": dtype}
         super().__init__()
         self.norm = nn.BatchNorm2d(channels, **dd)
         self.conv = nn.ConvTranspose2d(channels, channels, 2, stride=2, bias=False, **dd)
@@ -160,7 +167,7 @@ class DeconvUp(nn.Module):
         return self.conv(F.relu(self.norm(x), inplace=True))
 
 
-def make_down(kind: str, channels: int, **dd: Any) -> nn.Module:
+def make_down(kind: str, channels: int, **dd: Unpack[FactoryKwargs]) -> nn.Module:
     """Return the module that halves a map of `channels`: `max2`, `max3`, `avg` or `conv`."""
     if kind == "conv":
         return ConvDown(channels, **dd)

@@ -8,38 +8,45 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from torch import nn
 
 from fishnet.errors import UsageError, did_you_mean
 from fishnet.models.heads.detectors import DETECTORS, RegionPlan, build_region_head, check_region_plan
 from fishnet.models.heads.image import ClassifierPlan, ImageHead
+from fishnet.models.heads.types import HeadPlan
 from fishnet.models.network import Batcher, Network
 from fishnet.models.norms import apply_norm_policy
 from fishnet.models.pyramid import Pyramid
+from fishnet.models.timm_types import ModelOptions
 from fishnet.models.trunk import Taps, Trunk, build_trunk, split
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Channel means and standard deviations of ImageNet, for images in 0..1."""
 
 
-class HeadKind(NamedTuple):
+Plan = TypeVar("Plan", bound=HeadPlan)
+
+
+class HeadKind(NamedTuple, Generic[Plan]):
     """How the heads of a kind are described and built."""
 
-    plan: type[Any]
+    plan: type[Plan]
     """Frozen dataclass with the fields `kind` and `num_classes`."""
-    build: Callable[[Any, Trunk], tuple[Pyramid | None, nn.Module]]
+    build: Callable[[Plan, Trunk], tuple[Pyramid | None, nn.Module]]
     """Plan and trunk -> neck, where the head takes maps, and head."""
-    check: Callable[[Any], None] | None = None
+    check: Callable[[Plan], None] | None = None
     """Raises UsageError for a plan of which no head can be built."""
 
 
-HEADS: dict[str, HeadKind] = {name: HeadKind(RegionPlan, build_region_head, check_region_plan) for name in DETECTORS}
+HEADS: dict[str, HeadKind[Any]] = {
+    name: HeadKind(RegionPlan, build_region_head, check_region_plan) for name in DETECTORS
+}
 """Every kind of head that takes maps, by name; a task of another package adds its own with `register_head`."""
 
 
-def register_head(name: str, kind: HeadKind) -> None:
+def register_head(name: str, kind: HeadKind[Plan]) -> None:
     """Make a kind of head known, for plans that name it.
 
     Args:
@@ -60,9 +67,9 @@ class Architecture:
 
     backbone: str
     """Member of the family or timm name."""
-    heads: dict[str, Any]
+    heads: Mapping[str, Any]
     """Plan of each head, by the head's name."""
-    options: dict[str, Any] = field(default_factory=dict)
+    options: ModelOptions = field(default_factory=dict)
     """Keywords of the backbone."""
     in_chans: int = 3
     """Channels of the images."""
@@ -71,12 +78,12 @@ class Architecture:
     group_norm: bool = False
     """Group norms in place of all BatchNorms."""
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Return plain values for JSON."""
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Architecture:
+    def from_dict(cls, values: Mapping[str, object]) -> Architecture:
         """Return the architecture that `to_dict` wrote.
 
         Raises:
@@ -87,7 +94,7 @@ class Architecture:
         return cls(**plain)
 
 
-def plan_of(values: Mapping[str, Any]) -> Any:
+def plan_of(values: Mapping[str, object]) -> HeadPlan:
     """Return the plan of a head from plain values.
 
     Raises:
@@ -100,14 +107,14 @@ def plan_of(values: Mapping[str, Any]) -> Any:
     return plan(**_known_fields(plan, values, str(kind)))
 
 
-def _kind_of(name: Any) -> HeadKind:
+def _kind_of(name: object) -> HeadKind[Any]:
     if name not in HEADS:
         known = ["classifier", *HEADS]
         raise UsageError(f"unknown head {name!r}.{did_you_mean(str(name), known)} Known are {', '.join(known)}")
     return HEADS[name]
 
 
-def _known_fields(kind: type[Any], values: Mapping[str, Any], what: str) -> dict[str, Any]:
+def _known_fields(kind: type, values: Mapping[str, object], what: str) -> dict[str, Any]:
     known = {entry.name for entry in fields(kind)}
     if unknown := sorted(set(values) - known):
         raise UsageError(f"{what} has no {', '.join(unknown)}; known are {', '.join(sorted(known))}")

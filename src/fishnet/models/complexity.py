@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +35,7 @@ def count(model: nn.Module, size: int | tuple[int, int] = 224, in_chans: int | N
     height, width = (size, size) if isinstance(size, int) else size
     channels = in_chans or getattr(model, "in_chans", None) or 3
     # Uninitialised copies of the tensors on the meta device: counting costs no memory, whatever the model's size.
-    memo: dict[int, Any] = {
+    memo: dict[int, Tensor] = {
         id(tensor): nn.Parameter(tensor.to("meta"), requires_grad=False)
         if isinstance(tensor, nn.Parameter)
         else tensor.to("meta")

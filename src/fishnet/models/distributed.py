@@ -6,10 +6,9 @@ mean of one large batch only if it is divided by the number of items of all proc
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 
 
 def world_size() -> int:
@@ -37,13 +36,13 @@ class _Total(torch.autograd.Function):
     """Sum over all processes; each process's gradient is the sum of all gradients."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:
+    def forward(ctx: FunctionCtx, values: Tensor) -> Tensor:
         total = values.clone()
         torch.distributed.all_reduce(total)
         return total
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+    def backward(ctx: FunctionCtx, *gradients: Tensor) -> Tensor:
         total = gradients[0].clone()
         torch.distributed.all_reduce(total)
         return total

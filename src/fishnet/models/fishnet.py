@@ -6,7 +6,7 @@ TorchScript compiles this module, so annotations stay evaluated.
 # ruff: noqa: D102 (the docstring of a module is that of its forward)
 
 from dataclasses import fields
-from typing import Any
+from typing import TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +18,10 @@ from timm.models import load_pretrained as load_timm_pretrained
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from fishnet.models.blocks import Block, Device
+from fishnet.models.blocks import Block, Device, FactoryKwargs
 from fishnet.models.config import STAGES, VARIANTS, FishConfig, too_small
 from fishnet.models.stages import Body, Bridge, Head, Stem, Tail, set_stage_checkpointing
+from fishnet.models.timm_types import LayerGroups, ModelOptions, Pattern
 
 TAPS = ("stem_conv", "b3", "h1", "h2", "h3")
 """Stages that timm gets as features: one per stride, the most refined map of each."""
@@ -42,7 +43,7 @@ class Score(nn.Module):
     def __init__(
         self, in_channels: int, out_channels: int, device: Device = None, dtype: torch.dtype | None = None
     ) -> None:
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        dd: FactoryKwargs = {"device": device, "dtype": dtype}
         super().__init__()
         self.norm1 = nn.BatchNorm2d(in_channels, **dd)
         self.conv = nn.Conv2d(in_channels, out_channels, 1, bias=False, **dd)
@@ -70,7 +71,7 @@ class FishNet(nn.Module):
         device: Device = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        dd: FactoryKwargs = {"device": device, "dtype": dtype}
         super().__init__()
         self.config = config = config or FishConfig()
         self.num_classes = num_classes
@@ -80,7 +81,9 @@ class FishNet(nn.Module):
         self.feature_info = [_feature(config, name) for name in TAPS]
         self.num_taps = len(TAPS)
         depths = [*config.tail_depths, config.bridge_depth, *config.body_depths, *config.head_depths]
-        rates: Any = calculate_drop_path_rates(config.drop_path_rate, depths, stagewise=True)
+        rates: list[list[float]] = calculate_drop_path_rates(  # type: ignore[assignment]  # by block, not stagewise, a list
+            config.drop_path_rate, depths, stagewise=True
+        )
         self.stem = Stem(config, in_chans, **dd)
         self.tail = Tail(config, rates[0:3], **dd)
         self.bridge = Bridge(config, rates[3], **dd)
@@ -124,12 +127,13 @@ class FishNet(nn.Module):
         return {name: outputs[name] for name in STAGES if name in outputs}
 
     @torch.jit.ignore
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+    def group_matcher(self, coarse: bool = False) -> LayerGroups:
         """Return timm's description of layer groups from the stem to the classifier: stages, or (fine) blocks."""
-        matcher: dict[str, Any] = {"stem": r"^stem"}
+        matcher: LayerGroups = {"stem": r"^stem"}
         for name in STAGES[2:]:
             prefix = "^" + MODULES[name].replace(".", r"\.")
-            fine = [(rf"{prefix}\.blocks\.(\d+)", None), (rf"{prefix}\.(?:down|up|transfer)", (99999,)), (prefix, None)]
+            blocks, rest = rf"{prefix}\.blocks\.(\d+)", rf"{prefix}\.(?:down|up|transfer)"
+            fine: list[Pattern] = [(blocks, None), (rest, (99999,)), (prefix, None)]
             matcher[name] = prefix if coarse else fine
         return matcher | {"score": r"^score"}
 
@@ -165,7 +169,7 @@ class FishNet(nn.Module):
         from fishnet.models.checkpoints.weights import read_checkpoint
 
         state = checkpoint_filter_fn(read_checkpoint(checkpoint_path), self)
-        source: dict[str, Any] = {**getattr(self, "pretrained_cfg", {}), "state_dict": state, "source": ""}
+        source = {**getattr(self, "pretrained_cfg", {}), "state_dict": state, "source": ""}
         load_timm_pretrained(self, source, num_classes=self.num_classes, in_chans=self.in_chans)
 
     def prune_intermediate_layers(
@@ -271,7 +275,15 @@ class FishNet(nn.Module):
         return self.forward_head(self.forward_features(x))
 
 
-def _feature(config: FishConfig, name: str) -> dict[str, Any]:
+class FeatureEntry(TypedDict):
+    """timm's description of a feature map."""
+
+    num_chs: int
+    reduction: int
+    module: str
+
+
+def _feature(config: FishConfig, name: str) -> FeatureEntry:
     """Return timm's description of a stage's output."""
     return {"num_chs": config.channels[name], "reduction": config.strides[name], "module": MODULES[name]}
 
@@ -296,7 +308,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dic
     return convert_state(state_dict)
 
 
-def _cfg(url: str = "", **kwargs: Any) -> dict[str, Any]:
+def _cfg(url: str = "", **kwargs: object) -> dict[str, object]:
     return {
         "url": url,
         "num_classes": 1000,
@@ -327,7 +339,7 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _create_fishnet(variant: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+def _create_fishnet(variant: str, pretrained: bool, kwargs: ModelOptions) -> nn.Module:
     """Build a member for timm; keywords are fields of `FishConfig` or arguments of `FishNet`."""
     known = {field.name for field in fields(FishConfig)}
     options = {name: kwargs.pop(name) for name in list(kwargs) if name in known}
@@ -344,7 +356,7 @@ def _create_fishnet(variant: str, pretrained: bool = False, **kwargs: Any) -> nn
     )
 
 
-def _downloaded(variant: str, kwargs: dict[str, Any]) -> dict[str, Any]:
+def _downloaded(variant: str, kwargs: ModelOptions) -> ModelOptions:
     """Return timm's overlay with the checkpoint's local path, where the weights are those of a tag known here.
 
     timm cannot read them itself: they are zipped and come with a SHA-1.
@@ -359,42 +371,42 @@ def _downloaded(variant: str, kwargs: dict[str, Any]) -> dict[str, Any]:
 
 
 @register_model
-def fishnet99(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+def fishnet99(pretrained: bool = False, **kwargs: object) -> nn.Module:
     """FishNet-99 as released: 16.6 M parameters, 4.3 G multiply-adds at 224x224."""
-    return _create_fishnet("fishnet99", pretrained, **kwargs)
+    return _create_fishnet("fishnet99", pretrained, kwargs)
 
 
 @register_model
-def fishnet150(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+def fishnet150(pretrained: bool = False, **kwargs: object) -> nn.Module:
     """FishNet-150 as released: 25.0 M parameters, 6.4 G multiply-adds at 224x224."""
-    return _create_fishnet("fishnet150", pretrained, **kwargs)
+    return _create_fishnet("fishnet150", pretrained, kwargs)
 
 
 @register_model
-def fishnet201(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+def fishnet201(pretrained: bool = False, **kwargs: object) -> nn.Module:
     """FishNet-201 as released: 44.6 M parameters, 10.5 G multiply-adds at 224x224."""
-    return _create_fishnet("fishnet201", pretrained, **kwargs)
+    return _create_fishnet("fishnet201", pretrained, kwargs)
 
 
 @register_model
-def fishnext150(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+def fishnext150(pretrained: bool = False, **kwargs: object) -> nn.Module:
     """FishNeXt-150: blocks with twice the inner width and 4 channels per group."""
-    return _create_fishnet("fishnext150", pretrained, **kwargs)
+    return _create_fishnet("fishnext150", pretrained, kwargs)
 
 
 @register_model
-def fishnet_nano(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+def fishnet_nano(pretrained: bool = False, **kwargs: object) -> nn.Module:
     """FishNet-nano: half a million parameters, for small images and small devices."""
-    return _create_fishnet("fishnet_nano", pretrained, **kwargs)
+    return _create_fishnet("fishnet_nano", pretrained, kwargs)
 
 
 @register_model
-def fishnet_tiny(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+def fishnet_tiny(pretrained: bool = False, **kwargs: object) -> nn.Module:
     """FishNet-tiny: 3 M parameters, for edge devices."""
-    return _create_fishnet("fishnet_tiny", pretrained, **kwargs)
+    return _create_fishnet("fishnet_tiny", pretrained, kwargs)
 
 
 @register_model
-def fishnet_small(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+def fishnet_small(pretrained: bool = False, **kwargs: object) -> nn.Module:
     """FishNet-small: 8 M parameters."""
-    return _create_fishnet("fishnet_small", pretrained, **kwargs)
+    return _create_fishnet("fishnet_small", pretrained, kwargs)

@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, overload
 
 import torch
 from torch import Tensor, nn
 
 from fishnet.models.distributed import largest
-from fishnet.models.heads.types import Frame, Losses, Raw, Size
+from fishnet.models.heads.types import Answers, Frame, Losses, Raw, Size, Targets
 from fishnet.models.pyramid import Pyramid
+from fishnet.models.timm_types import LayerGroups
 from fishnet.models.trunk import Trunk
 
 Images = Tensor | list[Tensor]
 """A normalised batch (N, C, H, W), or images (C, h, w) of any sizes, float in 0..1 or uint8."""
 
 
-class Head(Protocol):
+FeaturesT = TypeVar("FeaturesT", contravariant=True)
+TargetsT = TypeVar("TargetsT", contravariant=True)
+AnswerT = TypeVar("AnswerT")
+
+
+class Head(Protocol[FeaturesT, TargetsT, AnswerT]):
     """What stands on a trunk: it takes the levels of its neck, or without a neck the pooled features."""
 
-    def raw(self, features: Any) -> Raw:
+    def raw(self, features: FeaturesT) -> Raw:
         """Return the outputs before decoding, by name; free of Python control flow on values, so that it exports."""
         ...
 
-    def losses(self, raw: Raw, frame: Frame, targets: Any) -> Losses:
+    def losses(self, raw: Raw, frame: Frame, targets: TargetsT) -> Losses:
         """Return the losses by name, whose sum is minimised."""
         ...
 
-    def decode(self, raw: Raw, frame: Frame) -> list[Any]:
+    def decode(self, raw: Raw, frame: Frame) -> list[AnswerT]:
         """Return an answer per image, in pixels of the image as the network saw it."""
         ...
 
@@ -102,26 +109,41 @@ class Network(nn.Module):
         self.trunk, self.batcher = trunk, batcher
         self.necks, self.heads = nn.ModuleDict(necks), nn.ModuleDict(heads)
 
-    def forward(self, images: Images, targets: dict[str, Any] | None = None) -> Any:
+    if TYPE_CHECKING:
+
+        @overload
+        def __call__(self, images: Images) -> Answers: ...
+
+        @overload
+        def __call__(self, images: Images, targets: Targets) -> Losses: ...
+
+        def __call__(self, images: Images, targets: Targets | None = None) -> Losses | Answers:
+            """Run `forward`; the overloads say which of the two answers a call has."""
+
+    def forward(self, images: Images, targets: Targets | None = None) -> Losses | Answers:
         """Return losses in training (targets by head), answers by head otherwise."""
         if self.training:
             assert targets is not None, "training needs targets"
             batch, frame = self.batcher(images, common=True)
             return self._losses(self._raw(batch), frame, targets)
-        answers: dict[str, dict[int, Any]] = {name: {} for name in self.heads}
+        answers: dict[str, dict[int, object]] = {name: {} for name in self.heads}
         for places in [list(range(len(images)))] if isinstance(images, Tensor) else self.batcher.groups(images):
             batch, frame = self.batcher(images if isinstance(images, Tensor) else [images[place] for place in places])
-            for name, found in self.decode(self._raw(batch), frame).items():
+            for name, found in self._decode(self._raw(batch), frame).items():
                 answers[name].update(zip(places, found, strict=True))
-        return {name: [found[place] for place in range(len(images))] for name, found in answers.items()}
+        ordered = {name: [found[place] for place in range(len(images))] for name, found in answers.items()}
+        return cast(Answers, ordered)
 
     def raw(self, batch: Tensor) -> Raw:
         """Return the raw outputs of all heads of a normalised batch, by `<head>.<output>`; this is what is exported."""
         outputs = self._raw(batch)
         return {f"{head}.{name}": value for head, raw in outputs.items() for name, value in raw.items()}
 
-    def decode(self, raw: dict[str, Raw], frame: Frame) -> dict[str, list[Any]]:
+    def decode(self, raw: Mapping[str, Raw], frame: Frame) -> Answers:
         """Return the answers of every head from raw outputs by head, which may come from elsewhere."""
+        return cast(Answers, self._decode(raw, frame))
+
+    def _decode(self, raw: Mapping[str, Raw], frame: Frame) -> dict[str, list[object]]:
         return {name: self._head(name).decode(outputs, frame) for name, outputs in raw.items()}
 
     def _raw(self, batch: Tensor) -> dict[str, Raw]:
@@ -131,7 +153,7 @@ class Network(nn.Module):
             for name in self.heads
         }
 
-    def _losses(self, raw: dict[str, Raw], frame: Frame, targets: dict[str, Any]) -> Losses:
+    def _losses(self, raw: dict[str, Raw], frame: Frame, targets: Targets) -> Losses:
         losses: Losses = {}
         for name, target in targets.items():
             prefix = f"{name}_" if len(self.heads) > 1 else ""
@@ -139,10 +161,10 @@ class Network(nn.Module):
             losses |= {prefix + loss: value for loss, value in found.items()}
         return losses
 
-    def _head(self, name: str) -> Any:
-        return self.heads[name]
+    def _head(self, name: str) -> Head[Any, Any, object]:
+        return cast(Head[Any, Any, object], self.heads[name])
 
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+    def group_matcher(self, coarse: bool = False) -> LayerGroups:
         """Return timm's description of layer groups: the trunk's from its stem on; necks and heads are the last one."""
         return self.trunk.layer_groups(r"^trunk\.")
 

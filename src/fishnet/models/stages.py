@@ -7,14 +7,14 @@ TorchScript compiles this module, so annotations stay evaluated.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fishnet.models.blocks import Block, DeconvUp, Device, Gate, check_norm_input, make_down
+from fishnet.models.blocks import Block, DeconvUp, Device, FactoryKwargs, Gate, check_norm_input, make_down
 from fishnet.models.config import SKIPS, STAGES, FishConfig
 
 
@@ -54,7 +54,7 @@ def _blocks(
     rates: list[float],
     dilation: int = 1,
     reduction: str = "",
-    **dd: Any,
+    **dd: Unpack[FactoryKwargs],
 ) -> nn.Sequential:
     """Return one block per drop rate, at the resolution of the stage `before`; the first changes the width."""
     in_channels, width = widths
@@ -77,7 +77,7 @@ def _blocks(
     return nn.Sequential(*blocks)
 
 
-def _transfer(config: FishConfig, name: str, rates: list[float], **dd: Any) -> nn.Sequential:
+def _transfer(config: FishConfig, name: str, rates: list[float], **dd: Unpack[FactoryKwargs]) -> nn.Sequential:
     """Return the residual blocks on the skip into stage `name`."""
     skip = SKIPS[name]
     width = config.channels[skip]
@@ -85,7 +85,7 @@ def _transfer(config: FishConfig, name: str, rates: list[float], **dd: Any) -> n
     return _blocks(config, skip, (width, width), [rates[-1]] * depth, **dd)
 
 
-def _down(config: FishConfig, name: str, channels: int, **dd: Any) -> nn.Module:
+def _down(config: FishConfig, name: str, channels: int, **dd: Unpack[FactoryKwargs]) -> nn.Module:
     before = STAGES[STAGES.index(name) - 1]
     if config.strides[before] == config.strides[name]:
         return nn.Identity()
@@ -102,7 +102,7 @@ class Stem(nn.Module):
     def __init__(
         self, config: FishConfig, in_chans: int = 3, device: Device = None, dtype: torch.dtype | None = None
     ) -> None:
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        dd: FactoryKwargs = {"device": device, "dtype": dtype}
         super().__init__()
         width, half = config.stem_width, config.stem_width // 2
         stride = config.strides["stem_conv"]
@@ -128,7 +128,7 @@ class Stem(nn.Module):
 class TailStage(Stage):
     """t(x) = down(blocks(x)): (N, C, H, W) -> (N, C', H/2, W/2), rounded down (up for 3x3 pool and convolution)."""
 
-    def __init__(self, config: FishConfig, name: str, rates: list[float], **dd: Any) -> None:
+    def __init__(self, config: FishConfig, name: str, rates: list[float], **dd: Unpack[FactoryKwargs]) -> None:
         super().__init__()
         before = STAGES[STAGES.index(name) - 1]
         width = config.channels[name]
@@ -154,7 +154,7 @@ class Bridge(Stage):
     def __init__(
         self, config: FishConfig, rates: list[float], device: Device = None, dtype: torch.dtype | None = None
     ) -> None:
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        dd: FactoryKwargs = {"device": device, "dtype": dtype}
         super().__init__()
         width = config.bridge_width
         self.norm1 = nn.BatchNorm2d(width, **dd)
@@ -188,7 +188,7 @@ class BodyStage(Stage):
     The first block sums neighbouring channels where x is wider than the stage; up-sampling goes to the skip's size.
     """
 
-    def __init__(self, config: FishConfig, name: str, rates: list[float], **dd: Any) -> None:
+    def __init__(self, config: FishConfig, name: str, rates: list[float], **dd: Unpack[FactoryKwargs]) -> None:
         super().__init__()
         before, index = STAGES[STAGES.index(name) - 1], STAGES.index(name) - STAGES.index("b1")
         width = config.body_widths[index]
@@ -217,7 +217,7 @@ class BodyStage(Stage):
 class HeadStage(Stage):
     """h(x, s) = [down(blocks(x)), transfer(s)]: (N, C, H, W), (N, S, H', W') -> (N, C + S, H', W')."""
 
-    def __init__(self, config: FishConfig, name: str, rates: list[float], **dd: Any) -> None:
+    def __init__(self, config: FishConfig, name: str, rates: list[float], **dd: Unpack[FactoryKwargs]) -> None:
         super().__init__()
         before = STAGES[STAGES.index(name) - 1]
         width = config.channels[before]
@@ -238,7 +238,7 @@ class HeadStage(Stage):
 class Tail(nn.Module):
     """Ordinary backbone: stem's map -> t1, t2, t3, each at half the resolution of the one before."""
 
-    def __init__(self, config: FishConfig, rates: list[list[float]], **dd: Any) -> None:
+    def __init__(self, config: FishConfig, rates: list[list[float]], **dd: Unpack[FactoryKwargs]) -> None:
         super().__init__()
         self.t1 = TailStage(config, "t1", rates[0], **dd)
         self.t2 = TailStage(config, "t2", rates[1], **dd)
@@ -253,7 +253,7 @@ class Tail(nn.Module):
 class Body(nn.Module):
     """Up-sampling half: bridge and the tail's maps -> b1, b2, b3, each at twice the resolution of the one before."""
 
-    def __init__(self, config: FishConfig, rates: list[list[float]], **dd: Any) -> None:
+    def __init__(self, config: FishConfig, rates: list[list[float]], **dd: Unpack[FactoryKwargs]) -> None:
         super().__init__()
         self.b1 = BodyStage(config, "b1", rates[0], **dd)
         self.b2 = BodyStage(config, "b2", rates[1], **dd)
@@ -268,7 +268,7 @@ class Body(nn.Module):
 class Head(nn.Module):
     """Down-sampling half: b3 and the maps of body and bridge -> h1, h2, h3, or fewer where the head was pruned."""
 
-    def __init__(self, config: FishConfig, rates: list[list[float]], **dd: Any) -> None:
+    def __init__(self, config: FishConfig, rates: list[list[float]], **dd: Unpack[FactoryKwargs]) -> None:
         super().__init__()
         self.h1 = HeadStage(config, "h1", rates[0], **dd)
         self.h2 = HeadStage(config, "h2", rates[1], **dd)

@@ -7,8 +7,8 @@ strides for less work.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, cast
 
 import timm
 import torch
@@ -23,6 +23,7 @@ from fishnet.models.config import too_small
 from fishnet.models.fishnet import FishNet
 from fishnet.models.norms import apply_norm_policy, note_loaded_norms
 from fishnet.models.stages import set_stage_checkpointing
+from fishnet.models.timm_types import LayerGroups, ModelOptions, Pattern, TimmClassifier, TimmFeatures
 from fishnet.models.trials import SIZES, find_fault, freeze_idle
 
 Taps = Literal["head", "body", "tail"]
@@ -36,7 +37,7 @@ TAPS: dict[str, tuple[str, str, str, str]] = {
 
 STRIDES = (4, 8, 16, 32)
 """Strides of the four maps of every trunk."""
-_ANY_SIZE: tuple[dict[str, Any], ...] = ({"dynamic_img_size": True}, {"strict_img_size": False})
+_ANY_SIZE: tuple[ModelOptions, ...] = ({"dynamic_img_size": True}, {"strict_img_size": False})
 """Keywords by which timm's families are told to take images of any size."""
 _WRAPPED = ("model", "body")
 """Names under which timm's feature networks keep a network that they do not take apart."""
@@ -75,7 +76,7 @@ class Trunk(nn.Module):
         """The module whose parts have the names that people know."""
         return self
 
-    def layer_groups(self, prefix: str) -> dict[str, Any]:
+    def layer_groups(self, prefix: str) -> LayerGroups:
         """Return timm's description of layer groups in order, for rates that fall with depth.
 
         Args:
@@ -153,7 +154,7 @@ class FishTrunk(Trunk):
             raise too_small(height, width, side)
         return F.pad(images, (0, max(0, side - width), 0, max(0, side - height)))
 
-    def layer_groups(self, prefix: str) -> dict[str, Any]:
+    def layer_groups(self, prefix: str) -> LayerGroups:
         """Return the stages of the fish where maps are given, else its blocks."""
         return with_prefix(self._matchers[bool(self.taps)], prefix)
 
@@ -176,22 +177,21 @@ class WholeTrunk(Trunk):
 
     pre_activation = False
 
-    def __init__(self, network: Any) -> None:
+    def __init__(self, network: TimmClassifier) -> None:
         super().__init__()
         self.network = network
         self.channels, self.strides, self.width = [], [], network.head_hidden_size
 
     def forward(self, images: Tensor) -> Features:
         """Return the vector."""
-        network: Any = self.network
-        return Features([], network.forward_head(network.forward_features(images), pre_logits=True))
+        return Features([], self.network.forward_head(self.network.forward_features(images), pre_logits=True))
 
     @property
     def backbone(self) -> nn.Module:
         """timm's network."""
         return self.network
 
-    def layer_groups(self, prefix: str) -> dict[str, Any]:
+    def layer_groups(self, prefix: str) -> LayerGroups:
         """Return the groups that timm names."""
         return with_prefix(self.network.group_matcher(coarse=False), prefix + r"network\.")
 
@@ -204,23 +204,24 @@ class WholeTrunk(Trunk):
         self.network.set_grad_checkpointing(enable)
 
 
-def with_prefix(matcher: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+def with_prefix(matcher: LayerGroups, prefix: str) -> LayerGroups:
     """Return timm's description of layer groups with a prefix in front of every pattern."""
 
-    def longer(entry: Any) -> Any:
-        if isinstance(entry, str):
-            return f"{prefix}(?:{entry.removeprefix('^').replace('|^', '|')})"
-        if isinstance(entry, tuple):  # (pattern, what follows from it)
-            return (longer(entry[0]), *entry[1:])
-        return [longer(inner) for inner in entry]
+    def longer(text: str) -> str:
+        return f"{prefix}(?:{text.removeprefix('^').replace('|^', '|')})"
 
-    return {name: longer(entry) for name, entry in matcher.items()}
+    def prefixed(pattern: Pattern) -> Pattern:
+        return longer(pattern) if isinstance(pattern, str) else (longer(pattern[0]), *pattern[1:])
+
+    return {
+        name: [prefixed(pattern) for pattern in entry] if isinstance(entry, list) else prefixed(entry)
+        for name, entry in matcher.items()
+    }
 
 
-def no_weight_decay_of(network: Any, prefix: str) -> set[str]:
+def no_weight_decay_of(network: nn.Module, prefix: str) -> set[str]:
     """Return the parameters that a timm network wants no weight decay for, with a prefix."""
-    names = network.no_weight_decay() if hasattr(network, "no_weight_decay") else ()
-    return {prefix + name for name in names}
+    return {prefix + name for name in getattr(network, "no_weight_decay", set)()}
 
 
 class TimmTrunk(Trunk):
@@ -242,8 +243,8 @@ class TimmTrunk(Trunk):
     def __init__(self, name: str, **options: Any) -> None:
         super().__init__()
         self.network = _build_features(name, options | _find_way(name, options))
-        self.channels = list(self.network.feature_info.channels())  # type: ignore[union-attr,operator]
-        self.strides = list(self.network.feature_info.reduction())  # type: ignore[union-attr,operator]
+        self.channels = list(self.network.feature_info.channels())
+        self.strides = list(self.network.feature_info.reduction())
 
     def forward(self, images: Tensor) -> Features:
         """Return the four maps."""
@@ -255,9 +256,10 @@ class TimmTrunk(Trunk):
         whole = self._whole
         return whole[1] if whole else self.network
 
-    def layer_groups(self, prefix: str) -> dict[str, Any]:
+    def layer_groups(self, prefix: str) -> LayerGroups:
         """Return the parts of the network that have parameters, in the order in which it runs them."""
-        own, inner = "network", self.network
+        inner: nn.Module = self.network
+        own = "network"
         if whole := self._whole:
             own, inner = f"network.{whole[0]}", whole[1]
         found: list[str] = []
@@ -287,11 +289,11 @@ class TimmTrunk(Trunk):
         return (name, inner) if not more and name in _WRAPPED else None
 
 
-def _build_features(name: str, options: dict[str, Any]) -> nn.Module:
-    return create_model(name, num_classes=0, features_only=True, **options)
+def _build_features(name: str, options: ModelOptions) -> TimmFeatures:
+    return cast(TimmFeatures, create_model(name, num_classes=0, features_only=True, **options))
 
 
-def _find_way(name: str, options: dict[str, Any]) -> dict[str, Any]:
+def _find_way(name: str, options: ModelOptions) -> ModelOptions:
     """Return the keywords with which a timm network gives the four maps of images of any size.
 
     Raises:
@@ -319,11 +321,11 @@ def _find_way(name: str, options: dict[str, Any]) -> dict[str, Any]:
     )
 
 
-def _features_way(name: str, options: dict[str, Any]) -> dict[str, Any]:
+def _features_way(name: str, options: ModelOptions) -> ModelOptions:
     """Return the keywords that make timm give the maps of strides 4 to 32 as (N, C, H, W)."""
     try:
         with torch.device("meta"):
-            network: Any = _build_features(name, options)
+            network = _build_features(name, options)
         info = network.feature_info
         reductions = list(info.reduction(list(range(len(info)))))
     except (RuntimeError, AttributeError, KeyError, NotImplementedError) as error:
@@ -334,19 +336,19 @@ def _features_way(name: str, options: dict[str, Any]) -> dict[str, Any]:
             f"{', '.join(map(str, sorted(set(reductions)))) or 'none'}); a pyramid needs 4, 8, 16 and 32"
         )
     # of several maps with one stride the last is the most refined
-    way: dict[str, Any] = {"out_indices": tuple(len(reductions) - 1 - reductions[::-1].index(s) for s in STRIDES)}
+    way: ModelOptions = {"out_indices": tuple(len(reductions) - 1 - reductions[::-1].index(s) for s in STRIDES)}
     if getattr(network, "output_fmt", Format.NCHW) != Format.NCHW:
         way["feature_cls"] = "getter"
     return way
 
 
-def _fault(name: str, options: dict[str, Any], sizes: Sequence[tuple[int, int]] = SIZES) -> str | None:
+def _fault(name: str, options: ModelOptions, sizes: Sequence[tuple[int, int]] = SIZES) -> str | None:
     with torch.device("meta"):
-        network: Any = _build_features(name, options)
+        network = _build_features(name, options)
     return find_fault(network, network.feature_info.channels(), STRIDES, options.get("in_chans", 3), sizes)
 
 
-def _limit_of(name: str, options: dict[str, Any], fault: str) -> str:
+def _limit_of(name: str, options: ModelOptions, fault: str) -> str:
     """Say which images a network takes that does not take those of any size."""
     config = timm.get_pretrained_cfg(name)
     own = options.get("img_size") or (config.input_size[-2:] if config is not None else SIZES[0])
@@ -392,7 +394,7 @@ def build_trunk(
         return _timm_maps(name, taps, from_file, group_norm, options), None
     if num_classes is not None:
         options["num_classes"] = num_classes
-    whole: Any = create_model(name, **options)
+    whole = create_model(name, **options)
     if from_file:
         load_to_train(whole, from_file, group_norm, skip_classifier=True if num_classes is None else "resize")
     if group_norm:
@@ -400,7 +402,7 @@ def build_trunk(
     return split(whole, taps, vector=num_classes is not None)
 
 
-def split(whole: Any, taps: Taps | None = None, vector: bool = True) -> tuple[Trunk, nn.Module | None]:
+def split(whole: nn.Module, taps: Taps | None = None, vector: bool = True) -> tuple[Trunk, nn.Module | None]:
     """Return the trunk of a whole classifier, and its last layer where pooled features are wanted.
 
     Args:
@@ -411,11 +413,12 @@ def split(whole: Any, taps: Taps | None = None, vector: bool = True) -> tuple[Tr
     Raises:
         UsageError: The network has no single last layer.
     """
-    last = take_classifier(whole) if vector else None
-    return (FishTrunk(whole, taps, vector) if isinstance(whole, FishNet) else WholeTrunk(whole)), last
+    classifier = cast(TimmClassifier, whole)
+    last = take_classifier(classifier) if vector else None
+    return (FishTrunk(whole, taps, vector) if isinstance(whole, FishNet) else WholeTrunk(classifier)), last
 
 
-def take_classifier(network: Any) -> nn.Module:
+def take_classifier(network: TimmClassifier) -> nn.Module:
     """Take the last layer off a timm classifier and return it: pooled features (N, C) -> logits (N, classes).
 
     Raises:
@@ -431,7 +434,7 @@ def take_classifier(network: Any) -> nn.Module:
     return last
 
 
-def _timm_maps(name: str, taps: Taps, weights: str | None, group_norm: bool, options: dict[str, Any]) -> TimmTrunk:
+def _timm_maps(name: str, taps: Taps, weights: str | None, group_norm: bool, options: ModelOptions) -> TimmTrunk:
     if taps != "head":
         raise UsageError(f"pyramid.taps={taps}: only a fish has stages of that name; {name} gives its own four maps")
     trunk = TimmTrunk(name, **options)
@@ -442,7 +445,7 @@ def _timm_maps(name: str, taps: Taps, weights: str | None, group_norm: bool, opt
     return trunk
 
 
-def _take_weights(trunk: TimmTrunk, name: str, weights: str, group_norm: bool, options: dict[str, Any]) -> None:
+def _take_weights(trunk: TimmTrunk, name: str, weights: str, group_norm: bool, options: ModelOptions) -> None:
     """Load a whole classifier of the same name and hand its trunk over."""
     whole = create_model(name, **{key: value for key, value in options.items() if key != "pretrained"})
     if load_to_train(whole, weights, group_norm, skip_classifier=True).group_norms:

@@ -13,9 +13,9 @@ import re
 import warnings
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, Literal
+from typing import BinaryIO, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -48,7 +48,7 @@ class _Inert:
 
 # Harmless companions of the weights (a NumPy accuracy, the command line of the training). They are never built: the
 # name in the pickle leads to a stand-in that does nothing.
-_STAND_INS: list[Any] = [
+_STAND_INS: list[Callable[..., object] | tuple[Callable[..., object], str]] = [
     *(
         (_Inert, name)
         for name in (
@@ -74,7 +74,7 @@ _STAND_INS: list[Any] = [
 ]
 
 
-def open_checkpoint(path: str | Path) -> Any:
+def open_checkpoint(path: str | Path) -> object:
     """Return what a checkpoint file holds: a state dict or the containers around it, tensors on the CPU.
 
     Large files are memory-mapped where the format allows it.
@@ -99,7 +99,7 @@ def read_metadata(path: str | Path) -> dict[str, str]:
         return {}
 
 
-def _read(stream: BinaryIO, path: Path | None, shown: str) -> Any:
+def _read(stream: BinaryIO, path: Path | None, shown: str) -> object:
     """Read an open file by its content; `path` is None for a file inside an archive."""
     kind = _kind(stream, shown)
     if kind == "zip":
@@ -150,7 +150,7 @@ def _kind_of_zip(stream: BinaryIO, shown: str) -> Kind:
     return "torch zip"
 
 
-def _read_zipped(stream: BinaryIO, shown: str) -> Any:
+def _read_zipped(stream: BinaryIO, shown: str) -> object:
     """Read the one checkpoint inside a plain zip archive, in memory: no member is written anywhere."""
     try:
         with zipfile.ZipFile(stream) as archive:
@@ -189,7 +189,7 @@ def _refuse_bomb(shown: str, unpacked: int, packed: int) -> None:
         )
 
 
-def _read_pickled(stream: BinaryIO, path: Path | None, shown: str, kind: Kind) -> Any:
+def _read_pickled(stream: BinaryIO, path: Path | None, shown: str, kind: Kind) -> object:
     # torch takes a path that ends in .safetensors at its word, and maps files by path only.
     mapped = path if kind == "torch zip" and path is not None and path.suffix != ".safetensors" else None
     try:

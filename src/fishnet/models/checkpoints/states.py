@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -51,7 +50,7 @@ def read_checkpoint(path: str | Path, prefer_ema: bool = True) -> dict[str, Tens
     return strip_wrappers(found, prefer_ema, lightning="pytorch-lightning_version" in loaded)
 
 
-def _find(loaded: Mapping[Any, Any], prefer_ema: bool) -> dict[str, Tensor] | None:
+def _find(loaded: Mapping[object, object], prefer_ema: bool) -> dict[str, Tensor] | None:
     if prefer_ema:
         entries = EMA_ENTRIES + PLAIN_ENTRIES + LAST_STEP_ENTRIES
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -269,7 +269,7 @@ def _to_model_layout(
 
 def _names(model: nn.Module, entry: str, fallback: Iterable[str]) -> list[str]:
     """Return the modules that timm's description of the model names under `entry`, or those of the usual names."""
-    config: Any = getattr(model, "pretrained_cfg", None)
+    config = getattr(model, "pretrained_cfg", None)
     value = config.get(entry) if isinstance(config, Mapping) else None
     names = [value] if isinstance(value, str) else list(value or fallback)
     return [name for name in names if name]

@@ -7,7 +7,7 @@ the mean over the stages.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -44,19 +44,14 @@ class CascadeRegions(Regions):
     """Box heads of three stages, and a mask head as in Mask R-CNN.
 
     Args:
-        box_heads: Regions' maps -> features, per stage.
-        box_predictors: Features -> scores and deltas, per stage.
-        options: As of `Regions`, without what a single stage needs.
+        box_head: `nn.ModuleList` of one module per stage: regions' maps -> features.
+        box_predictor: `nn.ModuleList` of one module per stage: features -> scores and deltas.
+
+    The other arguments are those of `Regions`.
     """
 
-    def __init__(self, box_heads: list[nn.Module], box_predictors: list[nn.Module], **options: Any) -> None:
-        super().__init__(
-            box_head=nn.ModuleList(box_heads),
-            box_predictor=nn.ModuleList(box_predictors),
-            **options,
-        )
-        self.coders = [detection_utils.BoxCoder(weights) for weights in DELTA_WEIGHTS]
-        self.matchers = [detection_utils.Matcher(iou, iou, allow_low_quality_matches=False) for iou in IOUS]
+    coders: ClassVar = [detection_utils.BoxCoder(weights) for weights in DELTA_WEIGHTS]
+    matchers: ClassVar = [detection_utils.Matcher(iou, iou, allow_low_quality_matches=False) for iou in IOUS]
 
     def losses(self, maps: Maps, regions: list[Tensor], sizes: list[Size], targets: list[Target]) -> Losses:
         """Return the losses of every box stage, and those of the masks on the regions of the first."""

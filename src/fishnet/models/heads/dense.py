@@ -6,13 +6,9 @@ run in fp32 whatever the arithmetic of the maps; FCOS's losses are means over th
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection._utils import BoxCoder, BoxLinearCoder, Matcher
-from torchvision.models.detection.fcos import FCOSHead
-from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops import boxes as box_ops
 
 from fishnet.models.distributed import balanced
@@ -55,8 +51,7 @@ class DenseHead(nn.Module):
 
     def tower_losses(self, raw: Raw, anchors: list[Tensor], matched: list[Tensor], targets: list[Target]) -> Losses:
         """Return the losses of matched anchors."""
-        outputs: Any = targets
-        return self.towers.compute_loss(outputs, raw, anchors, matched)  # type: ignore[operator]
+        return self.towers.compute_loss(targets, raw, anchors, matched)  # type: ignore[operator]
 
     def scores(self, raw: Raw) -> Tensor:
         """Return the score of every anchor and class (B, A, classes)."""
@@ -97,15 +92,11 @@ class DenseHead(nn.Module):
 class RetinaNet(DenseHead):
     """Focal loss on anchors; an anchor belongs to the object with which its IoU is at least 0.5.
 
-    Args:
-        towers: torchvision's RetinaNet head; its losses are means over images, the same number in every process.
-        options: As of `DenseHead`.
+    Its losses are means over images, the same number in every process. `towers` is torchvision's `RetinaNetHead`.
     """
 
-    def __init__(self, towers: RetinaNetHead, **options: Any) -> None:
-        super().__init__(towers, **options)
-        self.matcher = Matcher(0.5, 0.4, allow_low_quality_matches=True)
-        self.coder = BoxCoder((1.0, 1.0, 1.0, 1.0))
+    matcher = Matcher(0.5, 0.4, allow_low_quality_matches=True)
+    coder = BoxCoder((1.0, 1.0, 1.0, 1.0))
 
     def match(self, levels: list[Tensor], boxes: Tensor) -> Tensor:
         """Return the index of each anchor's object (A,)."""
@@ -125,16 +116,11 @@ class FCOS(DenseHead):
     A place belongs to the smallest object that contains it, whose centre is within 1.5 strides and whose farthest edge
     is between 4 and 8 strides away (section 3 of the paper; centre sampling as in its improved version, 2006.09214).
 
-    Args:
-        towers: torchvision's FCOS head.
-        options: As of `DenseHead`; the anchors are squares of one stride.
+    `towers` is torchvision's `FCOSHead`; the anchors are squares of one stride.
     """
 
     RADIUS, NEAREST, FARTHEST = 1.5, 4, 8
-
-    def __init__(self, towers: FCOSHead, **options: Any) -> None:
-        super().__init__(towers, **options)
-        self.coder = BoxLinearCoder(normalize_by_size=True)
+    coder = BoxLinearCoder(normalize_by_size=True)
 
     def match(self, levels: list[Tensor], boxes: Tensor) -> Tensor:
         """Return the index of each place's object (A,)."""

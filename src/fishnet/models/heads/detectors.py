@@ -7,7 +7,7 @@ Presets give smaller trunks heads of their own size.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
@@ -77,7 +77,7 @@ PRESETS: dict[str, Sizes] = {
     "base": Sizes(),
 }
 """Sizes by size of the trunk."""
-DIFFERENT_SIZES: dict[str, dict[str, Any]] = {"fcos": {"nms": 0.6}}
+DIFFERENT_SIZES: dict[str, dict[str, object]] = {"fcos": {"nms": 0.6}}
 """What a detector's paper sets otherwise, whatever the preset."""
 _PRESET_LIMITS = (("nano", 1e6), ("tiny", 6e6), ("small", 15e6))
 
@@ -96,7 +96,7 @@ class RegionPlan:
     """BatchNorm and ReLU in front of the neck; None: where the trunk's maps are raw sums."""
     preset: str = "auto"
     """Sizes of neck and head: nano, tiny, small, base, or auto, by the size of the trunk."""
-    sizes: dict[str, Any] = field(default_factory=dict)
+    sizes: Mapping[str, object] = field(default_factory=dict)
     """Sizes that differ from the preset, by field of `Sizes`."""
     keypoints: int = 0
     """Number of keypoints per object (keypoint_rcnn)."""
@@ -114,14 +114,14 @@ def resolve_sizes(plan: RegionPlan, trunk: Trunk) -> Sizes:
         preset = next((name for name, limit in _PRESET_LIMITS if parameters < limit), "base")
     if preset not in PRESETS:
         raise UsageError(f"heads.preset must be auto or one of {', '.join(PRESETS)}, not {preset!r}")
-    given = {key: value for key, value in plan.sizes.items() if value is not None}
+    given: dict[str, Any] = {key: value for key, value in plan.sizes.items() if value is not None}
     known = [entry.name for entry in fields(Sizes)]
     for key in given:
         if key not in known:
             raise UsageError(f"heads.{key} is unknown.{did_you_mean(key, known)} Known are {', '.join(known)}")
     if "aspect_ratios" in given:
         given["aspect_ratios"] = tuple(given["aspect_ratios"])
-    sizes = replace(PRESETS[preset], **DIFFERENT_SIZES.get(plan.kind, {}) | given)
+    sizes = replace(PRESETS[preset], **{**DIFFERENT_SIZES.get(plan.kind, {}), **given})
     for name in known:
         value = getattr(sizes, name)
         if min(value if isinstance(value, tuple) else (value,)) <= 0:
@@ -152,26 +152,22 @@ def _two_stages(pyramid: Pyramid, sizes: Sizes, plan: RegionPlan) -> TwoStageHea
     sides: list[tuple[float, ...]] = [(sizes.anchor_scale * stride,) for stride in pyramid.strides]
     anchors = Anchors(sides, sizes.aspect_ratios, pyramid.strides)
     towers = RPNHead(sizes.width, anchors.num_anchors_per_location()[0])
-    parts: dict[str, Any] = {}
+    parts: dict[str, nn.Module] = {}
     if plan.kind in WITH_MASKS:
         parts = _mask_parts(pyramid, sizes, plan.num_classes)
     elif plan.kind == "keypoint_rcnn":
         parts = _keypoint_parts(pyramid, sizes, plan.keypoints)
-    options: dict[str, Any] = {
-        "box_pool": _pool(pyramid, 7),
-        "samples": sizes.samples,
-        "score": sizes.score,
-        "nms": sizes.nms,
-        "detections": sizes.detections,
-    }
-    classes = plan.num_classes + 1
-    if plan.kind in CASCADES:
-        box_heads: list[nn.Module] = [_box_head(sizes) for _ in IOUS]
-        predictors: list[nn.Module] = [CascadePredictor(sizes.box_width, classes) for _ in IOUS]
-        regions: Regions = CascadeRegions(box_heads, predictors, **options, **parts)
-    else:
-        predictor = BoxPredictor(sizes.box_width, classes)
-        regions = Regions(box_head=_box_head(sizes), box_predictor=predictor, **options, **parts)
+    box_head, predictor = _box_parts(plan, sizes)
+    regions = (CascadeRegions if plan.kind in CASCADES else Regions)(
+        _pool(pyramid, 7),
+        box_head,
+        predictor,
+        samples=sizes.samples,
+        score=sizes.score,
+        nms=sizes.nms,
+        detections=sizes.detections,
+        **parts,
+    )
     return TwoStageHead(ProposalNetwork(anchors, towers, sizes.proposals), regions, pyramid.names)
 
 
@@ -188,6 +184,16 @@ def _pool(pyramid: Pyramid, size: int) -> MultiScaleRoIAlign:
     finest, coarsest = int(math.log2(strides[0])), int(math.log2(strides[-1]))
     pool.map_levels = initLevelMapper(finest, coarsest, pool.canonical_scale, pool.canonical_level)
     return pool
+
+
+def _box_parts(plan: RegionPlan, sizes: Sizes) -> tuple[nn.Module, nn.Module]:
+    """Return the box head and the box predictor, lists of one per stage for a cascade."""
+    classes = plan.num_classes + 1
+    if plan.kind in CASCADES:
+        heads = nn.ModuleList(_box_head(sizes) for _ in IOUS)
+        return heads, nn.ModuleList(CascadePredictor(sizes.box_width, classes) for _ in IOUS)
+    predictor = BoxPredictor(sizes.box_width, classes)
+    return _box_head(sizes), predictor
 
 
 def _box_head(sizes: Sizes) -> TwoMLPHead:
@@ -219,7 +225,7 @@ def _retinanet(pyramid: Pyramid, sizes: Sizes, plan: RegionPlan) -> DenseHead:
     towers = RetinaNetHead(sizes.width, anchors.num_anchors_per_location()[0], plan.num_classes)
     for tower in (towers.classification_head, towers.regression_head):
         tower.conv = tower.conv[: sizes.tower_layers]
-    return RetinaNet(towers, anchors=anchors, **_dense_options(sizes))
+    return _dense(RetinaNet, towers, anchors, sizes)
 
 
 def _fcos(pyramid: Pyramid, sizes: Sizes, plan: RegionPlan) -> DenseHead:
@@ -227,16 +233,14 @@ def _fcos(pyramid: Pyramid, sizes: Sizes, plan: RegionPlan) -> DenseHead:
         raise UsageError(f"heads.width must be a multiple of 32 for FCOS (32 groups of channels), not {sizes.width}")
     anchors = Anchors([(stride,) for stride in pyramid.strides], (1.0,), pyramid.strides)
     towers = FCOSHead(sizes.width, 1, plan.num_classes, sizes.tower_layers)
-    return FCOS(towers, anchors=anchors, **_dense_options(sizes))
+    return _dense(FCOS, towers, anchors, sizes)
 
 
-def _dense_options(sizes: Sizes) -> dict[str, Any]:
-    return {
-        "score": sizes.score,
-        "nms": sizes.nms,
-        "detections": sizes.detections,
-        "candidates": sizes.proposals,
-    }
+def _dense(kind: type[DenseHead], towers: nn.Module, anchors: Anchors, sizes: Sizes) -> DenseHead:
+    return kind(towers, anchors, sizes.score, sizes.nms, sizes.detections, candidates=sizes.proposals)
 
 
-_HEADS: dict[str, Callable[[Pyramid, Sizes, RegionPlan], Any]] = {"retinanet": _retinanet, "fcos": _fcos}
+_HEADS: dict[str, Callable[[Pyramid, Sizes, RegionPlan], TwoStageHead | DenseHead]] = {
+    "retinanet": _retinanet,
+    "fcos": _fcos,
+}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, NotRequired, TypedDict
+from typing import NamedTuple, NotRequired, Protocol, TypedDict
 
 from torch import Tensor
 
@@ -57,3 +57,35 @@ class Detections(TypedDict):
     """float (N, K, 3): x, y, visibility."""
     keypoints_scores: NotRequired[Tensor]
     """float (N, K)."""
+
+
+class Targets(TypedDict, total=False):
+    """Truth of a batch by head."""
+
+    image: Tensor
+    """int64 (N,), or float (N, classes): see `ImageHead.losses`."""
+    region: list[Target]
+    """Objects of each image."""
+
+
+class Answers(TypedDict, total=False):
+    """Answers to a batch by head, one entry per image."""
+
+    image: list[Tensor]
+    """float (classes,): logits of each image."""
+    region: list[Detections]
+    """Objects found in each image."""
+
+
+class HeadPlan(Protocol):
+    """Frozen dataclass that describes a head; the values of its fields are plain data."""
+
+    @property
+    def kind(self) -> str:
+        """Name of the kind of head."""
+        ...
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, without background."""
+        ...
