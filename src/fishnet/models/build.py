@@ -1,7 +1,7 @@
-"""The one place where networks are put together, for training and for loading.
+"""Build networks: the one place where they are assembled, for training and for loading.
 
-An `Architecture` is plain data: it says which backbone, which heads, which norms. It is stored in the card of a model
-file, and builds the same network again from there.
+An `Architecture` is plain data: backbone, heads and norms. It is stored in the card of a model file, from which the
+same network is built again.
 """
 
 from __future__ import annotations
@@ -23,71 +23,71 @@ from fishnet.models.timm_types import ModelOptions
 from fishnet.models.trunk import Taps, Trunk, build_trunk, split
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Channel means and standard deviations of ImageNet, for images in 0..1."""
+"""Channel means and standard deviations of ImageNet images in 0..1."""
 
 
 Plan = TypeVar("Plan", bound=HeadPlan)
 
 
 class HeadKind(NamedTuple, Generic[Plan]):
-    """How the heads of a kind are described and built."""
+    """How heads of one kind are described and built."""
 
     plan: type[Plan]
     """Frozen dataclass with the fields `kind` and `num_classes`."""
     build: Callable[[Plan, Trunk], tuple[Pyramid | None, nn.Module]]
-    """Plan and trunk -> neck, where the head takes maps, and head."""
+    """Plan and trunk -> neck (None if the head needs none) and head."""
     check: Callable[[Plan], None] | None = None
-    """Raises UsageError for a plan of which no head can be built."""
+    """Raises UsageError for a plan from which no head can be built."""
 
 
 HEADS: dict[str, HeadKind[Any]] = {
     name: HeadKind(RegionPlan, build_region_head, check_region_plan) for name in DETECTORS
 }
-"""Every kind of head that takes maps, by name; a task of another package adds its own with `register_head`."""
+"""Every kind of head that takes maps, by name; other packages add theirs with `register_head`."""
 
 
 def register_head(name: str, kind: HeadKind[Plan]) -> None:
-    """Make a kind of head known, for plans that name it.
+    """Register a kind of head, for plans with `kind=name`.
 
     Args:
-        name: What a plan's `kind` says.
-        kind: How it is described and built; its head takes the maps of a neck.
+        name: Value of `kind` in the plans.
+        kind: How the heads are described and built; they take the maps of a neck.
 
     Raises:
-        UsageError: The name is taken.
+        UsageError: Another kind is registered under the name.
     """
     if name == "classifier" or HEADS.get(name, kind) != kind:
-        raise UsageError(f"there is a head of the name {name!r} already")
+        raise UsageError(f"a head named {name!r} is already registered; choose another name")
     HEADS[name] = kind
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """Everything that builds a network again."""
+    """Everything that is needed to build a network again."""
 
     backbone: str
-    """Member of the family or timm name."""
+    """Name of a FishNet or of a timm model."""
     heads: Mapping[str, Any]
-    """Plan of each head, by the head's name."""
+    """Plan (`HeadPlan`) of each head, by the name of the head."""
     options: ModelOptions = field(default_factory=dict)
-    """Keywords of the backbone."""
+    """Keyword arguments of the backbone."""
     in_chans: int = 3
     """Channels of the images."""
     taps: Taps = "head"
-    """Stages of a fish that give maps."""
+    """Stages of a FishNet that give the feature maps."""
     group_norm: bool = False
-    """Group norms in place of all BatchNorms."""
+    """Whether group norms replace all BatchNorms."""
 
     def to_dict(self) -> dict[str, object]:
-        """Return plain values for JSON."""
+        """Return the architecture as plain values for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> Architecture:
-        """Return the architecture that `to_dict` wrote.
+        """Return the architecture from the values of `to_dict`.
 
         Raises:
-            UsageError: A field or a kind of head that this version does not know.
+            UsageError: A field or a kind of head is unknown to this version.
         """
         plain = _known_fields(cls, values, "an architecture")
         plain["heads"] = {name: plan_of(entry) for name, entry in dict(plain["heads"]).items()}
@@ -95,7 +95,7 @@ class Architecture:
 
 
 def plan_of(values: Mapping[str, object]) -> HeadPlan:
-    """Return the plan of a head from plain values.
+    """Return the plan of a head from plain values, with `kind` among them.
 
     Raises:
         UsageError: Its kind or one of its fields is unknown.
@@ -127,17 +127,17 @@ def build_network(
     mean: tuple[float, ...] = IMAGENET_MEAN,
     std: tuple[float, ...] = IMAGENET_STD,
 ) -> Network:
-    """Return the network of an architecture.
+    """Build the network of an architecture.
 
     Args:
         architecture: What to build.
-        weights: Run, checkpoint or tag whose trunk is taken over, with its classifier where that has the same size;
-            `pretrained` stands for those of timm or of the fish's tag. None starts fresh.
-        mean: Channel means of images in 0..1, for batches that the network normalises itself.
+        weights: Run, checkpoint or tag to load the trunk from, and the classifier if it has the same size;
+            `pretrained` loads the published weights. None initialises all weights.
+        mean: Channel means of images in 0..1, for lists of images, which the network normalises itself.
         std: Channel standard deviations of these images.
 
     Raises:
-        UsageError: A name or number that makes no network.
+        UsageError: A name or number in the architecture is invalid.
         FishnetError: The weights cannot be read or do not fit.
     """
     plans = dict(architecture.heads)
@@ -164,12 +164,12 @@ def as_network(
     mean: tuple[float, ...] = IMAGENET_MEAN,
     std: tuple[float, ...] = IMAGENET_STD,
 ) -> Network:
-    """Return a whole classifier as the network of an architecture that has an image head only; its modules are shared.
+    """Return a whole classifier as the network of an architecture with an image head only; its modules are shared.
 
     Args:
-        whole: Classifier, of the family or of timm.
-        architecture: What the network is said to be.
-        mean: Channel means of images in 0..1, for batches that the network normalises itself.
+        whole: FishNet or timm classifier.
+        architecture: Architecture of the classifier.
+        mean: Channel means of images in 0..1, for lists of images, which the network normalises itself.
         std: Channel standard deviations of these images.
     """
     trunk, last = split(whole)

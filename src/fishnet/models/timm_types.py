@@ -1,4 +1,4 @@
-"""What this library uses of timm's networks, for type checkers; timm itself declares little of it."""
+"""Types of the parts of timm's networks that this library uses; timm itself annotates few of them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from timm.models._features import FeatureInfo
 from torch import Tensor, nn
 
 ModelOptions = dict[str, Any]
-"""Keyword arguments of `fishnet.create_model`: fields of `FishConfig`, or whatever a timm model accepts."""
+"""Keyword arguments of `fishnet.create_model`: fields of `FishConfig`, or the arguments of a timm model."""
 
 Pattern = str | tuple[str, tuple[int, ...] | None]
-"""Regular expression of parameter names, alone or with the position of its group in the order of the layers."""
+"""Regular expression of parameter names, alone or with the position of its group among the layers."""
 LayerGroups = dict[str, Pattern | list[Pattern]]
 """timm's description of layer groups by name, from the input to the output."""
 

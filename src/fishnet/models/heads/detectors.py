@@ -1,7 +1,7 @@
-"""The seven detectors as plans, and the heads that plans become.
+"""Plans of the seven detectors, and the heads built from them.
 
-The stock heads of Faster R-CNN are made for large backbones: 13.9 M multiply-adds per region in the box head alone.
-Presets give smaller trunks heads of their own size.
+torchvision's heads of Faster R-CNN are designed for large backbones: 13.9 M multiply-adds per region in the box head
+alone. Presets give smaller trunks heads of matching size.
 """
 
 from __future__ import annotations
@@ -40,34 +40,37 @@ ONE_STAGE = ("retinanet", "fcos")
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes of a region head and its neck, and what it answers."""
+    """Sizes of a region head and its neck, and limits of its detections."""
 
     width: int = 256
     """Channels of the pyramid's maps."""
     box_width: int = 1024
-    """Units of the two layers of the box head."""
+    """Units of each of the two layers of the box head."""
     mask_width: int = 256
     """Channels of the mask head's convolutions."""
     mask_layers: int = 4
-    """Convolutions of the mask head before its up-sampling."""
+    """Convolutions of the mask head before its upsampling."""
     keypoint_width: int = 512
-    """Channels of the keypoint head's eight convolutions."""
+    """Channels of the eight convolutions of the keypoint head."""
     tower_layers: int = 4
-    """Convolutions of the towers of RetinaNet and FCOS."""
+    """Convolutions per tower of RetinaNet and FCOS."""
     proposals: int = 1000
-    """Regions per image that the first stage hands on (twice as many in training)."""
+    """Regions per image passed from the first to the second stage (twice as many in training).
+
+    In one-stage heads, candidates per level before non-maximum suppression.
+    """
     samples: int = 512
-    """Regions per image that the second stage is trained on."""
+    """Regions per image sampled to train the second stage."""
     anchor_scale: float = 8.0
-    """Side of the smallest anchor of a level, in strides of the level (RetinaNet: half of it)."""
+    """Side of the smallest anchor of a level, in strides of the level (RetinaNet: half of this value)."""
     aspect_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
-    """Height over width of the anchors."""
+    """Aspect ratios of the anchors, height / width."""
     score: float = 0.05
-    """Smallest score of a detection."""
+    """Score threshold of detections."""
     nms: float = 0.5
-    """IoU threshold of non-maximum suppression (FCOS: 0.6)."""
+    """IoU threshold for non-maximum suppression (FCOS: 0.6)."""
     detections: int = 100
-    """Most detections per image."""
+    """Maximum number of detections per image."""
 
 
 PRESETS: dict[str, Sizes] = {
@@ -76,15 +79,16 @@ PRESETS: dict[str, Sizes] = {
     "small": Sizes(128, 512, 128, 4, 256, 4, 1000, 256),
     "base": Sizes(),
 }
-"""Sizes by size of the trunk."""
+"""Sizes by preset, for trunks of increasing size."""
 DIFFERENT_SIZES: dict[str, dict[str, object]] = {"fcos": {"nms": 0.6}}
-"""What a detector's paper sets otherwise, whatever the preset."""
+"""Sizes that the paper of a detector sets differently, for every preset."""
 _PRESET_LIMITS = (("nano", 1e6), ("tiny", 6e6), ("small", 15e6))
+"""Presets that `auto` selects for trunks with fewer parameters than the limit; above the last one, `base`."""
 
 
 @dataclass(frozen=True)
 class RegionPlan:
-    """What builds a region head and its neck."""
+    """Description of a region head and its neck, from which they are built."""
 
     kind: str = "mask_rcnn"
     """One of `DETECTORS`."""
@@ -93,11 +97,11 @@ class RegionPlan:
     neck: Neck = "fpn"
     """Feature pyramid, or 1x1 projections only."""
     norm_relu: bool | None = None
-    """BatchNorm and ReLU in front of the neck; None: where the trunk's maps are raw sums."""
+    """Whether to put BatchNorm and ReLU in front of the neck; None does so for pre-activation trunks."""
     preset: str = "auto"
-    """Sizes of neck and head: nano, tiny, small, base, or auto, by the size of the trunk."""
+    """Sizes of neck and head: nano, tiny, small, base, or auto to select by the number of parameters of the trunk."""
     sizes: Mapping[str, object] = field(default_factory=dict)
-    """Sizes that differ from the preset, by field of `Sizes`."""
+    """Values that replace those of the preset, by field of `Sizes`; None keeps that of the preset."""
     keypoints: int = 0
     """Number of keypoints per object (keypoint_rcnn)."""
 
@@ -106,7 +110,7 @@ def resolve_sizes(plan: RegionPlan, trunk: Trunk) -> Sizes:
     """Return the sizes of neck and head for a trunk.
 
     Raises:
-        UsageError: Unknown preset or field, or a size that is not above 0.
+        UsageError: The preset or a field is unknown, or a size is not above 0.
     """
     preset = plan.preset
     if preset == "auto":
@@ -130,16 +134,16 @@ def resolve_sizes(plan: RegionPlan, trunk: Trunk) -> Sizes:
 
 
 def check_region_plan(plan: RegionPlan) -> None:
-    """Raise UsageError for a plan of which no head can be built."""
+    """Raise UsageError for a plan from which no head can be built."""
     if plan.kind == "keypoint_rcnn" and plan.keypoints < 1:
-        raise UsageError("keypoint_rcnn needs data with keypoints: no category names any")
+        raise UsageError("keypoint_rcnn needs data with keypoints: no category defines any; choose another detector")
 
 
 def build_region_head(plan: RegionPlan, trunk: Trunk) -> tuple[Pyramid, TwoStageHead | DenseHead]:
-    """Return the neck and the head of a plan for a trunk.
+    """Build the neck and the head of a plan for a trunk.
 
     Raises:
-        UsageError: A size or name that makes no head.
+        UsageError: A size or name in the plan is invalid.
     """
     sizes = resolve_sizes(plan, trunk)
     dense = plan.kind in ONE_STAGE
@@ -172,10 +176,10 @@ def _two_stages(pyramid: Pyramid, sizes: Sizes, plan: RegionPlan) -> TwoStageHea
 
 
 def _pool(pyramid: Pyramid, size: int) -> MultiScaleRoIAlign:
-    """Return the pooling of regions from the trunk's levels, each region from the level of its size.
+    """Return the RoI pooling from the levels of the trunk; the size of a region determines its level.
 
-    torchvision guesses the strides from the first image that it sees and keeps the guess, a wrong one where that image
-    is small and much of its batch is padding; here they are known.
+    torchvision derives the strides from the first image that it gets and keeps them; they are wrong if that image is
+    small and much of its batch is padding. Here the known strides are set instead.
     """
     names = [name for name in pyramid.names if name.isdigit()]
     pool = MultiScaleRoIAlign(names, size, sampling_ratio=2)
@@ -187,7 +191,7 @@ def _pool(pyramid: Pyramid, size: int) -> MultiScaleRoIAlign:
 
 
 def _box_parts(plan: RegionPlan, sizes: Sizes) -> tuple[nn.Module, nn.Module]:
-    """Return the box head and the box predictor, lists of one per stage for a cascade."""
+    """Return the box head and the box predictor; for a cascade, lists with one of each per stage."""
     classes = plan.num_classes + 1
     if plan.kind in CASCADES:
         heads = nn.ModuleList(_box_head(sizes) for _ in IOUS)
