@@ -101,7 +101,7 @@ def test_odd_norms_are_replaced_or_refused() -> None:
             self.gate = nn.Linear(8, 8)
 
     for policy in ("sync", "group"):
-        with pytest.raises(UsageError, match=r"Own, a BatchNorm with parts of its own \(gate\)"):
+        with pytest.raises(UsageError, match=r"cannot replace Own, a BatchNorm with submodules of its own \(gate\)"):
             apply_norm_policy(nn.Sequential(Own()), policy)  # type: ignore[arg-type]
 
 
@@ -141,7 +141,7 @@ def test_all_norms_of_a_classifier_came_with_its_weights(tmp_path: Path) -> None
 
 
 def test_frozen_needs_weights_where_there_are_norms_to_freeze() -> None:
-    with pytest.raises(UsageError, match=r"--norm frozen keeps the BatchNorms of weights.*add --weights"):
+    with pytest.raises(UsageError, match=r"--norm frozen freezes BatchNorms that were loaded.*add --weights"):
         apply_norm_policy(create_model("fishnet_nano"), "frozen")
     apply_norm_policy(nn.Sequential(nn.Conv2d(3, 4, 1)), "frozen")
     # the norms before the neck are fresh, and the trunk, which came with weights, has none
@@ -193,10 +193,10 @@ def test_group_norms_for_batch_norms_are_one_clear_line(name: str, tmp_path: Pat
     path = saved(model, name, tmp_path / "model.safetensors", group_norm=True)
     with pytest.raises(UsageError, match=r"has group norms in place of BatchNorms: add --norm group"):
         build_trunk(name, weights=str(path))
-    with pytest.raises(FishnetError, match=r"has group norms, the model BatchNorms"):
+    with pytest.raises(FishnetError, match=r"has group norms, but the model has BatchNorms"):
         load_weights(create_model(name, num_classes=3), path)
     other = saved(classifier(name), name, tmp_path / "other.safetensors")
-    with pytest.raises(FishnetError, match=r"has BatchNorms, the model group norms"):
+    with pytest.raises(FishnetError, match=r"has BatchNorms, but the model has group norms"):
         load_weights(model, other)
 
 

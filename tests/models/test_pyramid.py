@@ -79,7 +79,7 @@ def test_any_timm_network_with_the_four_strides_is_a_trunk() -> None:
     ]  # fmt: skip
     with pytest.raises(UsageError, match=r"vit_tiny_patch16_224 has no map of stride 4, 8, 32"):
         trunk_of("vit_tiny_patch16_224")
-    with pytest.raises(UsageError, match=r"only a fish"):
+    with pytest.raises(UsageError, match=r"only FishNets have such stages"):
         trunk_of("resnet18", "body")
     with pytest.raises(UsageError, match=r"did you mean|Did you mean"):
         trunk_of("fishnet_nan0")
@@ -168,7 +168,7 @@ def test_the_switch_warns_of_small_batches_and_refuses_what_cannot_work() -> Non
         check_norm_policy("train", 4, on_gpu=False)
     with pytest.raises(UsageError, match="sync needs GPUs"):
         check_norm_policy("sync", 16, on_gpu=False)
-    with pytest.warns(SmallBatchWarning, match=r"did not come with weights trains on 1 images.*norm-relu false"):
+    with pytest.warns(SmallBatchWarning, match=r"was not loaded from weights trains on 1 images.*norm-relu false"):
         check_norm_policy("frozen", 1, on_gpu=False)
     check_norm_policy("frozen", 1, on_gpu=False, has_batch_norms=False)
     check_norm_policy("group", 1, on_gpu=False)

@@ -1,4 +1,4 @@
-"""The FishNet family in plain PyTorch; importing it registers the family with timm."""
+"""FishNet models in plain PyTorch; importing this package registers them with timm."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from fishnet.models.norms import note_loaded_norms
 __all__ = ["VARIANTS", "FishConfig", "FishConfigError", "FishNet", "create_model", "list_models"]
 
 PUBLISHED = "pretrained"
-"""Stands for the published weights of a model, whatever their tag."""
+"""Value of `weights` that selects the published weights of a model, whatever their tag."""
 _MODEL_ARGUMENTS = ("global_pool", "drop_rate", "features_only", "out_indices", "device", "dtype")
 
 
 def list_models() -> list[str]:
-    """Return the names of the members of the family."""
+    """Return the names of all FishNets."""
     return list(VARIANTS)
 
 
 def check_name(name: str) -> None:
-    """Raise UsageError for a name that neither the family nor timm knows."""
+    """Raise UsageError for a name that is neither a FishNet nor a timm model."""
     if name not in VARIANTS and not timm.is_model(name.partition(".")[0]):
         hint = did_you_mean(name, timm.list_models())
-        raise UsageError(f"unknown model '{name}'.{hint} Fish: {', '.join(VARIANTS)}; or any timm model")
+        raise UsageError(f"unknown model '{name}'.{hint} FishNets: {', '.join(VARIANTS)}; any timm model works too")
 
 
 def published_weights(name: str) -> str:
-    """Return what the weights `pretrained` of a model are: the tag of a fish's, `pretrained` itself for timm's.
+    """Return what `weights="pretrained"` loads: the tag of the weights of a FishNet, `pretrained` for a timm model.
 
     Raises:
-        UsageError: None are published for the model, or not under its tag.
+        UsageError: No weights are published for the model, or none under the tag in its name.
     """
     from fishnet.models.checkpoints.pretrained import PRETRAINED
 
@@ -52,7 +52,7 @@ def published_weights(name: str) -> str:
     published = timm.list_pretrained(f"{member}.*")
     config = timm.get_pretrained_cfg(name) if not wanted or name in published else None
     if config is None or not config.has_weights:
-        hint = f"; there are {', '.join(published)}" if published else ""
+        hint = f"; available are {', '.join(published)}" if published else ""
         raise UsageError(f"timm has no pretrained weights of {name}{hint}")
     return PUBLISHED
 
@@ -60,23 +60,23 @@ def published_weights(name: str) -> str:
 def create_model(
     name: str, weights: str | Path | None = None, num_classes: int = 1000, in_chans: int = 3, **config: Any
 ) -> nn.Module:
-    """Build a member of the family, or any model that timm knows.
+    """Build a FishNet or any timm model.
 
     Args:
-        name: Member of the family (see `list_models`) or a timm name.
+        name: Name of a FishNet (see `list_models`) or of a timm model.
         weights: Checkpoint file, run folder or tag (`osmr_in1k`) to load; see `fishnet.load_weights`. `pretrained`
-            takes the published weights of the model. With these or a tag a classifier of another size starts fresh;
-            with a file it is an error.
-        num_classes: Number of classes; 0 leaves the classifier out.
-        in_chans: Channels of the images.
-        **config: For the family: fields of `FishConfig`, `global_pool`, `drop_rate`, `features_only`, `out_indices`,
-            `device`, `dtype`. For a timm model: its own keywords.
+            loads the published weights of the model. With `pretrained` or a tag, a classifier of another size keeps its
+            initial weights; with a file it is an error.
+        num_classes: Number of classes; 0 builds the model without a classifier.
+        in_chans: Number of channels of the images.
+        **config: For a FishNet: fields of `FishConfig`, `global_pool`, `drop_rate`, `features_only`, `out_indices`,
+            `device`, `dtype`. For a timm model: its own keyword arguments.
 
     Returns:
         The model: (N, in_chans, H, W) -> (N, num_classes).
 
     Raises:
-        UsageError: The name or a keyword is unknown, or the values do not make a network.
+        UsageError: The name or a keyword argument is unknown, or the values do not fit together.
         FishnetError: The weights cannot be read or do not fit.
     """
     check_name(name)

@@ -1,11 +1,11 @@
-"""Parts of a fish: residual block, channel reduction, resampling, gate. The docstrings give the formulas.
+"""Modules of FishNet: residual block, channel reduction, resampling, gate. The docstrings give the formulas.
 
-Notation: n(x) = ReLU(BN(x)), every norm with parameters of its own; `*` is a convolution without bias.
+Notation: n(x) = ReLU(BN(x)), each with its own parameters; `*` is a convolution without bias.
 TorchScript compiles this module, so annotations stay evaluated.
 """
 # ruff: noqa: D102 (the docstring of a module is that of its forward)
 
-from typing import Any
+from typing import TypedDict, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -14,13 +14,20 @@ from torch import Tensor, nn
 
 from fishnet.models.config import FishInputError
 
-# ReLU works in place throughout: its input is always the fresh output of a norm that does not need it for backward.
+# ReLU is in place throughout: its input is always the output of a norm that does not need it in the backward pass.
 
 Device = torch.device | str | int | None
 
 
+class FactoryKwargs(TypedDict, total=False):
+    """Where and in which dtype a module creates its tensors, as in PyTorch's own modules."""
+
+    device: Device
+    dtype: torch.dtype | None
+
+
 class Projection(nn.Module):
-    """Shortcut of a block that changes the width: p(x) = w * n(x), a 1x1 convolution.
+    """Shortcut of a block that changes the number of channels: p(x) = w * n(x), a 1x1 convolution.
 
     (N, in_channels, H, W) -> (N, out_channels, H, W)
     """
@@ -28,7 +35,7 @@ class Projection(nn.Module):
     def __init__(
         self, in_channels: int, out_channels: int, device: Device = None, dtype: torch.dtype | None = None
     ) -> None:
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        dd: FactoryKwargs = {"device": device, "dtype": dtype}
         super().__init__()
         self.norm = nn.BatchNorm2d(in_channels, **dd)
         self.conv = nn.Conv2d(in_channels, out_channels, 1, bias=False, **dd)
@@ -48,22 +55,22 @@ class ChannelSum(nn.Module):
         self.k = k
 
     def forward(self, x: Tensor) -> Tensor:
-        # Strided slices keep channels-last memory and are several times faster than a sum over an axis of length k.
+        # Strided slices keep channels-last memory and are several times faster than a sum over a dimension of length k.
         y = x[:, :: self.k]
         for j in range(1, self.k):
             y = y + x[:, j :: self.k]
         return y
 
     def extra_repr(self) -> str:
-        """Show k where the module is printed."""
+        """Return k for the printed representation."""
         return f"k={self.k}"
 
 
 class Block(nn.Module):
     """Pre-activation bottleneck: f(x) = s(x) + w3 * n3(w2 * n2(w1 * n1(x))), w1 and w3 1x1, w2 3x3.
 
-    s is the identity, or where the width changes a `Projection` (`shortcut`), or at the entry of a body stage the
-    channel reduction (`reduce`): `ChannelSum`, or a `Projection` for the 1x1 ablation.
+    s is the identity; if the number of channels changes, a `Projection` (`shortcut`) or, in the first block of a body
+    stage, the channel reduction (`reduce`): `ChannelSum`, or a `Projection` for the 1x1 ablation.
 
     (N, in_channels, H, W) -> (N, out_channels, H, W)
     """
@@ -80,7 +87,7 @@ class Block(nn.Module):
         device: Device = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        dd: FactoryKwargs = {"device": device, "dtype": dtype}
         super().__init__()
         self.norm1 = nn.BatchNorm2d(in_channels, **dd)
         self.conv1 = nn.Conv2d(in_channels, middle, 1, bias=False, **dd)
@@ -107,7 +114,7 @@ class Block(nn.Module):
 
 
 class Gate(nn.Module):
-    """Channel attention of the bridge: a = sigmoid(v2 ReLU(v1 m)), m the mean of n(x) over the map.
+    """Channel attention of the bridge: a = sigmoid(v2 ReLU(v1 m)), where m is the mean of n(x) over the map.
 
     v1 and v2 are 1x1 convolutions with bias.
 
@@ -117,7 +124,7 @@ class Gate(nn.Module):
     def __init__(
         self, in_channels: int, hidden: int, out_channels: int, device: Device = None, dtype: torch.dtype | None = None
     ) -> None:
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        dd: FactoryKwargs = {"device": device, "dtype": dtype}
         super().__init__()
         self.norm = nn.BatchNorm2d(in_channels, **dd)
         self.conv1 = nn.Conv2d(in_channels, hidden, 1, **dd)
@@ -129,13 +136,13 @@ class Gate(nn.Module):
 
 
 class ConvDown(nn.Module):
-    """Down-sampling ablation: d(x) = w * n(x), a 3x3 convolution of stride 2.
+    """Downsampling ablation: d(x) = w * n(x), a 3x3 convolution of stride 2.
 
     (N, C, H, W) -> (N, C, ceil(H/2), ceil(W/2))
     """
 
     def __init__(self, channels: int, device: Device = None, dtype: torch.dtype | None = None) -> None:
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        dd: FactoryKwargs = {"device": device, "dtype": dtype}
         super().__init__()
         self.norm = nn.BatchNorm2d(channels, **dd)
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1, bias=False, **dd)
@@ -145,13 +152,13 @@ class ConvDown(nn.Module):
 
 
 class DeconvUp(nn.Module):
-    """Up-sampling ablation: u(x) = w^T * n(x), a 2x2 transposed convolution of stride 2.
+    """Upsampling ablation: u(x) = w^T * n(x), a 2x2 transposed convolution of stride 2.
 
     (N, C, H, W) -> (N, C, 2 H, 2 W)
     """
 
     def __init__(self, channels: int, device: Device = None, dtype: torch.dtype | None = None) -> None:
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        dd: FactoryKwargs = {"device": device, "dtype": dtype}
         super().__init__()
         self.norm = nn.BatchNorm2d(channels, **dd)
         self.conv = nn.ConvTranspose2d(channels, channels, 2, stride=2, bias=False, **dd)
@@ -160,8 +167,8 @@ class DeconvUp(nn.Module):
         return self.conv(F.relu(self.norm(x), inplace=True))
 
 
-def make_down(kind: str, channels: int, **dd: Any) -> nn.Module:
-    """Return the module that halves a map of `channels`: `max2`, `max3`, `avg` or `conv`."""
+def make_down(kind: str, channels: int, **dd: Unpack[FactoryKwargs]) -> nn.Module:
+    """Return the module that halves height and width of a map: `max2`, `max3`, `avg` or `conv`."""
     if kind == "conv":
         return ConvDown(channels, **dd)
     pools = {"max2": nn.MaxPool2d(2), "max3": nn.MaxPool2d(3, stride=2, padding=1), "avg": nn.AvgPool2d(2)}
@@ -169,10 +176,10 @@ def make_down(kind: str, channels: int, **dd: Any) -> nn.Module:
 
 
 def check_norm_input(x: Tensor, norm: nn.Module) -> None:
-    """Explain what torch's own message does not: statistics of one value per channel.
+    """Check that a training BatchNorm gets more than one value per channel; PyTorch's own message is less clear.
 
     Raises:
-        FishInputError: `norm` takes statistics of the batch, and `x` holds one value per channel.
+        FishInputError: `norm` uses batch statistics and `x` has one value per channel.
     """
     if isinstance(x, torch.fx.Proxy) or type(norm) is not nn.BatchNorm2d or not norm.training:
         return

@@ -1,7 +1,7 @@
-"""The one place where networks are put together, for training and for loading.
+"""Build networks: the one place where they are assembled, for training and for loading.
 
-An `Architecture` is plain data: it says which backbone, which heads, which norms. It is stored in the card of a model
-file, and builds the same network again from there.
+An `Architecture` is plain data: backbone, heads and norms. It is stored in the card of a model file, from which the
+same network is built again.
 """
 
 from __future__ import annotations
@@ -9,87 +9,94 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from importlib import metadata
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from torch import nn
 
 from fishnet.errors import UsageError, did_you_mean
 from fishnet.models.heads.detectors import DETECTORS, RegionPlan, build_region_head, check_region_plan
 from fishnet.models.heads.image import ClassifierPlan, ImageHead
+from fishnet.models.heads.types import HeadPlan
 from fishnet.models.network import Batcher, Network
 from fishnet.models.norms import apply_norm_policy
 from fishnet.models.pyramid import Pyramid
+from fishnet.models.timm_types import ModelOptions
 from fishnet.models.trunk import Taps, Trunk, build_trunk, split
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Channel means and standard deviations of ImageNet, for images in 0..1."""
+"""Channel means and standard deviations of ImageNet images in 0..1."""
 
 
-class HeadKind(NamedTuple):
-    """How the heads of a kind are described and built."""
+Plan = TypeVar("Plan", bound=HeadPlan)
 
-    plan: type[Any]
+
+class HeadKind(NamedTuple, Generic[Plan]):
+    """How heads of one kind are described and built."""
+
+    plan: type[Plan]
     """Frozen dataclass with the fields `kind` and `num_classes`."""
-    build: Callable[[Any, Trunk], tuple[Pyramid | None, nn.Module]]
-    """Plan and trunk -> neck, where the head takes maps, and head."""
-    check: Callable[[Any], None] | None = None
-    """Raises UsageError for a plan of which no head can be built."""
+    build: Callable[[Plan, Trunk], tuple[Pyramid | None, nn.Module]]
+    """Plan and trunk -> neck (None if the head needs none) and head."""
+    check: Callable[[Plan], None] | None = None
+    """Raises UsageError for a plan from which no head can be built."""
 
 
-HEADS: dict[str, HeadKind] = {name: HeadKind(RegionPlan, build_region_head, check_region_plan) for name in DETECTORS}
-"""Every kind of head that takes maps, by name; a task of another package adds its own with `register_head`."""
+HEADS: dict[str, HeadKind[Any]] = {
+    name: HeadKind(RegionPlan, build_region_head, check_region_plan) for name in DETECTORS
+}
+"""Every kind of head that takes maps, by name; other packages add theirs with `register_head`."""
 
 
-def register_head(name: str, kind: HeadKind) -> None:
-    """Make a kind of head known, for plans that name it.
+def register_head(name: str, kind: HeadKind[Plan]) -> None:
+    """Register a kind of head, for plans with `kind=name`.
 
     Args:
-        name: What a plan's `kind` says.
-        kind: How it is described and built; its head takes the maps of a neck.
+        name: Value of `kind` in the plans.
+        kind: How the heads are described and built; they take the maps of a neck.
 
     Raises:
-        UsageError: The name is taken.
+        UsageError: Another kind is registered under the name.
     """
     if name == "classifier" or HEADS.get(name, kind) != kind:
-        raise UsageError(f"there is a head of the name {name!r} already")
+        raise UsageError(f"a head named {name!r} is already registered; choose another name")
     HEADS[name] = kind
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """Everything that builds a network again."""
+    """Everything that is needed to build a network again."""
 
     backbone: str
-    """Member of the family or timm name."""
-    heads: dict[str, Any]
-    """Plan of each head, by the head's name."""
-    options: dict[str, Any] = field(default_factory=dict)
-    """Keywords of the backbone."""
+    """Name of a FishNet or of a timm model."""
+    heads: Mapping[str, Any]
+    """Plan (`HeadPlan`) of each head, by the name of the head."""
+    options: ModelOptions = field(default_factory=dict)
+    """Keyword arguments of the backbone."""
     in_chans: int = 3
     """Channels of the images."""
     taps: Taps = "head"
-    """Stages of a fish that give maps."""
+    """Stages of a FishNet that give the feature maps."""
     group_norm: bool = False
-    """Group norms in place of all BatchNorms."""
+    """Whether group norms replace all BatchNorms."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
+    def to_dict(self) -> dict[str, object]:
+        """Return the architecture as plain values for JSON."""
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Architecture:
-        """Return the architecture that `to_dict` wrote.
+    def from_dict(cls, values: Mapping[str, object]) -> Architecture:
+        """Return the architecture from the values of `to_dict`.
 
         Raises:
-            UsageError: A field or a kind of head that this version does not know.
+            UsageError: A field or a kind of head is unknown to this version.
         """
         plain = _known_fields(cls, values, "an architecture")
         plain["heads"] = {name: plan_of(entry) for name, entry in dict(plain["heads"]).items()}
         return cls(**plain)
 
 
-def plan_of(values: Mapping[str, Any]) -> Any:
-    """Return the plan of a head from plain values.
+def plan_of(values: Mapping[str, object]) -> HeadPlan:
+    """Return the plan of a head from plain values, with `kind` among them.
 
     Raises:
         UsageError: Its kind or one of its fields is unknown.
@@ -101,7 +108,7 @@ def plan_of(values: Mapping[str, Any]) -> Any:
     return plan(**_known_fields(plan, values, str(kind)))
 
 
-def _kind_of(name: Any) -> HeadKind:
+def _kind_of(name: object) -> HeadKind[Any]:
     if name not in HEADS:
         for entry in metadata.entry_points(group="fishnet.tasks"):
             entry.load()  # importing the task of another package registers its heads
@@ -111,7 +118,7 @@ def _kind_of(name: Any) -> HeadKind:
     return HEADS[name]
 
 
-def _known_fields(kind: type[Any], values: Mapping[str, Any], what: str) -> dict[str, Any]:
+def _known_fields(kind: type, values: Mapping[str, object], what: str) -> dict[str, Any]:
     known = {entry.name for entry in fields(kind)}
     if unknown := sorted(set(values) - known):
         raise UsageError(f"{what} has no {', '.join(unknown)}; known are {', '.join(sorted(known))}")
@@ -124,17 +131,17 @@ def build_network(
     mean: tuple[float, ...] = IMAGENET_MEAN,
     std: tuple[float, ...] = IMAGENET_STD,
 ) -> Network:
-    """Return the network of an architecture.
+    """Build the network of an architecture.
 
     Args:
         architecture: What to build.
-        weights: Run, checkpoint or tag whose trunk is taken over, with its classifier where that has the same size;
-            `pretrained` stands for those of timm or of the fish's tag. None starts fresh.
-        mean: Channel means of images in 0..1, for batches that the network normalises itself.
+        weights: Run, checkpoint or tag to load the trunk from, and the classifier if it has the same size;
+            `pretrained` loads the published weights. None initialises all weights.
+        mean: Channel means of images in 0..1, for lists of images, which the network normalises itself.
         std: Channel standard deviations of these images.
 
     Raises:
-        UsageError: A name or number that makes no network.
+        UsageError: A name or number in the architecture is invalid.
         FishnetError: The weights cannot be read or do not fit.
     """
     plans = dict(architecture.heads)
@@ -161,12 +168,12 @@ def as_network(
     mean: tuple[float, ...] = IMAGENET_MEAN,
     std: tuple[float, ...] = IMAGENET_STD,
 ) -> Network:
-    """Return a whole classifier as the network of an architecture that has an image head only; its modules are shared.
+    """Return a whole classifier as the network of an architecture with an image head only; its modules are shared.
 
     Args:
-        whole: Classifier, of the family or of timm.
-        architecture: What the network is said to be.
-        mean: Channel means of images in 0..1, for batches that the network normalises itself.
+        whole: FishNet or timm classifier.
+        architecture: Architecture of the classifier.
+        mean: Channel means of images in 0..1, for lists of images, which the network normalises itself.
         std: Channel standard deviations of these images.
     """
     trunk, last = split(whole)

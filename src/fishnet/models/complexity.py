@@ -1,10 +1,9 @@
-"""Parameters and multiply-adds of a model, counted without computing anything."""
+"""Parameters and multiply-adds of a model, counted on the meta device."""
 
 from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,26 +16,26 @@ class Complexity:
     """Size and cost of a model."""
 
     params: int
-    """Trainable and frozen parameters; buffers such as running statistics are left out."""
+    """Trainable and frozen parameters, without buffers such as running statistics."""
     macs: int
-    """Multiply-adds of convolutions and linear layers for one image; biases, norms and activations are left out."""
+    """Multiply-adds of convolutions and linear layers for one image, without biases, norms and activations."""
 
 
 def count(model: nn.Module, size: int | tuple[int, int] = 224, in_chans: int | None = None) -> Complexity:
-    """Count parameters and multiply-adds of one forward pass on the meta device; the model stays as it is.
+    """Count parameters and multiply-adds of one forward pass on the meta device; the model is not changed.
 
     Args:
-        model: Any network that takes images (N, in_chans, H, W), such as a FishNet or a timm backbone.
-        size: Height and width of the image in pixels, or its side.
-        in_chans: Channels of the image; the model's own where it names them, else 3.
+        model: Network with input (N, in_chans, H, W), such as a FishNet or a timm backbone.
+        size: Height and width of the image in pixels, or the side of a square image.
+        in_chans: Number of channels of the image; None takes `model.in_chans` if it exists, else 3.
 
     Returns:
         The counts for one image.
     """
     height, width = (size, size) if isinstance(size, int) else size
     channels = in_chans or getattr(model, "in_chans", None) or 3
-    # Uninitialised copies of the tensors on the meta device: counting costs no memory, whatever the model's size.
-    memo: dict[int, Any] = {
+    # Copies of the tensors on the meta device: counting needs no memory, whatever the size of the model.
+    memo: dict[int, Tensor] = {
         id(tensor): nn.Parameter(tensor.to("meta"), requires_grad=False)
         if isinstance(tensor, nn.Parameter)
         else tensor.to("meta")
@@ -59,7 +58,7 @@ def count(model: nn.Module, size: int | tuple[int, int] = 224, in_chans: int | N
 
 
 def _multiply_adds(layer: nn.Module, given: Tensor, output: Tensor) -> int:
-    """Return the products that one layer sums: each weight is used once per position that it is slid over."""
+    """Return the multiply-adds of one layer: each weight is used once per position of the kernel."""
     if isinstance(layer, nn.Linear):
         return output.numel() * layer.in_features
     assert isinstance(layer, nn.modules.conv._ConvNd)

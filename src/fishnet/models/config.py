@@ -1,4 +1,4 @@
-"""The plan of a fish: the few numbers that a user may set, checked, and everything that follows from them."""
+"""Configuration of a FishNet: the options that users can set, their checks, and the sizes derived from them."""
 
 from __future__ import annotations
 
@@ -12,23 +12,22 @@ Upsample = Literal["nearest", "bilinear", "deconv"]
 Reduction = Literal["sum", "conv1x1"]
 
 STAGES = ("stem_conv", "stem", "t1", "t2", "t3", "bridge", "b1", "b2", "b3", "h1", "h2", "h3")
-"""Stages in the order in which an image passes them; `stem_conv` is the stem before its pool."""
-
+"""Stages in the order of the forward pass; `stem_conv` is the stem before its pool."""
 
 SKIPS = {"b1": "t2", "b2": "t1", "b3": "stem", "h1": "b2", "h2": "b1", "h3": "bridge"}
-"""Stage whose output enters each body and head stage beside the trunk, through transfer blocks."""
+"""Skip connections: the stage whose output enters each body and head stage through transfer blocks."""
 
 
 class FishConfigError(UsageError, ValueError):
-    """A plan of which no network can be built."""
+    """A configuration from which no network can be built."""
 
 
 class FishInputError(FishnetError, ValueError):
-    """Images that a network cannot take: too small, or too few to train on."""
+    """Images that a network cannot process: too small, or too few for training."""
 
 
 def too_small(height: int, width: int, least: int) -> FishInputError:
-    """Return the error for images below the smallest size of a fish, in pixels."""
+    """Return the error for images smaller than the minimum size `least`, in pixels."""
     return FishInputError(
         f"input of {height}x{width} pixels (height x width) is too small for this FishNet: the smallest is "
         f"{least}x{least}; use larger images or a smaller stem_stride"
@@ -37,18 +36,20 @@ def too_small(height: int, width: int, least: int) -> FishInputError:
 
 @dataclass(frozen=True)
 class FishConfig:
-    """Plan of a FishNet (arXiv 1901.03495, the released layout); the defaults are those of FishNet-99.
+    """Configuration of a FishNet (arXiv 1901.03495, the released layout); the defaults are those of FishNet-99.
 
-    All other widths follow: the skip of each body and head stage is concatenated to its trunk. Raises
-    `FishConfigError` (a `ValueError`) where the numbers do not fit together.
+    All other widths follow from these: each body and head stage concatenates its skip to its trunk.
+
+    Raises:
+        FishConfigError: The values do not fit together; a subclass of `ValueError`.
     """
 
     stem_width: int = 64
-    """Channels after the stem; its two inner convolutions have half of them."""
+    """Output channels of the stem; its first two convolutions have half as many."""
     tail_widths: tuple[int, int, int] = (128, 256, 512)
-    """Channels of t1, t2, t3; the bridge keeps the last."""
+    """Channels of t1, t2, t3; the bridge has as many as t3."""
     body_widths: tuple[int, int, int] = (512, 384, 256)
-    """Channels of the blocks of b1, b2, b3, before the skips are concatenated."""
+    """Channels of the blocks of b1, b2, b3, before concatenation of the skips."""
     tail_depths: tuple[int, int, int] = (2, 2, 6)
     """Residual blocks of t1, t2, t3."""
     bridge_depth: int = 2
@@ -60,19 +61,19 @@ class FishConfig:
     transfer_depths: tuple[int, int, int, int, int, int] = (1, 1, 1, 1, 1, 4)
     """Residual blocks on the skips that enter b1, b2, b3, h1, h2, h3."""
     bottleneck: float = 0.25
-    """Share of a block's channels that its 3x3 convolution works on."""
+    """Channels of the 3x3 convolution of a block, as a share of the block's channels."""
     group_width: int = 0
-    """Channels per group of the 3x3 convolutions of blocks (FishNeXt: 4); 0: not grouped."""
+    """Channels per group of the 3x3 convolutions in blocks (FishNeXt: 4); 0 means no groups."""
     stem_stride: int = 4
     """Stride of the stem: 4 (convolution and pool), 2 (convolution only) or 1 (neither), for small images."""
     output_stride: int = 32
-    """Largest stride of any map: 32, 16 or 8; deeper stages keep their resolution and dilate instead."""
+    """Largest stride of any map: 32, 16 or 8; deeper stages keep their resolution and use dilation instead."""
     dilations: tuple[int, int, int] = (1, 2, 4)
     """Dilation of the blocks of b1, b2, b3."""
     dilation: bool = True
     """False sets the dilations of the body to 1 (ablation)."""
     gate: bool = True
-    """The bridge's channel attention; False leaves it out (ablation)."""
+    """Whether the bridge has channel attention (ablation)."""
     downsample: Downsample = "max2"
     """2x2 max-pool, 3x3 max-pool, 2x2 average pool, or strided 3x3 convolution (ablation)."""
     upsample: Upsample = "nearest"
@@ -80,12 +81,12 @@ class FishConfig:
     reduction: Reduction = "sum"
     """How a body stage narrows its input: sum of neighbouring channels, or a 1x1 convolution (ablation)."""
     zero_init_last: bool = False
-    """Start the last convolution of every block at zero, so that each block begins as its shortcut alone."""
+    """Initialise the last convolution of every block with zeros, so that each block starts as its shortcut."""
     drop_path_rate: float = 0.0
-    """Probability of dropping a residual branch in the deepest block; grows linearly from 0 at the first."""
+    """Probability of dropping a residual branch in the deepest block; grows linearly from 0 in the first block."""
 
     def __post_init__(self) -> None:
-        """Turn lists (from YAML or the command line) into tuples and check every number."""
+        """Convert lists (from YAML or the command line) to tuples and check every value."""
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, list):
@@ -95,16 +96,16 @@ class FishConfig:
         _check_widths(self)
 
     def middle_width(self, width: int) -> int:
-        """Return the channels of the 3x3 convolution in a block of `width` channels."""
+        """Return the number of channels of the 3x3 convolution in a block with `width` channels."""
         return max(1, round(width * self.bottleneck))
 
     def groups(self, middle: int) -> int:
-        """Return the number of groups of a 3x3 convolution on `middle` channels."""
+        """Return the number of groups of a 3x3 convolution with `middle` channels."""
         return middle // self.group_width if self.group_width else 1
 
     @property
     def bridge_width(self) -> int:
-        """Channels of the bridge's blocks and of its output."""
+        """Channels of the bridge's blocks and output."""
         return self.tail_widths[2]
 
     @property
@@ -125,12 +126,12 @@ class FishConfig:
 
     @property
     def score_width(self) -> int:
-        """Channels that are pooled and classified: half of the head's output."""
+        """Channels of the pooled features: half of the head's output."""
         return self.channels["h3"] // 2
 
     @property
     def nominal_strides(self) -> dict[str, int]:
-        """Stride of the output of every stage if nothing limits it."""
+        """Stride of the output of every stage, without the limit of `output_stride`."""
         s = self.stem_stride
         strides = (min(s, 2), s, 2 * s, 4 * s, 8 * s, 8 * s, 4 * s, 2 * s, s, 2 * s, 4 * s, 8 * s)
         return dict(zip(STAGES, strides, strict=True))
@@ -141,16 +142,20 @@ class FishConfig:
         return {name: min(stride, self.output_stride) for name, stride in self.nominal_strides.items()}
 
     def dilation_after(self, name: str) -> int:
-        """Return the dilation that makes up for the resolution kept at the output of a stage."""
+        """Return the dilation after a stage that compensates for the limit of `output_stride`."""
         return self.nominal_strides[name] // self.strides[name]
 
     @property
     def min_size(self) -> int:
-        """Smallest height and width of an input in pixels."""
+        """Minimum height and width of an input in pixels."""
         return max(self.strides.values())
 
     def with_options(self, **options: Any) -> FishConfig:
-        """Return a copy with other values; an unknown name is an error that lists the known ones."""
+        """Return a copy with the given fields replaced.
+
+        Raises:
+            FishConfigError: A name is unknown, or the values do not fit together.
+        """
         known = {field.name: getattr(self, field.name) for field in fields(self)}
         for name in options:
             if name not in known:
@@ -184,13 +189,13 @@ def _check_ranges(config: FishConfig) -> None:
         if min(getattr(config, name)) < 1:
             raise FishConfigError(f"model option {name}={getattr(config, name)}: every number must be at least 1")
     if config.stem_width < 2 or config.stem_width % 2:
-        raise FishConfigError(f"model option stem_width={config.stem_width} must be an even number from 2 up")
+        raise FishConfigError(f"model option stem_width={config.stem_width} must be an even number, at least 2")
     if config.bridge_depth < 1:
         raise FishConfigError(f"model option bridge_depth={config.bridge_depth} must be at least 1")
     if min(config.transfer_depths) < 0 or config.group_width < 0:
         raise FishConfigError("model options transfer_depths and group_width must not be negative")
     if not 0 < config.bottleneck <= 1:
-        raise FishConfigError(f"model option bottleneck={config.bottleneck} must lie above 0 and be at most 1")
+        raise FishConfigError(f"model option bottleneck={config.bottleneck} must be above 0 and at most 1")
     if not 0 <= config.drop_path_rate < 1:
         raise FishConfigError(f"model option drop_path_rate={config.drop_path_rate} must be at least 0 and below 1")
 
@@ -205,8 +210,8 @@ def _check_widths(config: FishConfig) -> None:
             wide = config.channels[before]
             if wide % width:
                 raise FishConfigError(
-                    f"model option body_widths={config.body_widths}: {width} must divide the {wide} channels that come "
-                    f"from {before}, because groups of channels are summed; choose a divisor or reduction=conv1x1"
+                    f"model option body_widths={config.body_widths}: {width} must divide the {wide} channels of "
+                    f"{before}, because groups of channels are summed; choose a divisor or reduction=conv1x1"
                 )
     if config.group_width:
         for width in (*config.channels.values(), *config.body_widths):
@@ -262,4 +267,4 @@ VARIANTS: dict[str, FishConfig] = {
         transfer_depths=(2, 2, 2, 2, 2, 4),
     ),
 }
-"""Plans of the members of the family, by name."""
+"""Configurations of all FishNets, by name."""

@@ -1,15 +1,14 @@
-"""What the processes of a run have to agree on; with one process every function returns its input unchanged.
+"""Reductions over the processes of a run; with one process every function returns its input unchanged.
 
-DistributedDataParallel averages gradients over processes. A loss that is a mean over regions, pixels or objects is the
-mean of one large batch only if it is divided by the number of items of all processes, not by its own.
+DistributedDataParallel averages gradients over processes. A loss that is a mean over regions, pixels or objects equals
+the mean of one large batch only if it is divided by the number of items in all processes, not in its own.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 
 
 def world_size() -> int:
@@ -18,13 +17,13 @@ def world_size() -> int:
 
 
 def balanced(loss: Tensor, count: int | Tensor) -> Tensor:
-    """Return a mean over this process's items, scaled so that its average over processes is the mean over all items.
+    """Scale the mean over the items of this process so that its average over processes is the mean over all items.
 
-    Every process must call this the same number of times, those without items too.
+    Every process must call this the same number of times, even if it has no items.
 
     Args:
-        loss: Sum over the items divided by max(1, count), a scalar.
-        count: Number of items of this process.
+        loss: Sum over the items of this process divided by max(1, count), a scalar.
+        count: Number of items in this process.
     """
     if not _is_distributed():
         return loss
@@ -34,23 +33,23 @@ def balanced(loss: Tensor, count: int | Tensor) -> Tensor:
 
 
 class _Total(torch.autograd.Function):
-    """Sum over all processes; each process's gradient is the sum of all gradients."""
+    """Sum over all processes; the gradient is the sum of the gradients of all processes."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:
+    def forward(ctx: FunctionCtx, values: Tensor) -> Tensor:
         total = values.clone()
         torch.distributed.all_reduce(total)
         return total
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+    def backward(ctx: FunctionCtx, *gradients: Tensor) -> Tensor:
         total = gradients[0].clone()
         torch.distributed.all_reduce(total)
         return total
 
 
 def total(values: Tensor) -> Tensor:
-    """Return the element-wise sum over all processes, differentiable; every process must take part in both ways."""
+    """Return the differentiable element-wise sum over all processes; all must run its forward and its backward pass."""
     return _Total.apply(values) if _is_distributed() else values
 
 

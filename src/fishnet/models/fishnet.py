@@ -1,4 +1,4 @@
-"""FishNet: stem -> tail -> bridge -> body -> head -> score -> classes, and its members as timm models.
+"""FishNet: stem -> tail -> bridge -> body -> head -> score -> classes, and its variants as timm models.
 
 Sun, Pang, Shi, Yi, Ouyang: FishNet, NeurIPS 2018, https://arxiv.org/abs/1901.03495.
 TorchScript compiles this module, so annotations stay evaluated.
@@ -6,7 +6,7 @@ TorchScript compiles this module, so annotations stay evaluated.
 # ruff: noqa: D102 (the docstring of a module is that of its forward)
 
 from dataclasses import fields
-from typing import Any
+from typing import TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -18,12 +18,13 @@ from timm.models import load_pretrained as load_timm_pretrained
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from fishnet.models.blocks import Block, Device
+from fishnet.models.blocks import Block, Device, FactoryKwargs
 from fishnet.models.config import STAGES, VARIANTS, FishConfig, too_small
 from fishnet.models.stages import Body, Bridge, Head, Stem, Tail, set_stage_checkpointing
+from fishnet.models.timm_types import LayerGroups, ModelOptions, Pattern
 
 TAPS = ("stem_conv", "b3", "h1", "h2", "h3")
-"""Stages that timm gets as features: one per stride, the most refined map of each."""
+"""Stages that timm offers as features: for each stride the deepest map."""
 
 MODULES = {
     "stem_conv": "stem.relu",
@@ -42,7 +43,7 @@ class Score(nn.Module):
     def __init__(
         self, in_channels: int, out_channels: int, device: Device = None, dtype: torch.dtype | None = None
     ) -> None:
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        dd: FactoryKwargs = {"device": device, "dtype": dtype}
         super().__init__()
         self.norm1 = nn.BatchNorm2d(in_channels, **dd)
         self.conv = nn.Conv2d(in_channels, out_channels, 1, bias=False, **dd)
@@ -56,8 +57,8 @@ class Score(nn.Module):
 class FishNet(nn.Module):
     """A FishNet classifier and backbone: (N, in_chans, H, W) -> (N, num_classes).
 
-    Any height and width from `config.min_size` up, rectangular and odd ones too. Without a classifier
-    (`num_classes=0`) the output is the pooled features (N, num_features), with `global_pool=""` too the map.
+    Height and width are arbitrary from `config.min_size` up, also odd or unequal. Without a classifier
+    (`num_classes=0`) the output is the pooled features (N, num_features), or the map if also `global_pool=""`.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class FishNet(nn.Module):
         device: Device = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        dd: FactoryKwargs = {"device": device, "dtype": dtype}
         super().__init__()
         self.config = config = config or FishConfig()
         self.num_classes = num_classes
@@ -80,7 +81,8 @@ class FishNet(nn.Module):
         self.feature_info = [_feature(config, name) for name in TAPS]
         self.num_taps = len(TAPS)
         depths = [*config.tail_depths, config.bridge_depth, *config.body_depths, *config.head_depths]
-        rates: Any = calculate_drop_path_rates(config.drop_path_rate, depths, stagewise=True)
+        rates: list[list[float]]  # timm's annotation includes the form of one rate per block
+        rates = calculate_drop_path_rates(config.drop_path_rate, depths, stagewise=True)  # type: ignore[assignment]
         self.stem = Stem(config, in_chans, **dd)
         self.tail = Tail(config, rates[0:3], **dd)
         self.bridge = Bridge(config, rates[3], **dd)
@@ -95,10 +97,10 @@ class FishNet(nn.Module):
 
     @torch.jit.ignore
     def init_weights(self) -> None:
-        """Draw fresh weights: Kaiming-normal convolutions (fan out), identity norms, a classifier near zero.
+        """Initialise the weights: Kaiming-normal convolutions (fan out), identity norms, a classifier near zero.
 
-        With `zero_init_last` the last convolution of every block is zero, as timm starts its ResNets: a fresh network
-        is then its shortcuts, projections and resampling alone (Goyal et al., arXiv 1706.02677, section 5.1).
+        With `zero_init_last` the last convolution of every block is zero, as in timm's ResNets: the network then
+        consists of shortcuts, projections and resampling at first (Goyal et al., arXiv 1706.02677, section 5.1).
         """
         self.apply(_init_weights)
         if self.config.zero_init_last:
@@ -108,7 +110,7 @@ class FishNet(nn.Module):
 
     @torch.jit.ignore
     def stages(self, x: Tensor) -> dict[str, Tensor]:
-        """Return the output of every stage by name, from the stem up; `stage_info` gives strides and channels."""
+        """Return the output of every stage by name, from the stem on; `stage_info` has their strides and channels."""
         outputs: dict[str, Tensor] = {}
         modules = dict(self.named_modules())
         handles = [
@@ -124,18 +126,19 @@ class FishNet(nn.Module):
         return {name: outputs[name] for name in STAGES if name in outputs}
 
     @torch.jit.ignore
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Return timm's description of layer groups from the stem to the classifier: stages, or (fine) blocks."""
-        matcher: dict[str, Any] = {"stem": r"^stem"}
+    def group_matcher(self, coarse: bool = False) -> LayerGroups:
+        """Return timm's layer groups from the stem to the classifier: stages if `coarse`, else blocks."""
+        matcher: LayerGroups = {"stem": r"^stem"}
         for name in STAGES[2:]:
             prefix = "^" + MODULES[name].replace(".", r"\.")
-            fine = [(rf"{prefix}\.blocks\.(\d+)", None), (rf"{prefix}\.(?:down|up|transfer)", (99999,)), (prefix, None)]
+            blocks, rest = rf"{prefix}\.blocks\.(\d+)", rf"{prefix}\.(?:down|up|transfer)"
+            fine: list[Pattern] = [(blocks, None), (rest, (99999,)), (prefix, None)]
             matcher[name] = prefix if coarse else fine
         return matcher | {"score": r"^score"}
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        """Return the parameters that want no weight decay whatever the recipe: none."""
+        """Return the names of parameters that are exempt from weight decay in every recipe: none."""
         return set()
 
     @torch.jit.ignore
@@ -149,7 +152,7 @@ class FishNet(nn.Module):
         return self.classifier
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Put a fresh classifier of `num_classes` (0: none) in place; the pooling stays unless given."""
+        """Replace the classifier by a new one for `num_classes` (0: none), and the pooling if it is given."""
         dd = get_device_dtype(self)
         self.num_classes = num_classes
         pool = self.global_pool.pool_type if global_pool is None else global_pool
@@ -161,20 +164,22 @@ class FishNet(nn.Module):
 
     @torch.jit.ignore
     def load_pretrained(self, checkpoint_path: str, prefix: str = "") -> None:
-        """Load a checkpoint file of any known layout; another class count or `in_chans` is adapted as timm does."""
+        """Load a checkpoint file of any known layout; another `num_classes` or `in_chans` is adapted as in timm."""
         from fishnet.models.checkpoints.weights import read_checkpoint
 
         state = checkpoint_filter_fn(read_checkpoint(checkpoint_path), self)
-        source: dict[str, Any] = {**getattr(self, "pretrained_cfg", {}), "state_dict": state, "source": ""}
+        source = {**getattr(self, "pretrained_cfg", {}), "state_dict": state, "source": ""}
         load_timm_pretrained(self, source, num_classes=self.num_classes, in_chans=self.in_chans)
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Remove what the features at `indices` do not need; the features then end at the last of them.
+        """Remove modules that the features at `indices` do not need; the last of these features becomes the final one.
 
-        `score` serves the classifier only: it stays where `h3` is kept and neither head nor norm is pruned.
-        Returns the indices as non-negative numbers.
+        Only the classifier needs `score`: it is kept if `h3` is kept and neither head nor norm is pruned.
+
+        Returns:
+            The indices as non-negative numbers.
         """
         take_indices, last = feature_take_indices(self.num_taps, indices)
         if last == 0:
@@ -207,7 +212,7 @@ class FishNet(nn.Module):
             raise too_small(x.shape[-2], x.shape[-1], self.min_size)
 
     def _run(self, x: Tensor, take: list[int], last: int) -> tuple[Tensor, list[Tensor]]:
-        """Return the feature with index `last` (or the last that pruning left) and those with an index in `take`."""
+        """Return the feature with index `last` (or the last one left by pruning) and those with an index in `take`."""
         if not torch.jit.is_scripting():
             self._check_size(x)
         taps: list[Tensor] = []
@@ -238,11 +243,16 @@ class FishNet(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Return (final features, features at `indices`), or the latter alone.
+        """Return (final features, features at `indices`), or only the latter with `intermediates_only`.
 
-        Index 0 is the stem before its pool, 1 to 4 are b3, h1, h2, h3: raw sums of a pre-activation network, that is
-        why `norm` changes nothing. `indices`: a number takes that many of the last, nothing takes all.
-        `stop_early` ends the run at the last index; the final features are then that map.
+        Args:
+            x: Images (N, in_chans, H, W).
+            indices: Features to return: 0 is the stem before its pool, 1 to 4 are b3, h1, h2, h3. A number takes that
+                many of the last ones, None takes all.
+            norm: Has no effect: the features are raw sums of a pre-activation network, without a final norm.
+            stop_early: Whether to stop at the last index; its map is then the final features.
+            output_fmt: Must be NCHW.
+            intermediates_only: Whether to return only the features at `indices`.
         """
         assert output_fmt == "NCHW", "Output format must be NCHW."
         take, last = feature_take_indices(self.num_taps, indices)
@@ -255,14 +265,14 @@ class FishNet(nn.Module):
         return x, taps
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Return the map that is pooled: (N, num_features, H/32, W/32)."""
+        """Return the map before pooling (N, num_features, H/32, W/32)."""
         x, _ = self._run(x, [], self.num_taps - 1)
         if hasattr(self, "score"):
             x = self.score(x)
         return x
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Pool features and classify them; `pre_logits` stops before the classifier."""
+        """Pool features and classify them; with `pre_logits` return the pooled features."""
         x = self.head_drop(self.global_pool(x))
         return x if pre_logits else self.classifier(x)
 
@@ -271,13 +281,21 @@ class FishNet(nn.Module):
         return self.forward_head(self.forward_features(x))
 
 
-def _feature(config: FishConfig, name: str) -> dict[str, Any]:
-    """Return timm's description of a stage's output."""
+class FeatureEntry(TypedDict):
+    """timm's description of a feature map."""
+
+    num_chs: int
+    reduction: int
+    module: str
+
+
+def _feature(config: FishConfig, name: str) -> FeatureEntry:
+    """Return timm's description of the output of a stage."""
     return {"num_chs": config.channels[name], "reduction": config.strides[name], "module": MODULES[name]}
 
 
 def _init_weights(module: nn.Module) -> None:
-    """Initialise one layer; norms also forget their running statistics."""
+    """Initialise one layer; running statistics of norms are reset."""
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     elif isinstance(module, nn.Linear):
@@ -290,13 +308,13 @@ def _init_weights(module: nn.Module) -> None:
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Return weights of any known layout under this model's key names."""
+    """Return weights of any known layout with the names of this library."""
     from fishnet.models.checkpoints.weights import convert_state
 
     return convert_state(state_dict)
 
 
-def _cfg(url: str = "", **kwargs: Any) -> dict[str, Any]:
+def _cfg(url: str = "", **kwargs: object) -> dict[str, object]:
     return {
         "url": url,
         "num_classes": 1000,
@@ -327,8 +345,8 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _create_fishnet(variant: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Build a member for timm; keywords are fields of `FishConfig` or arguments of `FishNet`."""
+def _create_fishnet(variant: str, pretrained: bool, kwargs: ModelOptions) -> nn.Module:
+    """Build a variant for timm; `kwargs` are fields of `FishConfig` or arguments of `FishNet`."""
     known = {field.name for field in fields(FishConfig)}
     options = {name: kwargs.pop(name) for name in list(kwargs) if name in known}
     if pretrained:
@@ -344,10 +362,10 @@ def _create_fishnet(variant: str, pretrained: bool = False, **kwargs: Any) -> nn
     )
 
 
-def _downloaded(variant: str, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return timm's overlay with the checkpoint's local path, where the weights are those of a tag known here.
+def _downloaded(variant: str, kwargs: ModelOptions) -> ModelOptions:
+    """Return timm's `pretrained_cfg_overlay`, with the local path of the checkpoint if its tag is known here.
 
-    timm cannot read them itself: they are zipped and come with a SHA-1.
+    timm cannot download it itself: it is zipped and published with a SHA-1.
     """
     overlay = dict(kwargs.get("pretrained_cfg_overlay") or {})
     cfg = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), overlay)
@@ -359,42 +377,42 @@ def _downloaded(variant: str, kwargs: dict[str, Any]) -> dict[str, Any]:
 
 
 @register_model
-def fishnet99(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+def fishnet99(pretrained: bool = False, **kwargs: object) -> nn.Module:
     """FishNet-99 as released: 16.6 M parameters, 4.3 G multiply-adds at 224x224."""
-    return _create_fishnet("fishnet99", pretrained, **kwargs)
+    return _create_fishnet("fishnet99", pretrained, kwargs)
 
 
 @register_model
-def fishnet150(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+def fishnet150(pretrained: bool = False, **kwargs: object) -> nn.Module:
     """FishNet-150 as released: 25.0 M parameters, 6.4 G multiply-adds at 224x224."""
-    return _create_fishnet("fishnet150", pretrained, **kwargs)
+    return _create_fishnet("fishnet150", pretrained, kwargs)
 
 
 @register_model
-def fishnet201(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+def fishnet201(pretrained: bool = False, **kwargs: object) -> nn.Module:
     """FishNet-201 as released: 44.6 M parameters, 10.5 G multiply-adds at 224x224."""
-    return _create_fishnet("fishnet201", pretrained, **kwargs)
+    return _create_fishnet("fishnet201", pretrained, kwargs)
 
 
 @register_model
-def fishnext150(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """FishNeXt-150: blocks with twice the inner width and 4 channels per group."""
-    return _create_fishnet("fishnext150", pretrained, **kwargs)
+def fishnext150(pretrained: bool = False, **kwargs: object) -> nn.Module:
+    """FishNeXt-150: bottlenecks of twice the width with 4 channels per group."""
+    return _create_fishnet("fishnext150", pretrained, kwargs)
 
 
 @register_model
-def fishnet_nano(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """FishNet-nano: half a million parameters, for small images and small devices."""
-    return _create_fishnet("fishnet_nano", pretrained, **kwargs)
+def fishnet_nano(pretrained: bool = False, **kwargs: object) -> nn.Module:
+    """FishNet-nano: 0.5 M parameters, for small images and small devices."""
+    return _create_fishnet("fishnet_nano", pretrained, kwargs)
 
 
 @register_model
-def fishnet_tiny(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+def fishnet_tiny(pretrained: bool = False, **kwargs: object) -> nn.Module:
     """FishNet-tiny: 3 M parameters, for edge devices."""
-    return _create_fishnet("fishnet_tiny", pretrained, **kwargs)
+    return _create_fishnet("fishnet_tiny", pretrained, kwargs)
 
 
 @register_model
-def fishnet_small(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+def fishnet_small(pretrained: bool = False, **kwargs: object) -> nn.Module:
     """FishNet-small: 8 M parameters."""
-    return _create_fishnet("fishnet_small", pretrained, **kwargs)
+    return _create_fishnet("fishnet_small", pretrained, kwargs)

@@ -1,56 +1,63 @@
-"""One trunk, run once per batch, and any heads on it."""
+"""Networks: one trunk, run once per batch, with any number of heads."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, overload
 
 import torch
 from torch import Tensor, nn
 
 from fishnet.models.distributed import largest
-from fishnet.models.heads.types import Frame, Losses, Raw, Size
+from fishnet.models.heads.types import Answers, Frame, Losses, Raw, Size, Targets
 from fishnet.models.pyramid import Pyramid
+from fishnet.models.timm_types import LayerGroups
 from fishnet.models.trunk import Trunk
 
 Images = Tensor | list[Tensor]
 """A normalised batch (N, C, H, W), or images (C, h, w) of any sizes, float in 0..1 or uint8."""
 
 
-class Head(Protocol):
-    """What stands on a trunk: it takes the levels of its neck, or without a neck the pooled features."""
+FeaturesT = TypeVar("FeaturesT", contravariant=True)
+TargetsT = TypeVar("TargetsT", contravariant=True)
+AnswerT = TypeVar("AnswerT")
 
-    def raw(self, features: Any) -> Raw:
-        """Return the outputs before decoding, by name; free of Python control flow on values, so that it exports."""
+
+class Head(Protocol[FeaturesT, TargetsT, AnswerT]):
+    """A prediction head; it takes the feature maps of its neck or, without a neck, the pooled features of the trunk."""
+
+    def raw(self, features: FeaturesT) -> Raw:
+        """Return the outputs before decoding, by name. Must not branch on tensor values, so that it can be exported."""
         ...
 
-    def losses(self, raw: Raw, frame: Frame, targets: Any) -> Losses:
-        """Return the losses by name, whose sum is minimised."""
+    def losses(self, raw: Raw, frame: Frame, targets: TargetsT) -> Losses:
+        """Return the losses by name; their sum is minimised."""
         ...
 
-    def decode(self, raw: Raw, frame: Frame) -> list[Any]:
-        """Return an answer per image, in pixels of the image as the network saw it."""
+    def decode(self, raw: Raw, frame: Frame) -> list[AnswerT]:
+        """Return one answer per image, in pixels of the network's input."""
         ...
 
 
 class Batcher:
-    """Normalise images and put them into one batch, padded with zeros to whole strides; nothing is resized here.
+    """Normalise images and pad them with zeros to one batch; images are not resized.
 
     Args:
-        mean: Channel means, for images in 0..1.
-        std: Channel standard deviations.
-        stride: Number that height and width of a batch are multiples of.
+        mean: Channel means of images in 0..1.
+        std: Channel standard deviations of images in 0..1.
+        stride: Height and width of a batch are multiples of this number of pixels.
     """
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], stride: int) -> None:
         self.mean, self.std, self.stride = mean, std, stride
 
     def __call__(self, images: Images, common: bool = False) -> tuple[Tensor, Frame]:
-        """Return the batch (N, C, H, W) in NHWC memory order, and where the images lie in it.
+        """Return the batch (N, C, H, W) in channels-last memory order, and the sizes of its images.
 
         Args:
-            images: Images; a batch is taken as it is.
-            common: Whether the batches of all processes get one size. The padding of an image then does not depend on
-                which others share its process; the largest sets the pace of a step anyway.
+            images: Images to batch; a tensor is a finished batch and is returned unchanged.
+            common: Whether to pad the batches of all processes to one size. The padding of an image then does not
+                depend on the other images of its process; the largest batch determines the step time anyway.
         """
         if isinstance(images, Tensor):
             return images, Frame(_size(images), [_size(images)] * len(images))
@@ -65,9 +72,9 @@ class Batcher:
         return batch, Frame((height, width), sizes)
 
     def groups(self, images: Images) -> list[list[int]]:
-        """Return the places of the images that may share a batch.
+        """Return the indices of the images that may share a batch.
 
-        Only images of one padded size do: a fish pools globally, and more padding would change its answer.
+        These are the images of one padded size: FishNet pools globally, so more padding would change its output.
         """
         found: dict[tuple[int, ...], list[int]] = {}
         for place, image in enumerate(images):
@@ -87,14 +94,15 @@ def _size(image: Tensor) -> Size:
 class Network(nn.Module):
     """Images -> batch -> trunk (once) -> necks -> heads.
 
-    In training `network(images, targets)` returns the losses by name, else `network(images)` the answers by head, each
-    a list with an entry per image. Where several heads are composed, the names of losses begin with that of the head.
+    In training mode `network(images, targets)` returns the losses by name; in eval mode `network(images)` returns the
+    answers by head, each a list with one entry per image. With several heads, the name of a loss starts with the name
+    of its head.
 
     Args:
         trunk: Backbone.
-        necks: Pyramid of every head that takes maps, by the head's name.
+        necks: Pyramid of each head that takes feature maps, by the name of the head.
         heads: Heads by name, such as `image` and `region`.
-        batcher: Makes a batch of images.
+        batcher: Turns images into a batch.
     """
 
     def __init__(self, trunk: Trunk, necks: dict[str, Pyramid], heads: dict[str, nn.Module], batcher: Batcher) -> None:
@@ -102,8 +110,24 @@ class Network(nn.Module):
         self.trunk, self.batcher = trunk, batcher
         self.necks, self.heads = nn.ModuleDict(necks), nn.ModuleDict(heads)
 
-    def forward(self, images: Images, targets: dict[str, Any] | None = None) -> Any:
-        """Return losses in training (targets by head), answers by head otherwise."""
+    if TYPE_CHECKING:
+
+        @overload
+        def __call__(self, images: Images) -> Answers: ...
+
+        @overload
+        def __call__(self, images: Images, targets: Targets) -> Losses: ...
+
+        def __call__(self, images: Images, targets: Targets | None = None) -> Losses | Answers:
+            """Run `forward`; the overloads give the type of the result with and without targets."""
+
+    def forward(self, images: Images, targets: Targets | None = None) -> Losses | Answers:
+        """Return the losses by name in training mode, the answers by head otherwise.
+
+        Args:
+            images: Normalised batch, or a list of images.
+            targets: Targets by head; required in training mode.
+        """
         if self.training:
             assert targets is not None, "training needs targets"
             batch, frame = self.batcher(images, common=True)
@@ -116,12 +140,12 @@ class Network(nn.Module):
         return {name: [found[place] for place in range(len(images))] for name, found in answers.items()}
 
     def raw(self, batch: Tensor) -> Raw:
-        """Return the raw outputs of all heads of a normalised batch, by `<head>.<output>`; this is what is exported."""
+        """Return the raw outputs of all heads for a normalised batch, by `<head>.<output>`; this is exported."""
         outputs = self._raw(batch)
         return {f"{head}.{name}": value for head, raw in outputs.items() for name, value in raw.items()}
 
-    def decode(self, raw: dict[str, Raw], frame: Frame) -> dict[str, list[Any]]:
-        """Return the answers of every head from raw outputs by head, which may come from elsewhere."""
+    def decode(self, raw: Mapping[str, Raw], frame: Frame) -> Answers:
+        """Return the answers of every head from raw outputs by head, such as those of an exported network."""
         return {name: self._head(name).decode(outputs, frame) for name, outputs in raw.items()}
 
     def _raw(self, batch: Tensor) -> dict[str, Raw]:
@@ -131,7 +155,7 @@ class Network(nn.Module):
             for name in self.heads
         }
 
-    def _losses(self, raw: dict[str, Raw], frame: Frame, targets: dict[str, Any]) -> Losses:
+    def _losses(self, raw: dict[str, Raw], frame: Frame, targets: Targets) -> Losses:
         losses: Losses = {}
         for name, target in targets.items():
             prefix = f"{name}_" if len(self.heads) > 1 else ""
@@ -139,15 +163,15 @@ class Network(nn.Module):
             losses |= {prefix + loss: value for loss, value in found.items()}
         return losses
 
-    def _head(self, name: str) -> Any:
-        return self.heads[name]
+    def _head(self, name: str) -> Head[Any, Any, object]:
+        return cast(Head[Any, Any, object], self.heads[name])
 
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Return timm's description of layer groups: the trunk's from its stem on; necks and heads are the last one."""
+    def group_matcher(self, coarse: bool = False) -> LayerGroups:
+        """Return timm's layer groups: those of the trunk, from its stem on; necks and heads are in the last group."""
         return self.trunk.layer_groups(r"^trunk\.")
 
     def no_weight_decay(self) -> set[str]:
-        """Return the parameters that the backbone wants no weight decay for, such as position embeddings."""
+        """Return the parameters that the backbone exempts from weight decay, such as position embeddings."""
         return {f"trunk.{name}" for name in self.trunk.no_weight_decay()}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:

@@ -1,8 +1,8 @@
-"""One switch for the BatchNorms of a network, the same for every task.
+"""Norm policies: what happens to the BatchNorms of a network, the same for every task.
 
-Detection and segmentation train on few large images per device, where the statistics of a batch are a poor estimate:
-the classic trap. The ways out are to freeze them (with weights from elsewhere), to gather them over all GPUs, or to
-normalise groups of channels of a single image instead (Wu & He, Group Normalization, arXiv 1803.08494).
+Detection and segmentation train on few large images per device, for which batch statistics are a poor estimate.
+Remedies: freeze the BatchNorms (with pretrained weights), share their statistics over all GPUs, or replace them by
+group norms, which normalise each image alone (Wu & He, Group Normalization, arXiv 1803.08494).
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
 FEWEST_IMAGES = 8
 GROUPS = 32
 
-# Parts that timm puts into its BatchNorms. `aux_bn` are further BatchNorms for parts of a batch.
+# Submodules of timm's BatchNorms. `aux_bn` are further BatchNorms for parts of a batch.
 _KNOWN_PARTS = {"drop", "act", "aux_bn"}
 _LOADED, _HELD = "loaded_from_weights", "held_in_inference_mode"
 
 
 class SmallBatchWarning(UserWarning):
-    """BatchNorm is trained on so few images per device that its statistics are noise."""
+    """BatchNorm is trained on too few images per device for its statistics to be reliable."""
 
 
 class SharedBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm whose statistics are those of the batches of all processes, on CPUs and GPUs alike.
+    """BatchNorm with statistics over the batches of all processes, on CPUs and GPUs alike.
 
-    For the few norms that start fresh beside a backbone with frozen ones: a device of a detector sees too few images
-    for statistics of its own. With one process it is `nn.BatchNorm2d`.
+    For the norms that are trained beside a backbone with frozen ones: in detection, one device has too few images for
+    statistics of its own. With one process it equals `nn.BatchNorm2d`.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
             return (centred * scale[:, None, None] + self.bias[:, None, None]).to(input.dtype)
 
     def _follow(self, mean: Tensor, variance: Tensor) -> None:
-        """Move the running statistics towards those of a batch."""
+        """Update the running statistics with those of a batch."""
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
@@ -67,17 +67,17 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
 
 
 def apply_norm_policy(model: nn.Module, policy: NormPolicy) -> nn.Module:
-    """Return the network with its BatchNorms as the policy says.
+    """Apply a norm policy to the BatchNorms of a network and return the network.
 
     Args:
-        model: Network to change, in place where it is not a BatchNorm itself.
-        policy: `train` leaves every BatchNorm. `frozen` stops the gradients of those that came with weights (see
-            `note_loaded_norms`; `hold_norms` keeps their statistics); fresh ones train. `sync` shares the statistics
-            of all processes. `group` puts group norms of up to 32 groups in their place. Replaced norms keep their
-            scale and shift, and the activation and dropout that timm's BatchNorms hold.
+        model: Network to change, in place unless it is a BatchNorm itself.
+        policy: `train` changes nothing. `frozen` disables the gradients of BatchNorms that were loaded from weights
+            (see `note_loaded_norms`; `hold_norms` keeps their statistics); the others are trained. `sync` shares the
+            statistics of all processes. `group` replaces BatchNorms by group norms of up to 32 groups. Replaced norms
+            keep their scale and shift, and the activation and dropout that timm's BatchNorms contain.
 
     Raises:
-        UsageError: `frozen` without any weights; `sync` or `group` for a BatchNorm with parts of its own.
+        UsageError: `frozen` without loaded weights; `sync` or `group` for a BatchNorm with unknown submodules.
     """
     if policy == "frozen":
         _freeze_loaded(model)
@@ -89,11 +89,11 @@ def apply_norm_policy(model: nn.Module, policy: NormPolicy) -> nn.Module:
 
 
 def check_norm_policy(policy: NormPolicy, images_per_device: int, on_gpu: bool, has_batch_norms: bool = True) -> None:
-    """Refuse what cannot work and warn of what rarely does.
+    """Refuse a norm policy that cannot work, and warn about batches that are too small for BatchNorm.
 
     Args:
-        policy: What becomes of the BatchNorms.
-        images_per_device: Images of one batch on one device.
+        policy: Norm policy of the run.
+        images_per_device: Number of images in a batch on one device.
         on_gpu: Whether the devices are GPUs.
         has_batch_norms: Whether any BatchNorm is trained (`has_batch_norms`).
 
@@ -106,21 +106,22 @@ def check_norm_policy(policy: NormPolicy, images_per_device: int, on_gpu: bool, 
         return
     which, ways = "BatchNorm trains", "--norm frozen (with --weights), --norm group (from scratch), --norm sync (GPUs)"
     if policy == "frozen":
-        which, ways = "BatchNorm that did not come with weights trains", "--pyramid.norm-relu false, --norm sync (GPUs)"
+        which = "BatchNorm that was not loaded from weights trains"
+        ways = "--pyramid.norm-relu false, --norm sync (GPUs)"
     warnings.warn(
-        f"{which} on {images_per_device} images per device, fewer than {FEWEST_IMAGES}: its statistics will be noise. "
-        f"Use {ways} or a larger --batch-size",
+        f"{which} on {images_per_device} images per device, fewer than {FEWEST_IMAGES}: its statistics will be "
+        f"unreliable. Use {ways} or a larger --batch-size",
         SmallBatchWarning,
         stacklevel=2,
     )
 
 
 def note_loaded_norms(model: nn.Module, loaded: Collection[str] | None = None) -> None:
-    """Remember which BatchNorms of a network have scale, shift and statistics from weights; copies remember it too.
+    """Mark the BatchNorms whose scale, shift and statistics were loaded from weights; copies keep the mark.
 
     Args:
         model: Network that weights were loaded into.
-        loaded: Names of the tensors that were loaded; None means all of them.
+        loaded: Names of the loaded tensors; None means all.
     """
     _mark(model, _LOADED)
     for name, module in model.named_modules():
@@ -133,19 +134,19 @@ def note_loaded_norms(model: nn.Module, loaded: Collection[str] | None = None) -
 
 
 def hold_norms(model: nn.Module) -> None:
-    """Put frozen BatchNorms into inference mode: they use their statistics and do not change them."""
+    """Set frozen BatchNorms to eval mode, in which they use their running statistics without updating them."""
     for module in _batch_norms(model):
         if _is_frozen(module):
-            module.training = False  # itself only: dropout inside timm's BatchNorms goes on
+            module.training = False  # not its submodules: the dropout in timm's BatchNorms stays active
 
 
 def has_batch_norms(model: nn.Module) -> bool:
-    """Whether any BatchNorm of the network is being trained."""
+    """Return whether any BatchNorm of the network is trained."""
     return not all(_is_frozen(module) for module in _batch_norms(model))
 
 
 def groups_of(channels: int) -> int:
-    """Return the number of groups for a group norm: up to 32, of 4 channels at least where that can be."""
+    """Return the number of groups of a group norm: up to 32, with at least 4 channels per group where possible."""
     groups = math.gcd(channels, GROUPS)
     while groups > 1 and channels // groups < 4:
         groups //= 2
@@ -161,18 +162,18 @@ def _mark(module: nn.Module, mark: str) -> None:
 
 
 def _is_frozen(norm: nn.Module) -> bool:
-    """Whether the policy holds a BatchNorm, or somebody froze all of its parameters."""
+    """Return whether a BatchNorm is frozen by the policy, or all of its parameters are."""
     own = list(norm.parameters(recurse=False))
     return _HELD in norm.__dict__ or (bool(own) and not any(p.requires_grad for p in own))
 
 
 def _freeze_loaded(model: nn.Module) -> None:
-    """Freeze the BatchNorms that came with weights; the activations that timm keeps in them train on."""
+    """Freeze the BatchNorms that were loaded from weights, but not the activations inside timm's BatchNorms."""
     norms = _batch_norms(model)
     if norms and not any(_LOADED in module.__dict__ for module in model.modules()):
         raise UsageError(
-            "--norm frozen keeps the BatchNorms of weights, and none are loaded: add --weights, or use --norm group "
-            "or --norm train to start from scratch"
+            "--norm frozen freezes BatchNorms that were loaded from weights, and no weights are loaded: add --weights, "
+            "or use --norm group or --norm train to train from scratch"
         )
     for norm in norms:
         if _LOADED in norm.__dict__:
@@ -182,24 +183,24 @@ def _freeze_loaded(model: nn.Module) -> None:
 
 
 def _replaced(module: nn.Module, make: Callable[[nn.Module], nn.Module], done: dict[nn.Module, nn.Module]) -> nn.Module:
-    """Return the module with every BatchNorm below it replaced, in its own order and under every name that it has."""
+    """Return the module with every BatchNorm in it replaced; shared BatchNorms stay shared, the order is kept."""
     if isinstance(module, BATCH_NORMS):
         if module not in done:
             if more := {name for name, _ in module.named_children()} - _KNOWN_PARTS:
                 raise UsageError(
-                    f"--norm: no replacement is known for {type(module).__name__}, a BatchNorm with parts of its own "
+                    f"--norm: cannot replace {type(module).__name__}, a BatchNorm with submodules of its own "
                     f"({', '.join(sorted(more))}); use --norm train or --norm frozen"
                 )
             done[module] = make(module)
         return done[module]
-    for name, child in list(module._modules.items()):  # named_children leaves out the second name of a shared module
+    for name, child in list(module._modules.items()):  # named_children omits the second name of a shared module
         if child is not None and (replaced := _replaced(child, make, done)) is not child:
             module.register_module(name, replaced)
     return module
 
 
 def _group_norm(norm: nn.Module) -> nn.Module:
-    """Return the group norm for a BatchNorm; vectors without a map are normalised over all of their channels."""
+    """Return the group norm that replaces a BatchNorm; BatchNorm1d becomes a group norm with one group."""
     assert isinstance(norm, BATCH_NORMS)
     groups = 1 if isinstance(norm, nn.BatchNorm1d) else groups_of(norm.num_features)
     made: nn.GroupNorm

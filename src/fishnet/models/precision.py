@@ -1,4 +1,4 @@
-"""Where half precision cannot be trusted."""
+"""Operations that must run in full precision."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
 
 
 class FullPrecisionConv2d(nn.Conv2d):
-    """A convolution that computes in fp32 under autocast too; weights, names and settings are those of `nn.Conv2d`."""
+    """`nn.Conv2d` that computes in fp32 even under autocast."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the convolution of the input, in fp32."""
@@ -25,11 +25,12 @@ class FullPrecisionConv2d(nn.Conv2d):
 
 
 def guard_bf16_on_cpu(model: nn.Module) -> nn.Module:
-    """Keep the dilated convolutions of a network in fp32, for bf16 autocast on CPUs; works in place.
+    """Keep the dilated convolutions of a network in fp32 under bf16 autocast on CPUs; changes the network in place.
 
-    oneDNN's kernel for the weight gradient of a dilated bf16 convolution in NHWC memory (CPUs with AVX-512 bf16)
-    returns garbage where the input channels are no multiple of 16, and writes past its buffers with groups: found as
-    a relative error above 1 against fp32, `tests/models/test_precision.py`. The body of a fish is dilated.
+    oneDNN's kernel for the weight gradient of a dilated bf16 convolution in channels-last memory (CPUs with AVX-512
+    bf16) returns wrong values where the number of input channels is not a multiple of 16, and writes past its buffers
+    with groups: measured as a relative error above 1 against fp32, see `tests/models/test_precision.py`. The body of a
+    FishNet has dilated convolutions.
     """
     for module in model.modules():
         for name, child in module.named_children():

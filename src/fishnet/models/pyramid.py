@@ -1,6 +1,6 @@
-"""Necks: four maps of a trunk -> a pyramid of one width, for region- and pixel-level heads.
+"""Necks: four maps of a trunk -> a pyramid of maps with equal width, for region- and pixel-level heads.
 
-Maps of a pre-activation network are raw sums: BatchNorm and ReLU stand in front of the neck there.
+The maps of a pre-activation network are raw sums of residual branches: BatchNorm and ReLU are applied before the neck.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ Extra = Literal["none", "pool", "p6p7"]
 
 
 class Pyramid(nn.Module):
-    """A neck: maps of a trunk -> {"0": stride 4, ... "3": stride 32, extra levels}, all of one width.
+    """A neck: maps of a trunk -> {"0": stride 4, ... "3": stride 32, extra levels}, all of equal width.
 
     Args:
-        trunk: Where the maps come from; it is asked for their channels and strides, and not kept.
-        width: Channels of every map that comes out.
-        neck: fpn: the top-down path of Lin et al. (arXiv 1612.03144); none: 1x1 projections only.
-        norm_relu: Whether BatchNorm and ReLU stand in front of the neck; None: where the trunk's maps are raw sums.
-        extra: Levels beyond stride 32: pool (stride 64), p6p7 (64 and 128), or none.
+        trunk: Trunk that gives the maps; only its channels and strides are read, it is not kept.
+        width: Channels of every output map.
+        neck: `fpn` for the top-down path of Lin et al. (arXiv 1612.03144), `none` for 1x1 projections only.
+        norm_relu: Whether BatchNorm and ReLU are applied before the neck; None applies them to pre-activation trunks.
+        extra: Levels beyond stride 32: `pool` (stride 64), `p6p7` (64 and 128), or `none`.
         finest: Index of the first trunk map that is used; 1 starts at stride 8.
     """
 
@@ -45,7 +45,7 @@ class Pyramid(nn.Module):
         if neck not in ("fpn", "none"):
             raise UsageError(f"pyramid.neck must be fpn or none, not {neck!r}")
         if width < 1:
-            raise UsageError(f"pyramid.width: {width} is not a number of channels")
+            raise UsageError(f"pyramid.width must be at least 1 channel, not {width}")
         self.finest = finest
         channels = trunk.channels[finest:]
         self.out_channels = width
@@ -67,17 +67,17 @@ class Pyramid(nn.Module):
 
 
 def _norm_relu(channels: int) -> nn.Sequential:
-    # not in place: the raw map also goes on through the trunk
+    # not in place: the trunk also uses the raw map
     return nn.Sequential(SharedBatchNorm2d(channels), nn.ReLU())
 
 
 class Projections(nn.Module):
-    """A 1x1 convolution per level, no way between them.
+    """A 1x1 convolution per level, without connections between levels.
 
     Args:
         in_channels: Channels of each map.
-        out_channels: Channels of every map that comes out.
-        extra: Levels made from the coarsest one.
+        out_channels: Channels of every output map.
+        extra: Module that adds levels from the coarsest one.
     """
 
     def __init__(self, in_channels: list[int], out_channels: int, extra: ExtraFPNBlock | None = None) -> None:
@@ -85,7 +85,7 @@ class Projections(nn.Module):
         self.layers = nn.ModuleList([nn.Conv2d(channels, out_channels, 1) for channels in in_channels])
         self.extra = extra
         for layer in self.layers:
-            nn.init.kaiming_uniform_(layer.weight, a=1)  # type: ignore[arg-type]  # as the FPN's own
+            nn.init.kaiming_uniform_(layer.weight, a=1)  # type: ignore[arg-type]  # as in torchvision's FPN
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
     def forward(self, maps: OrderedDict[str, Tensor]) -> OrderedDict[str, Tensor]:

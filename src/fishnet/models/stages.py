@@ -1,4 +1,4 @@
-"""Stages of a fish: stem, tail, bridge, body (up-sampling) and head (down-sampling with refinement).
+"""Stages of FishNet: stem, tail, bridge, body (upsampling) and head (downsampling with refinement).
 
 A stage runs its blocks, then resamples, then concatenates the transferred skip: trunk first, skip second.
 TorchScript compiles this module, so annotations stay evaluated.
@@ -7,20 +7,20 @@ TorchScript compiles this module, so annotations stay evaluated.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fishnet.models.blocks import Block, DeconvUp, Device, Gate, check_norm_input, make_down
+from fishnet.models.blocks import Block, DeconvUp, Device, FactoryKwargs, Gate, check_norm_input, make_down
 from fishnet.models.config import SKIPS, STAGES, FishConfig
 
 
 @contextmanager
 def _statistics_kept(module: nn.Module) -> Iterator[None]:
-    """Keep running statistics as they are, so that recomputing a stage does not count its batch twice."""
+    """Keep the running statistics unchanged, so that recomputing a stage does not count its batch twice."""
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
     kept = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
     try:
@@ -33,7 +33,7 @@ def _statistics_kept(module: nn.Module) -> Iterator[None]:
 
 
 class Stage(nn.Module):
-    """Base of the stages: with `grad_checkpointing` set, activations are recomputed in the backward pass."""
+    """Base class of stages; with `grad_checkpointing`, activations are recomputed in the backward pass."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,8 +41,8 @@ class Stage(nn.Module):
 
     @torch.jit.ignore
     def recomputed(self, run: Callable[..., Tensor], inputs: list[Tensor]) -> Tensor:
-        """Return run(*inputs), keeping only the inputs for the backward pass."""
-        if torch.compiler.is_compiling():  # the compiler has its own way to recompute, without a context
+        """Return `run(*inputs)`, keeping only the inputs for the backward pass."""
+        if torch.compiler.is_compiling():  # the compiler recomputes in its own way, without a context
             return checkpoint(run, *inputs, use_reentrant=False)
         return checkpoint(run, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), _statistics_kept(self)))
 
@@ -54,9 +54,9 @@ def _blocks(
     rates: list[float],
     dilation: int = 1,
     reduction: str = "",
-    **dd: Any,
+    **dd: Unpack[FactoryKwargs],
 ) -> nn.Sequential:
-    """Return one block per drop rate, at the resolution of the stage `before`; the first changes the width."""
+    """Return one block per drop-path rate, at the resolution of the stage `before`; the first changes the width."""
     in_channels, width = widths
     middle = config.middle_width(width)
     blocks = []
@@ -77,7 +77,7 @@ def _blocks(
     return nn.Sequential(*blocks)
 
 
-def _transfer(config: FishConfig, name: str, rates: list[float], **dd: Any) -> nn.Sequential:
+def _transfer(config: FishConfig, name: str, rates: list[float], **dd: Unpack[FactoryKwargs]) -> nn.Sequential:
     """Return the residual blocks on the skip into stage `name`."""
     skip = SKIPS[name]
     width = config.channels[skip]
@@ -85,7 +85,7 @@ def _transfer(config: FishConfig, name: str, rates: list[float], **dd: Any) -> n
     return _blocks(config, skip, (width, width), [rates[-1]] * depth, **dd)
 
 
-def _down(config: FishConfig, name: str, channels: int, **dd: Any) -> nn.Module:
+def _down(config: FishConfig, name: str, channels: int, **dd: Unpack[FactoryKwargs]) -> nn.Module:
     before = STAGES[STAGES.index(name) - 1]
     if config.strides[before] == config.strides[name]:
         return nn.Identity()
@@ -95,14 +95,14 @@ def _down(config: FishConfig, name: str, channels: int, **dd: Any) -> nn.Module:
 class Stem(nn.Module):
     """Three 3x3 convolutions with BN and ReLU, then a 3x3 max-pool of stride 2.
 
-    (N, in_chans, H, W) -> (N, stem_width, H/s, W/s), rounded up, s = stem_stride; at s = 2 the pool falls away, at
-    s = 1 the first convolution's stride too. `conv` gives the map before the pool.
+    (N, in_chans, H, W) -> (N, stem_width, H/s, W/s), rounded up, s = stem_stride. With s = 2 there is no
+    pool; with s = 1 the first convolution has stride 1 as well. `convs` returns the map before the pool.
     """
 
     def __init__(
         self, config: FishConfig, in_chans: int = 3, device: Device = None, dtype: torch.dtype | None = None
     ) -> None:
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        dd: FactoryKwargs = {"device": device, "dtype": dtype}
         super().__init__()
         width, half = config.stem_width, config.stem_width // 2
         stride = config.strides["stem_conv"]
@@ -128,7 +128,7 @@ class Stem(nn.Module):
 class TailStage(Stage):
     """t(x) = down(blocks(x)): (N, C, H, W) -> (N, C', H/2, W/2), rounded down (up for 3x3 pool and convolution)."""
 
-    def __init__(self, config: FishConfig, name: str, rates: list[float], **dd: Any) -> None:
+    def __init__(self, config: FishConfig, name: str, rates: list[float], **dd: Unpack[FactoryKwargs]) -> None:
         super().__init__()
         before = STAGES[STAGES.index(name) - 1]
         width = config.channels[name]
@@ -141,20 +141,20 @@ class TailStage(Stage):
         return self.run(x)
 
     def run(self, x: Tensor) -> Tensor:
-        """Run the stage, keeping every activation."""
+        """Run the stage without recomputation."""
         return self.down(self.blocks(x))
 
 
 class Bridge(Stage):
     """u(x) = v2 * n2(v1 * n1(x)), a = gate(u), out = a blocks(u) + a; without the gate out = blocks(u).
 
-    (N, C, H, W) -> (N, C, H, W); v1 halves the channels, v2 makes twice C of them, with bias.
+    (N, C, H, W) -> (N, C, H, W); v1 has C/2 output channels, v2 has 2 C and a bias.
     """
 
     def __init__(
         self, config: FishConfig, rates: list[float], device: Device = None, dtype: torch.dtype | None = None
     ) -> None:
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        dd: FactoryKwargs = {"device": device, "dtype": dtype}
         super().__init__()
         width = config.bridge_width
         self.norm1 = nn.BatchNorm2d(width, **dd)
@@ -172,7 +172,7 @@ class Bridge(Stage):
         return self.run(x)
 
     def run(self, x: Tensor) -> Tensor:
-        """Run the stage, keeping every activation."""
+        """Run the stage without recomputation."""
         x = self.conv1(F.relu(self.norm1(x), inplace=True))
         x = self.conv2(F.relu(self.norm2(x), inplace=True))
         y = self.blocks(x)
@@ -185,10 +185,10 @@ class Bridge(Stage):
 class BodyStage(Stage):
     """b(x, s) = [up(blocks(x)), transfer(s)]: (N, C, H, W), (N, S, H', W') -> (N, C' + S, H', W').
 
-    The first block sums neighbouring channels where x is wider than the stage; up-sampling goes to the skip's size.
+    The first block sums neighbouring channels if x has more channels than the stage; x is upsampled to the size of s.
     """
 
-    def __init__(self, config: FishConfig, name: str, rates: list[float], **dd: Any) -> None:
+    def __init__(self, config: FishConfig, name: str, rates: list[float], **dd: Unpack[FactoryKwargs]) -> None:
         super().__init__()
         before, index = STAGES[STAGES.index(name) - 1], STAGES.index(name) - STAGES.index("b1")
         width = config.body_widths[index]
@@ -207,7 +207,7 @@ class BodyStage(Stage):
         return self.run(x, skip)
 
     def run(self, x: Tensor, skip: Tensor) -> Tensor:
-        """Run the stage, keeping every activation."""
+        """Run the stage without recomputation."""
         x = self.blocks(x)
         if self.resize:
             x = F.interpolate(self.up(x), size=skip.shape[-2:], mode=self.mode)
@@ -217,7 +217,7 @@ class BodyStage(Stage):
 class HeadStage(Stage):
     """h(x, s) = [down(blocks(x)), transfer(s)]: (N, C, H, W), (N, S, H', W') -> (N, C + S, H', W')."""
 
-    def __init__(self, config: FishConfig, name: str, rates: list[float], **dd: Any) -> None:
+    def __init__(self, config: FishConfig, name: str, rates: list[float], **dd: Unpack[FactoryKwargs]) -> None:
         super().__init__()
         before = STAGES[STAGES.index(name) - 1]
         width = config.channels[before]
@@ -231,14 +231,14 @@ class HeadStage(Stage):
         return self.run(x, skip)
 
     def run(self, x: Tensor, skip: Tensor) -> Tensor:
-        """Run the stage, keeping every activation."""
+        """Run the stage without recomputation."""
         return torch.cat([self.down(self.blocks(x)), self.transfer(skip)], dim=1)
 
 
 class Tail(nn.Module):
-    """Ordinary backbone: stem's map -> t1, t2, t3, each at half the resolution of the one before."""
+    """Plain backbone: output of the stem -> t1, t2, t3, each at half the resolution of the previous one."""
 
-    def __init__(self, config: FishConfig, rates: list[list[float]], **dd: Any) -> None:
+    def __init__(self, config: FishConfig, rates: list[list[float]], **dd: Unpack[FactoryKwargs]) -> None:
         super().__init__()
         self.t1 = TailStage(config, "t1", rates[0], **dd)
         self.t2 = TailStage(config, "t2", rates[1], **dd)
@@ -251,9 +251,9 @@ class Tail(nn.Module):
 
 
 class Body(nn.Module):
-    """Up-sampling half: bridge and the tail's maps -> b1, b2, b3, each at twice the resolution of the one before."""
+    """Upsampling part: bridge and maps of the tail -> b1, b2, b3, each at twice the resolution of the previous one."""
 
-    def __init__(self, config: FishConfig, rates: list[list[float]], **dd: Any) -> None:
+    def __init__(self, config: FishConfig, rates: list[list[float]], **dd: Unpack[FactoryKwargs]) -> None:
         super().__init__()
         self.b1 = BodyStage(config, "b1", rates[0], **dd)
         self.b2 = BodyStage(config, "b2", rates[1], **dd)
@@ -266,9 +266,9 @@ class Body(nn.Module):
 
 
 class Head(nn.Module):
-    """Down-sampling half: b3 and the maps of body and bridge -> h1, h2, h3, or fewer where the head was pruned."""
+    """Downsampling part: b3 and maps of body and bridge -> h1, h2, h3, or fewer if the head was pruned."""
 
-    def __init__(self, config: FishConfig, rates: list[list[float]], **dd: Any) -> None:
+    def __init__(self, config: FishConfig, rates: list[list[float]], **dd: Unpack[FactoryKwargs]) -> None:
         super().__init__()
         self.h1 = HeadStage(config, "h1", rates[0], **dd)
         self.h2 = HeadStage(config, "h2", rates[1], **dd)
@@ -285,7 +285,7 @@ class Head(nn.Module):
 
 
 def set_stage_checkpointing(module: nn.Module, enable: bool) -> None:
-    """Switch whether every stage inside a module recomputes its activations in the backward pass."""
+    """Set whether the stages in a module recompute their activations in the backward pass."""
     for part in module.modules():
         if isinstance(part, Stage):
             part.grad_checkpointing = enable

@@ -1,4 +1,4 @@
-"""Trying a backbone on the meta device: shapes of maps and idle parameters, without its arithmetic or memory."""
+"""Trial runs of a backbone on the meta device: shapes of its maps and unused parameters, without computation."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 SIZES = ((96, 160), (224, 288))
-"""Heights and widths in pixels that a backbone is tried with: whole strides of 32, no squares."""
+"""Heights and widths in pixels of the trial images: multiples of 32, not square."""
 
-# What networks raise in forward for an image of the wrong size; every family has its own way.
+# Exceptions that networks raise in forward for an image of the wrong size; they differ between families.
 _REFUSALS = (RuntimeError, AssertionError, ValueError, TypeError, IndexError, NotImplementedError)
 
 
@@ -21,14 +21,14 @@ def find_fault(
     in_chans: int = 3,
     sizes: Sequence[tuple[int, int]] = SIZES,
 ) -> str | None:
-    """Return why a network on the meta device does not give the maps that it promises, or None where it does.
+    """Return why a network on the meta device does not give the expected maps, or None if it does.
 
     Args:
         network: Images (N, in_chans, H, W) -> maps (N, C, H / stride, W / stride).
-        channels: C of every map.
-        strides: Strides of the maps.
-        in_chans: Channels of the images.
-        sizes: Heights and widths to try.
+        channels: Channels of each map.
+        strides: Stride of each map.
+        in_chans: Number of channels of the images.
+        sizes: Heights and widths in pixels to try.
     """
     network.eval()
     for height, width in sizes:
@@ -49,15 +49,15 @@ def find_fault(
 
 
 def freeze_idle(network: nn.Module, first: int, in_chans: int = 3) -> list[str]:
-    """Stop the gradients of parameters that no output depends on; DDP would wait for them forever.
+    """Disable the gradients of parameters that no output depends on; DDP would wait for them forever.
 
     Args:
-        network: Images (N, in_chans, H, W) -> maps, and a vector or None; its own tensors are not touched.
+        network: Images (N, in_chans, H, W) -> maps, and a vector or None; the values of its tensors are not used.
         first: Index of the first map that is used.
-        in_chans: Channels of the images.
+        in_chans: Number of channels of the images.
 
     Returns:
-        Names of the parameters that were frozen.
+        Names of the frozen parameters.
     """
     wanted = {name: p for name, p in network.named_parameters() if p.requires_grad}
     stand_ins = {name: torch.empty_like(p, device="meta").requires_grad_() for name, p in wanted.items()}

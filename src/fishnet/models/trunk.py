@@ -1,14 +1,13 @@
-"""A backbone without its heads: a fish or any timm network that gives four maps, pooled features, or both.
+"""Trunks: a FishNet or timm network without its classifier, which gives four maps, pooled features, or both.
 
-The head of a fish is a pyramid already, every level of which is deep; its body and its tail give maps of the same
-strides for less work.
+The head of a FishNet is a pyramid of deep features; body and tail give maps of the same strides at lower cost.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, cast
 
 import timm
 import torch
@@ -23,6 +22,7 @@ from fishnet.models.config import too_small
 from fishnet.models.fishnet import FishNet
 from fishnet.models.norms import apply_norm_policy, note_loaded_norms
 from fishnet.models.stages import set_stage_checkpointing
+from fishnet.models.timm_types import LayerGroups, ModelOptions, Pattern, TimmClassifier, TimmFeatures
 from fishnet.models.trials import SIZES, find_fault, freeze_idle
 
 Taps = Literal["head", "body", "tail"]
@@ -32,23 +32,23 @@ TAPS: dict[str, tuple[str, str, str, str]] = {
     "body": ("b3", "b2", "b1", "bridge"),
     "tail": ("stem", "t1", "t2", "t3"),
 }
-"""Stages of a fish that make a pyramid, from stride 4 to 32."""
+"""Stages of a FishNet that form a pyramid, from stride 4 to 32."""
 
 STRIDES = (4, 8, 16, 32)
 """Strides of the four maps of every trunk."""
-_ANY_SIZE: tuple[dict[str, Any], ...] = ({"dynamic_img_size": True}, {"strict_img_size": False})
-"""Keywords by which timm's families are told to take images of any size."""
+_ANY_SIZE: tuple[ModelOptions, ...] = ({"dynamic_img_size": True}, {"strict_img_size": False})
+"""Keyword arguments with which timm's families accept images of any size."""
 _WRAPPED = ("model", "body")
-"""Names under which timm's feature networks keep a network that they do not take apart."""
+"""Names under which timm's feature networks contain the whole network, if they do not take it apart."""
 
 
 class Features(NamedTuple):
-    """What a trunk gives."""
+    """Output of a trunk."""
 
     maps: list[Tensor]
-    """Four raw maps, the finest first; empty where no head takes maps."""
+    """Four raw maps (N, C, H, W), the finest first; empty if no head takes maps."""
     vector: Tensor | None = None
-    """Pooled features (N, C) in front of the classifier; None where no head takes them."""
+    """Pooled features (N, C), the input of a classifier; None if no head takes them."""
 
 
 class Trunk(nn.Module):
@@ -57,7 +57,7 @@ class Trunk(nn.Module):
     Attributes:
         channels: Channels of the maps.
         strides: Strides of the maps.
-        pre_activation: Whether the maps are raw sums that want a norm and a ReLU before the next convolution.
+        pre_activation: Whether the maps are raw sums that need a norm and a ReLU before the next convolution.
         width: Channels of the vector.
     """
 
@@ -72,19 +72,19 @@ class Trunk(nn.Module):
 
     @property
     def backbone(self) -> nn.Module:
-        """The module whose parts have the names that people know."""
+        """Module whose submodules have the usual names of the backbone."""
         return self
 
-    def layer_groups(self, prefix: str) -> dict[str, Any]:
-        """Return timm's description of layer groups in order, for rates that fall with depth.
+    def layer_groups(self, prefix: str) -> LayerGroups:
+        """Return timm's layer groups in the order of the layers, for layer-wise learning rate decay.
 
         Args:
-            prefix: Regular expression in front of the trunk's own names.
+            prefix: Regular expression that precedes the names of the trunk's parameters.
         """
         raise NotImplementedError
 
     def no_weight_decay(self) -> set[str]:
-        """Return the names of the parameters that the network wants no weight decay for."""
+        """Return the names of the parameters that the network exempts from weight decay."""
         return set()
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -92,17 +92,17 @@ class Trunk(nn.Module):
         raise NotImplementedError
 
     def freeze_idle(self, first: int, in_chans: int = 3) -> None:
-        """Stop the gradients of parameters that neither the vector nor a map from index `first` on depends on."""
+        """Disable the gradients of parameters that neither the vector nor a map from index `first` on depends on."""
         freeze_idle(self, first, in_chans)
 
 
 class FishTrunk(Trunk):
-    """A fish up to its taps, or up to its pooled features; what lies behind them is removed.
+    """A FishNet up to its taps or pooled features, without the modules behind them.
 
     Args:
-        fish: Network to take apart; its modules are shared, not copied.
+        fish: Network to take the modules from; they are shared, not copied.
         taps: Stages that give the maps: head, body or tail; None gives no maps.
-        vector: Whether pooled features are given.
+        vector: Whether to give pooled features.
     """
 
     pre_activation = True
@@ -110,12 +110,12 @@ class FishTrunk(Trunk):
     def __init__(self, fish: FishNet, taps: Taps | None = "head", vector: bool = False) -> None:
         super().__init__()
         if taps is not None and taps not in TAPS:
-            raise UsageError(f"pyramid.taps: {taps!r} is none of {', '.join(TAPS)}")
+            raise UsageError(f"pyramid.taps must be one of {', '.join(TAPS)}, not {taps!r}")
         self.taps = TAPS[taps] if taps else ()
         self.strides = [fish.stage_info[name][0] for name in self.taps]
         self.channels = [fish.stage_info[name][1] for name in self.taps]
         if len(set(self.strides)) < len(self.taps):
-            raise UsageError(f"output_stride={fish.config.output_stride} leaves no pyramid: maps of equal stride")
+            raise UsageError(f"output_stride={fish.config.output_stride} gives maps of equal stride; use a larger one")
         self.min_size, self.width = fish.min_size, fish.head_hidden_size
         self.stem, self.tail = fish.stem, fish.tail
         deep = vector or taps != "tail"
@@ -145,7 +145,7 @@ class FishTrunk(Trunk):
         return Features([maps[name] for name in self.taps], vector)
 
     def _of_usable_size(self, images: Tensor) -> Tensor:
-        """Fill the border of a batch of small photos where maps are wanted; a classifier refuses them."""
+        """Pad images below the minimum size with zeros if the trunk gives maps, else raise FishInputError."""
         side, (height, width) = self.min_size, images.shape[-2:]
         if min(height, width) >= side:
             return images
@@ -153,8 +153,8 @@ class FishTrunk(Trunk):
             raise too_small(height, width, side)
         return F.pad(images, (0, max(0, side - width), 0, max(0, side - height)))
 
-    def layer_groups(self, prefix: str) -> dict[str, Any]:
-        """Return the stages of the fish where maps are given, else its blocks."""
+    def layer_groups(self, prefix: str) -> LayerGroups:
+        """Return the stages of the FishNet as groups if the trunk gives maps, else its blocks."""
         return with_prefix(self._matchers[bool(self.taps)], prefix)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -162,79 +162,80 @@ class FishTrunk(Trunk):
         set_stage_checkpointing(self, enable)
 
     def freeze_idle(self, first: int, in_chans: int = 3) -> None:
-        """Stop the gradients of what only an unused first map depends on; every other map feeds later ones."""
-        if first and self.taps == TAPS["body"]:  # the order of its maps is not that of its stages
+        """Disable the gradients of parameters that only an unused first map depends on."""
+        if first and self.taps == TAPS["body"]:  # elsewhere each map also feeds later ones
             freeze_idle(self, first, in_chans)
 
 
 class WholeTrunk(Trunk):
-    """Any timm network up to its pooled features; it gives no maps.
+    """A timm network of any family up to its pooled features; it gives no maps.
 
     Args:
-        network: Classifier of timm without its last layer.
+        network: timm classifier without its last layer.
     """
 
     pre_activation = False
 
-    def __init__(self, network: Any) -> None:
+    def __init__(self, network: TimmClassifier) -> None:
         super().__init__()
         self.network = network
         self.channels, self.strides, self.width = [], [], network.head_hidden_size
 
     def forward(self, images: Tensor) -> Features:
         """Return the vector."""
-        network: Any = self.network
-        return Features([], network.forward_head(network.forward_features(images), pre_logits=True))
+        return Features([], self.network.forward_head(self.network.forward_features(images), pre_logits=True))
 
     @property
     def backbone(self) -> nn.Module:
-        """timm's network."""
+        """The timm network."""
         return self.network
 
-    def layer_groups(self, prefix: str) -> dict[str, Any]:
-        """Return the groups that timm names."""
+    def layer_groups(self, prefix: str) -> LayerGroups:
+        """Return the groups defined by the timm network."""
         return with_prefix(self.network.group_matcher(coarse=False), prefix + r"network\.")
 
     def no_weight_decay(self) -> set[str]:
-        """Return the names that timm gives."""
+        """Return the names defined by the timm network."""
         return no_weight_decay_of(self.network, "network.")
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute activations where timm's network can."""
+        """Recompute activations in the backward pass, if the timm network supports it."""
         self.network.set_grad_checkpointing(enable)
 
 
-def with_prefix(matcher: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """Return timm's description of layer groups with a prefix in front of every pattern."""
+def with_prefix(matcher: LayerGroups, prefix: str) -> LayerGroups:
+    """Return timm's layer groups with a prefix in front of every pattern."""
 
-    def longer(entry: Any) -> Any:
-        if isinstance(entry, str):
-            return f"{prefix}(?:{entry.removeprefix('^').replace('|^', '|')})"
-        if isinstance(entry, tuple):  # (pattern, what follows from it)
-            return (longer(entry[0]), *entry[1:])
-        return [longer(inner) for inner in entry]
+    def longer(text: str) -> str:
+        return f"{prefix}(?:{text.removeprefix('^').replace('|^', '|')})"
 
-    return {name: longer(entry) for name, entry in matcher.items()}
+    def prefixed(pattern: Pattern) -> Pattern:
+        return longer(pattern) if isinstance(pattern, str) else (longer(pattern[0]), *pattern[1:])
+
+    return {
+        name: [prefixed(pattern) for pattern in entry] if isinstance(entry, list) else prefixed(entry)
+        for name, entry in matcher.items()
+    }
 
 
-def no_weight_decay_of(network: Any, prefix: str) -> set[str]:
-    """Return the parameters that a timm network wants no weight decay for, with a prefix."""
-    names = network.no_weight_decay() if hasattr(network, "no_weight_decay") else ()
-    return {prefix + name for name in names}
+def no_weight_decay_of(network: nn.Module, prefix: str) -> set[str]:
+    """Return the names of the parameters that a timm network exempts from weight decay, with a prefix."""
+    return {prefix + name for name in getattr(network, "no_weight_decay", set)()}
 
 
 class TimmTrunk(Trunk):
     """A timm network with maps of strides 4, 8, 16 and 32 for images of any size.
 
-    The network is tried on the meta device first, so nothing is loaded or trained that fails later. Maps are always
-    (N, C, H, W): where a family works on (N, H, W, C), timm's feature getter turns them.
+    The network is first tried on the meta device, so that it fails before it is loaded or trained. Maps are always
+    (N, C, H, W): if a family works on (N, H, W, C), timm's feature getter permutes them.
 
     Args:
-        name: timm name.
-        options: Keywords of the network; `pretrained=True` loads timm's weights.
+        name: Name of a timm model.
+        options: Keyword arguments of the model; `pretrained=True` loads timm's weights.
 
     Raises:
-        UsageError: Unknown name or keyword, no maps of the four strides, or a network for images of one size.
+        UsageError: The name or a keyword is unknown, or the network has no maps of the four strides for images of any
+            size.
     """
 
     pre_activation = False
@@ -242,8 +243,8 @@ class TimmTrunk(Trunk):
     def __init__(self, name: str, **options: Any) -> None:
         super().__init__()
         self.network = _build_features(name, options | _find_way(name, options))
-        self.channels = list(self.network.feature_info.channels())  # type: ignore[union-attr,operator]
-        self.strides = list(self.network.feature_info.reduction())  # type: ignore[union-attr,operator]
+        self.channels = list(self.network.feature_info.channels())
+        self.strides = list(self.network.feature_info.reduction())
 
     def forward(self, images: Tensor) -> Features:
         """Return the four maps."""
@@ -251,48 +252,49 @@ class TimmTrunk(Trunk):
 
     @property
     def backbone(self) -> nn.Module:
-        """timm's network, out of its wrapper."""
+        """The timm network, without the wrapper of timm's feature networks."""
         whole = self._whole
         return whole[1] if whole else self.network
 
-    def layer_groups(self, prefix: str) -> dict[str, Any]:
-        """Return the parts of the network that have parameters, in the order in which it runs them."""
-        own, inner = "network", self.network
+    def layer_groups(self, prefix: str) -> LayerGroups:
+        """Return one group per part of the network that has parameters, in the order of the forward pass."""
+        inner: nn.Module = self.network
+        own = "network"
         if whole := self._whole:
             own, inner = f"network.{whole[0]}", whole[1]
         found: list[str] = []
         for name, child in inner.named_children():
             inside = [f"{name}.{key}" for key, _ in child.named_children()]
-            # timm's wrappers flatten containers of stages; where they keep the network whole, this does
+            # timm's wrappers flatten containers of stages, unless they keep the network whole: then flatten them here
             found += inside if whole and isinstance(child, nn.Sequential | nn.ModuleList) else [name]
         found = [name for name in found if any(True for _ in inner.get_submodule(name).parameters())]
         return with_prefix({name: re.escape(f"{own}.{name}") + r"\b" for name in found}, prefix)
 
     def no_weight_decay(self) -> set[str]:
-        """Return the names that timm gives; a network that timm takes apart has none."""
+        """Return the names defined by the timm network; a network that timm takes apart defines none."""
         whole = self._whole
         return no_weight_decay_of(whole[1], f"network.{whole[0]}.") if whole else set()
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute activations where timm's network can."""
-        whole = self._whole  # timm's feature getter has no switch of its own
+        """Recompute activations in the backward pass, if the timm network supports it."""
+        whole = self._whole  # timm's feature getter does not have the method
         owner = whole[1] if whole and not hasattr(self.network, "set_grad_checkpointing") else self.network
         owner.set_grad_checkpointing(enable)  # type: ignore[operator]
 
     @property
     def _whole(self) -> tuple[str, nn.Module] | None:
-        """Name and value of the network inside timm's wrapper, where the wrapper does not take it apart."""
+        """Name and module of the network in timm's wrapper; None if the wrapper takes the network apart."""
         parts = dict(self.network.named_children())
         ((name, inner), *more) = parts.items()
         return (name, inner) if not more and name in _WRAPPED else None
 
 
-def _build_features(name: str, options: dict[str, Any]) -> nn.Module:
-    return create_model(name, num_classes=0, features_only=True, **options)
+def _build_features(name: str, options: ModelOptions) -> TimmFeatures:
+    return cast(TimmFeatures, create_model(name, num_classes=0, features_only=True, **options))
 
 
-def _find_way(name: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Return the keywords with which a timm network gives the four maps of images of any size.
+def _find_way(name: str, options: ModelOptions) -> ModelOptions:
+    """Return the keyword arguments with which a timm network gives the four maps for images of any size.
 
     Raises:
         UsageError: There are none.
@@ -307,7 +309,7 @@ def _find_way(name: str, options: dict[str, Any]) -> dict[str, Any]:
             way = _features_way(name, plain | extra)
         except UsageError:
             if extra:
-                continue  # the family does not know the keyword
+                continue  # the family does not have this keyword
             raise
         fault = _fault(name, plain | extra | way)
         if fault is None:
@@ -319,11 +321,11 @@ def _find_way(name: str, options: dict[str, Any]) -> dict[str, Any]:
     )
 
 
-def _features_way(name: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Return the keywords that make timm give the maps of strides 4 to 32 as (N, C, H, W)."""
+def _features_way(name: str, options: ModelOptions) -> ModelOptions:
+    """Return the keyword arguments with which timm gives the maps of strides 4 to 32 as (N, C, H, W)."""
     try:
         with torch.device("meta"):
-            network: Any = _build_features(name, options)
+            network = _build_features(name, options)
         info = network.feature_info
         reductions = list(info.reduction(list(range(len(info)))))
     except (RuntimeError, AttributeError, KeyError, NotImplementedError) as error:
@@ -333,21 +335,21 @@ def _features_way(name: str, options: dict[str, Any]) -> dict[str, Any]:
             f"{name} has no map of stride {', '.join(map(str, missing))} (it has "
             f"{', '.join(map(str, sorted(set(reductions)))) or 'none'}); a pyramid needs 4, 8, 16 and 32"
         )
-    # of several maps with one stride the last is the most refined
-    way: dict[str, Any] = {"out_indices": tuple(len(reductions) - 1 - reductions[::-1].index(s) for s in STRIDES)}
+    # of several maps with the same stride, take the last: it is the deepest
+    way: ModelOptions = {"out_indices": tuple(len(reductions) - 1 - reductions[::-1].index(s) for s in STRIDES)}
     if getattr(network, "output_fmt", Format.NCHW) != Format.NCHW:
         way["feature_cls"] = "getter"
     return way
 
 
-def _fault(name: str, options: dict[str, Any], sizes: Sequence[tuple[int, int]] = SIZES) -> str | None:
+def _fault(name: str, options: ModelOptions, sizes: Sequence[tuple[int, int]] = SIZES) -> str | None:
     with torch.device("meta"):
-        network: Any = _build_features(name, options)
+        network = _build_features(name, options)
     return find_fault(network, network.feature_info.channels(), STRIDES, options.get("in_chans", 3), sizes)
 
 
-def _limit_of(name: str, options: dict[str, Any], fault: str) -> str:
-    """Say which images a network takes that does not take those of any size."""
+def _limit_of(name: str, options: ModelOptions, fault: str) -> str:
+    """Describe which images a network accepts that does not accept images of any size."""
     config = timm.get_pretrained_cfg(name)
     own = options.get("img_size") or (config.input_size[-2:] if config is not None else SIZES[0])
     height, width = (own, own) if isinstance(own, int) else own
@@ -366,21 +368,21 @@ def build_trunk(
     group_norm: bool = False,
     **options: Any,
 ) -> tuple[Trunk, nn.Module | None]:
-    """Return a fish or a timm network as a trunk, and its last layer where classes are asked for.
+    """Build a FishNet or a timm network as a trunk, and its last layer if `num_classes` is given.
 
     Args:
-        name: Member of the family or timm name.
-        taps: Stages of a fish that give the maps; None gives no maps, only pooled features.
-        num_classes: Number of classes of the last layer; None gives no pooled features, only maps.
-        weights: Run, checkpoint or tag to take the trunk from, with the last layer where that has the same size;
-            `pretrained` takes timm's.
-        group_norm: Put group norms in place of BatchNorms; they take over scale and shift of the weights, whichever
-            of the two these have.
-        options: Keywords of the network.
+        name: Name of a FishNet or of a timm model.
+        taps: Stages of a FishNet that give the maps; None gives pooled features only.
+        num_classes: Number of classes of the last layer; None gives maps only.
+        weights: Run, checkpoint or tag to load the trunk from, and the last layer if it has the same size;
+            `pretrained` loads the published weights.
+        group_norm: Whether to replace BatchNorms by group norms; they take scale and shift from the norms of the
+            weights, whichever of the two kinds these are.
+        options: Keyword arguments of the network.
 
     Raises:
-        UsageError: Unknown name or keyword, a network without the four strides, weights with group norms for
-            BatchNorms.
+        UsageError: The name or a keyword is unknown, the network lacks one of the four strides, or the weights have
+            group norms but the network is to have BatchNorms.
         FishnetError: The weights cannot be read or do not fit.
     """
     if weights == "pretrained":
@@ -388,11 +390,11 @@ def build_trunk(
     from_file = weights if weights != "pretrained" else None
     if name not in VARIANTS and taps is not None:
         if num_classes is not None:
-            raise UsageError(f"{name} gives maps or pooled features, not both: choose a fish for several levels")
+            raise UsageError(f"{name} gives maps or pooled features, not both: choose a FishNet to have both")
         return _timm_maps(name, taps, from_file, group_norm, options), None
     if num_classes is not None:
         options["num_classes"] = num_classes
-    whole: Any = create_model(name, **options)
+    whole = create_model(name, **options)
     if from_file:
         load_to_train(whole, from_file, group_norm, skip_classifier=True if num_classes is None else "resize")
     if group_norm:
@@ -400,26 +402,27 @@ def build_trunk(
     return split(whole, taps, vector=num_classes is not None)
 
 
-def split(whole: Any, taps: Taps | None = None, vector: bool = True) -> tuple[Trunk, nn.Module | None]:
-    """Return the trunk of a whole classifier, and its last layer where pooled features are wanted.
+def split(whole: nn.Module, taps: Taps | None = None, vector: bool = True) -> tuple[Trunk, nn.Module | None]:
+    """Split a whole classifier into its trunk and, if `vector`, its last layer.
 
     Args:
-        whole: Classifier, of the family or of timm; its modules are shared, not copied.
-        taps: Stages of a fish that give the maps; None gives no maps.
+        whole: FishNet or timm classifier; its modules are shared, not copied.
+        taps: Stages of a FishNet that give the maps; None gives no maps.
         vector: Whether the trunk gives pooled features.
 
     Raises:
         UsageError: The network has no single last layer.
     """
-    last = take_classifier(whole) if vector else None
-    return (FishTrunk(whole, taps, vector) if isinstance(whole, FishNet) else WholeTrunk(whole)), last
+    classifier = cast(TimmClassifier, whole)
+    last = take_classifier(classifier) if vector else None
+    return (FishTrunk(whole, taps, vector) if isinstance(whole, FishNet) else WholeTrunk(classifier)), last
 
 
-def take_classifier(network: Any) -> nn.Module:
-    """Take the last layer off a timm classifier and return it: pooled features (N, C) -> logits (N, classes).
+def take_classifier(network: TimmClassifier) -> nn.Module:
+    """Remove the last layer from a timm classifier and return it: pooled features (N, C) -> logits (N, classes).
 
     Raises:
-        UsageError: The network has no single last layer, as those that were trained by distillation.
+        UsageError: The network has no single last layer, such as distilled networks with two.
     """
     name = network.pretrained_cfg.get("classifier")
     if not isinstance(name, str) or not name:
@@ -431,9 +434,9 @@ def take_classifier(network: Any) -> nn.Module:
     return last
 
 
-def _timm_maps(name: str, taps: Taps, weights: str | None, group_norm: bool, options: dict[str, Any]) -> TimmTrunk:
+def _timm_maps(name: str, taps: Taps, weights: str | None, group_norm: bool, options: ModelOptions) -> TimmTrunk:
     if taps != "head":
-        raise UsageError(f"pyramid.taps={taps}: only a fish has stages of that name; {name} gives its own four maps")
+        raise UsageError(f"pyramid.taps={taps}: only FishNets have such stages; leave it out for {name}")
     trunk = TimmTrunk(name, **options)
     if weights:
         _take_weights(trunk, name, weights, group_norm, options)
@@ -442,8 +445,8 @@ def _timm_maps(name: str, taps: Taps, weights: str | None, group_norm: bool, opt
     return trunk
 
 
-def _take_weights(trunk: TimmTrunk, name: str, weights: str, group_norm: bool, options: dict[str, Any]) -> None:
-    """Load a whole classifier of the same name and hand its trunk over."""
+def _take_weights(trunk: TimmTrunk, name: str, weights: str, group_norm: bool, options: ModelOptions) -> None:
+    """Load weights into a whole classifier of the same name and copy its trunk."""
     whole = create_model(name, **{key: value for key, value in options.items() if key != "pretrained"})
     if load_to_train(whole, weights, group_norm, skip_classifier=True).group_norms:
         apply_norm_policy(trunk, "group")
@@ -459,6 +462,6 @@ def _take_weights(trunk: TimmTrunk, name: str, weights: str, group_norm: bool, o
 
 
 def _plain_name(key: str) -> str:
-    """Return a tensor's name without the wrapper of timm's feature networks, which also flatten some containers."""
+    """Return the name of a tensor without the wrapper of timm's feature networks, with flattened containers."""
     wrapper, _, rest = key.partition(".")
     return (rest if wrapper in _WRAPPED else key).replace(".", "_")

@@ -293,7 +293,7 @@ def test_folders_of_other_names_and_a_val(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("layout", "name"),
     [
-        ("yolo", "labels/train/{stem}.txt"),
+        ("yolo", "labels/{split}/{stem}.txt"),
         ("yolo", "classes.txt"),
         ("voc", "ImageSets/Main/train.txt"),
         ("voc", "classes.txt"),
@@ -304,8 +304,8 @@ def test_text_of_another_encoding_is_named(layout: str, name: str, mini: Callabl
     (tmp_path / "there" / "data.yaml").unlink(missing_ok=True)
     if layout == "yolo":
         (tmp_path / "there" / "classes.txt").write_text("a\nb\nc\n")
-    stem = sorted((tmp_path / "there").rglob("*.txt"))[-1].stem
-    path = tmp_path / "there" / name.format(stem=stem)
+    image = min((tmp_path / "there").rglob("*.jpg"))
+    path = tmp_path / "there" / name.format(stem=image.stem, split=image.parent.name)
     path.write_bytes(b"caf\xe9\n")
     with pytest.raises(FishnetError, match=rf"^{re.escape(str(path))} is not UTF-8 text"):
         convert_boxes(tmp_path / "there", tmp_path / "out", "coco")

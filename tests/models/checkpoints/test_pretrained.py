@@ -128,7 +128,7 @@ def test_loads_by_tag(published: bytes, nano: nn.Module) -> None:
     with torch.no_grad():
         assert torch.equal(model(x), nano(x))
     three = create_model("fishnet_nano", num_classes=3)
-    with pytest.raises(FishnetError, match="has 1000 classes, the model 3 classes"):
+    with pytest.raises(FishnetError, match="has 1000 classes, but the model has 3 classes"):
         load_weights(three, TAG)
     assert load_weights(three, TAG, skip_classifier="resize").layout == "pytorchcv"
 
@@ -166,7 +166,7 @@ def check_advice(error: FishnetError, cache: Path) -> None:
     message = str(error)
     assert PRETRAINED[TAG].url in message
     assert str(cache) in message
-    assert f"{FILE}.zip or {FILE}" in message
+    assert f"zipped as {FILE}.zip or unzipped as {FILE}." in message
     assert "\n" not in message
 
 
@@ -223,7 +223,7 @@ def test_file_put_there_by_hand_is_taken(name: str, published: bytes, server: Se
 def test_wrong_file_put_there_by_hand_is_refused_and_kept(name: str, server: Server, cache: Path) -> None:
     cache.mkdir(parents=True)
     (cache / name).write_bytes(packed(b"other") if name.endswith(".zip") else b"other")
-    with pytest.raises(FishnetError, match=r"does not hold the published weights.*Delete it") as caught:
+    with pytest.raises(FishnetError, match=r"does not contain the published weights.*Delete it") as caught:
         fetch(TAG)
     check_advice(caught.value, cache)
     assert left_in(cache) == [name]
@@ -233,7 +233,7 @@ def test_wrong_file_put_there_by_hand_is_refused_and_kept(name: str, server: Ser
 def test_cache_folder_that_cannot_be_made(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "file"))
-    with pytest.raises(FishnetError, match=r"cannot keep .* TORCH_HOME"):
+    with pytest.raises(FishnetError, match=r"cannot save .* TORCH_HOME"):
         fetch(TAG)
 
 

@@ -313,7 +313,7 @@ def test_file_of_another_member_says_so_and_changes_nothing(nano: nn.Module, tmp
     with pytest.raises(FishnetError) as caught:
         load_weights(target, tmp_path / "nano.safetensors")
     message = str(caught.value)
-    assert "the file looks like fishnet_nano, the model like fishnet_tiny" in message
+    assert "the file matches fishnet_nano, the model is fishnet_tiny" in message
     assert "tensors of the model are not in the file: " in message
     assert "differ in shape: tail.t1.blocks.0.conv1.weight (file 16x32x1x1, model 12x32x1x1)" in message
     assert "more)" in message
@@ -344,7 +344,7 @@ def test_nothing_in_common_is_an_error_even_when_not_strict(nano: nn.Module, tmp
     for strict in (True, False):
         with pytest.raises(FishnetError, match=r"resnet\.safetensors: unknown checkpoint layout"):
             load_weights(nano, tmp_path / "resnet.safetensors", strict=strict)
-        with pytest.raises(FishnetError, match=r"holds a FishNet \(layout fishnet\)"):
+        with pytest.raises(FishnetError, match=r"contains a FishNet \(layout fishnet\)"):
             load_weights(resnet, tmp_path / "nano.safetensors", strict=strict)
 
 
@@ -353,7 +353,7 @@ def test_another_class_count(layout: str, nano: nn.Module, tmp_path: Path) -> No
     path = tmp_path / "ten.pth"
     torch.save(convert_state(nano.state_dict(), layout), path)
     target = fresh(seed=3, num_classes=3)
-    with pytest.raises(FishnetError, match=r"has 10 classes, the model 3 classes: pass skip_classifier"):
+    with pytest.raises(FishnetError, match=r"has 10 classes, but the model has 3 classes: pass skip_classifier"):
         load_weights(target, path)
     kept = target.classifier.weight.clone()
     report = load_weights(target, path, skip_classifier="resize")
@@ -423,7 +423,7 @@ def test_any_timm_model(tmp_path: Path) -> None:
     assert report.layout == "as is"
     assert torch.equal(logits(same_model), logits(source))
     small = timm.create_model("test_resnet", num_classes=3, in_chans=1).eval()
-    with pytest.raises(FishnetError, match="has 10 classes, the model 3 classes"):
+    with pytest.raises(FishnetError, match="has 10 classes, but the model has 3 classes"):
         load_weights(small, path)
     load_weights(small, path, skip_classifier="resize")
     overlay = {"file": str(path), "num_classes": 10}
@@ -443,7 +443,7 @@ def test_any_timm_model(tmp_path: Path) -> None:
 def test_run_folder(nano: nn.Module, tmp_path: Path) -> None:
     other, last = fresh(seed=2), fresh(seed=4)
     target = fresh(seed=3)
-    with pytest.raises(FishnetError, match=r"holds no weights.*model\.safetensors"):
+    with pytest.raises(FishnetError, match=r"contains no weights.*model\.safetensors"):
         load_weights(target, tmp_path)
     (tmp_path / "checkpoints").mkdir()
     torch.save(lightning(last, last), tmp_path / "checkpoints" / "last.ckpt")
@@ -471,7 +471,7 @@ def test_tag_of_another_member_is_refused_before_the_download(nano: nn.Module, m
     from fishnet.models.checkpoints import pretrained
 
     monkeypatch.setattr(pretrained, "fetch", lambda tag: pytest.fail("downloaded"))
-    with pytest.raises(UsageError, match="belong to fishnet150, and the model is fishnet_nano"):
+    with pytest.raises(UsageError, match="belong to fishnet150, but the model is fishnet_nano"):
         load_weights(nano, "osmr_in1k")
 
 

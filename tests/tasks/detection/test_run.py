@@ -285,7 +285,8 @@ def test_frozen_norms_of_the_trunk_stay_and_those_of_the_pyramid_train_also_afte
 
 def test_frozen_norms_without_weights_are_refused(data: Path, tmp_path: Path) -> None:
     with pytest.raises(
-        UsageError, match=r"--norm frozen keeps the BatchNorms of weights, and none are loaded: add --w"
+        UsageError,
+        match=r"--norm frozen freezes BatchNorms that were loaded from weights, and no weights are loaded: add --w",
     ):
         train("detection", data=str(data), out=str(tmp_path / "run"), **{**QUICK, "norm": "frozen"})
 

@@ -1,1 +1,1 @@
-"""Weights on disk: layouts, a reader that runs no code, conversion, download."""
+"""Weights on disk: layouts, a reader that executes no code, conversion, download."""

@@ -1,8 +1,8 @@
-"""Opening and writing checkpoint files; nothing that a file says is ever executed.
+"""Read and write checkpoint files without executing any code in them.
 
-A file is judged by its content, not by its name: safetensors, torch's zip format, torch's older pickle format, or a
-plain zip archive around one of these (`.pth.zip`). Pickles go through torch's weights-only reader, which builds
-tensors and plain containers and refuses everything else.
+The format is detected from the content, not from the file name: safetensors, PyTorch's zip format, PyTorch's older
+pickle format, or a plain zip archive of one of these (`.pth.zip`). Pickles are read by PyTorch's weights-only
+unpickler, which builds tensors and plain containers and refuses everything else.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import re
 import warnings
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, Literal
+from typing import BinaryIO, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -30,14 +30,14 @@ SUFFIXES = (".safetensors", ".pth", ".pt", ".tar", ".ckpt", ".pth.zip")
 WRITTEN_SUFFIXES = (".safetensors", ".pth", ".pt", ".tar")
 Kind = Literal["safetensors", "torch zip", "pickle", "zip"]
 
-# Weights are noise and hardly shrink; a file that unpacks to far more than its size is made to fill the memory.
+# Weights hardly compress: a file that unpacks to far more than its size is a zip bomb, made to fill the memory.
 LARGEST_UNPACKED = 8 * 2**30
 SMALL_ENOUGH = 100 * 2**20
 LARGEST_RATIO = 100
 
 
 class _Inert:
-    """Stands in for an object that old checkpoints carry beside the weights; it ignores all it is given."""
+    """Replacement for objects that old checkpoints contain beside the weights; it ignores its arguments and state."""
 
     def __init__(self, *args: object) -> None:
         pass
@@ -46,9 +46,9 @@ class _Inert:
         pass
 
 
-# Harmless companions of the weights (a NumPy accuracy, the command line of the training). They are never built: the
-# name in the pickle leads to a stand-in that does nothing.
-_STAND_INS: list[Any] = [
+# Harmless objects beside the weights (a NumPy accuracy, the command line of the training). They are never built: their
+# names in the pickle are resolved to a replacement without effect.
+_STAND_INS: list[Callable[..., object] | tuple[Callable[..., object], str]] = [
     *(
         (_Inert, name)
         for name in (
@@ -74,13 +74,13 @@ _STAND_INS: list[Any] = [
 ]
 
 
-def open_checkpoint(path: str | Path) -> Any:
-    """Return what a checkpoint file holds: a state dict or the containers around it, tensors on the CPU.
+def open_checkpoint(path: str | Path) -> object:
+    """Return the content of a checkpoint file: a state dict or the containers around it, tensors on the CPU.
 
-    Large files are memory-mapped where the format allows it.
+    Files are memory-mapped if the format allows it.
 
     Raises:
-        FishnetError: The file cannot be read, is no checkpoint, is damaged, or asks for code to run; names the path.
+        FishnetError: The file cannot be read, is not a checkpoint, is damaged, or contains code.
     """
     path = Path(path)
     try:
@@ -91,7 +91,7 @@ def open_checkpoint(path: str | Path) -> Any:
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
-    """Return the metadata in the header of a safetensors file, empty where there is none or the format is another."""
+    """Return the metadata in the header of a safetensors file; empty if there is none or it is another kind of file."""
     try:
         with safe_open(path, framework="pt") as reader:
             return dict(reader.metadata() or {})
@@ -99,12 +99,12 @@ def read_metadata(path: str | Path) -> dict[str, str]:
         return {}
 
 
-def _read(stream: BinaryIO, path: Path | None, shown: str) -> Any:
-    """Read an open file by its content; `path` is None for a file inside an archive."""
+def _read(stream: BinaryIO, path: Path | None, shown: str) -> object:
+    """Read an open file in the format of its content; `path` is None for a file inside an archive."""
     kind = _kind(stream, shown)
     if kind == "zip":
         if path is None:
-            raise FishnetError(f"{shown} is an archive inside an archive; unpack it by hand.")
+            raise FishnetError(f"{shown} is an archive inside an archive; unpack it first.")
         return _read_zipped(stream, shown)
     if kind == "safetensors":
         try:
@@ -119,7 +119,7 @@ def _kind(stream: BinaryIO, shown: str) -> Kind:
     size = stream.seek(0, io.SEEK_END)
     stream.seek(0)
     if size == 0:
-        raise FishnetError(f"{shown} is empty; fetch or copy the file again.")
+        raise FishnetError(f"{shown} is empty; download or copy the file again.")
     if head[:4] == b"PK\x03\x04":
         return _kind_of_zip(stream, shown)
     if len(head) > 8 and head[8:9] == b"{":
@@ -127,16 +127,16 @@ def _kind(stream: BinaryIO, shown: str) -> Kind:
     if head[:1] == b"\x80":
         return "pickle"
     text = head.lstrip().lower()
-    hint = f"Files of the kinds {', '.join(SUFFIXES)} are read."
+    hint = f"Supported are {', '.join(SUFFIXES)} files."
     if text.startswith((b"<!doctype", b"<html", b"<?xml")):
         hint = "It is a web page: the download returned an error page instead of the weights."
     elif text.startswith(b"version https://git-lfs"):
-        hint = "It is a Git LFS pointer: run `git lfs pull` to fetch the weights themselves."
+        hint = "It is a Git LFS pointer: run `git lfs pull` to download the weights."
     raise FishnetError(f"{shown} is not a checkpoint. {hint}")
 
 
 def _kind_of_zip(stream: BinaryIO, shown: str) -> Kind:
-    """Tell torch's own format (a zip with `<name>/data.pkl`) from an archive that somebody packed."""
+    """Distinguish PyTorch's own format (a zip with `<name>/data.pkl`) from a plain archive."""
     try:
         with zipfile.ZipFile(stream) as archive:
             entries = archive.infolist()
@@ -150,8 +150,8 @@ def _kind_of_zip(stream: BinaryIO, shown: str) -> Kind:
     return "torch zip"
 
 
-def _read_zipped(stream: BinaryIO, shown: str) -> Any:
-    """Read the one checkpoint inside a plain zip archive, in memory: no member is written anywhere."""
+def _read_zipped(stream: BinaryIO, shown: str) -> object:
+    """Read the checkpoint in a plain zip archive in memory, without writing any file."""
     try:
         with zipfile.ZipFile(stream) as archive:
             member = single_member(archive, shown)
@@ -162,21 +162,22 @@ def _read_zipped(stream: BinaryIO, shown: str) -> Any:
 
 
 def single_member(archive: zipfile.ZipFile, shown: str) -> zipfile.ZipInfo:
-    """Return the one checkpoint in a plain zip archive.
+    """Return the only checkpoint in a plain zip archive.
 
     Raises:
-        FishnetError: Several members or none, a name that points outside, or a size that only a trap has.
+        FishnetError: The archive has no or several members, or one with a path outside the archive or the size of a
+            zip bomb.
     """
     extras = ("__MACOSX/", ".DS_Store")
     members = [m for m in archive.infolist() if not m.is_dir() and not m.filename.startswith(extras)]
     if len(members) != 1:
-        raise FishnetError(f"{shown} holds {len(members)} files; a zipped checkpoint holds exactly one.")
+        raise FishnetError(f"{shown} contains {len(members)} files; a zipped checkpoint must contain exactly one.")
     (member,) = members
     name = PurePosixPath(member.filename.replace("\\", "/"))
     if name.is_absolute() or ".." in name.parts or ":" in member.filename:
         raise FishnetError(f"{shown} is refused: its member {member.filename!r} points outside the archive.")
     if not member.filename.endswith(SUFFIXES[:-1]):
-        raise FishnetError(f"{shown} holds {member.filename!r}, not a checkpoint ({', '.join(SUFFIXES[:-1])}).")
+        raise FishnetError(f"{shown} contains {member.filename!r}, not a checkpoint ({', '.join(SUFFIXES[:-1])}).")
     _refuse_bomb(shown, member.file_size, member.compress_size)
     return member
 
@@ -189,8 +190,8 @@ def _refuse_bomb(shown: str, unpacked: int, packed: int) -> None:
         )
 
 
-def _read_pickled(stream: BinaryIO, path: Path | None, shown: str, kind: Kind) -> Any:
-    # torch takes a path that ends in .safetensors at its word, and maps files by path only.
+def _read_pickled(stream: BinaryIO, path: Path | None, shown: str, kind: Kind) -> object:
+    # torch.load assumes the format of a path that ends in .safetensors, and memory-maps files by path only.
     mapped = path if kind == "torch zip" and path is not None and path.suffix != ".safetensors" else None
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(_STAND_INS):
@@ -198,7 +199,7 @@ def _read_pickled(stream: BinaryIO, path: Path | None, shown: str, kind: Kind) -
             return torch.load(mapped or stream, map_location="cpu", weights_only=True, mmap=mapped is not None)
     except pickle.UnpicklingError as error:
         raise _refused(shown, str(error)) from error
-    # The reader of a damaged or hostile pickle may stumble over anything: wrong stack, wrong types, missing records.
+    # A damaged or hostile pickle can raise any exception: wrong stack, wrong types, missing records.
     except Exception as error:
         if "TorchScript" in str(error):
             raise FishnetError(f"{shown} is a TorchScript program, not a checkpoint; save its state_dict.") from error
@@ -206,30 +207,30 @@ def _read_pickled(stream: BinaryIO, path: Path | None, shown: str, kind: Kind) -
 
 
 def _refused(shown: str, message: str) -> FishnetError:
-    """Make one line of torch's page of advice (part of which is how to run the code after all)."""
+    """Shorten the message of torch to one line, without its advice on how to run the code in the file."""
     if found := re.search(r"GLOBAL (\S+) (?:was not an allowed|whose module)", message):
         return FishnetError(
-            f"{shown} is refused: it asks for {found[1]}, which is code and not weights; nothing was run. "
-            "If you trust its author, have it saved again as a plain state_dict: torch.save(model.state_dict(), ...)."
+            f"{shown} is refused: it references {found[1]}, which is code, not weights; no code was run. "
+            "If you trust its source, open it with the code that wrote it and run torch.save(model.state_dict(), ...)."
         )
     reasons = [line for line in message.splitlines() if line.strip() and "documentation" not in line]
     reason = reasons[-1].rpartition("error: ")[2].strip()[:160] if reasons else "unknown"
-    return FishnetError(f"{shown} is refused: it is not a pickle of plain weights ({reason}); nothing was run.")
+    return FishnetError(f"{shown} is refused: it is not a pickle of plain weights ({reason}); no code was run.")
 
 
 def _damaged(shown: str, error: object) -> FishnetError:
     lines = str(error).strip().splitlines()
     reason = f" ({lines[0][:160]})" if lines else ""
-    return FishnetError(f"{shown} is damaged or not a checkpoint{reason}; fetch or copy the file again.")
+    return FishnetError(f"{shown} is damaged or not a checkpoint{reason}; download or copy the file again.")
 
 
 def save_state(path: str | Path, state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors to a safetensors file: beside, then renamed, so that an older file survives any failure.
+    """Write tensors to a safetensors file atomically: an existing file is kept if writing fails.
 
     Args:
         path: File to write.
-        state: Tensors by name, on any device; shared and strided ones are written as plain copies.
-        metadata: Text that goes into the header of the file.
+        state: Tensors by name, on any device; shared and strided ones are written as contiguous copies.
+        metadata: Text entries for the header of the file.
 
     Raises:
         FishnetError: The file cannot be written.
@@ -239,13 +240,13 @@ def save_state(path: str | Path, state: Mapping[str, Tensor], metadata: Mapping[
 
 
 def write_checkpoint(path: str | Path, state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a state dict in the format that the suffix names.
+    """Write a state dict in the format given by the suffix of the path.
 
-    `.safetensors` (the only one that holds `metadata`), `.pth` and `.pt` (the bare dict), `.tar` (as the release
-    does: `{"state_dict": ...}` with `module.` before each name).
+    `.safetensors` (the only one that stores `metadata`), `.pth` and `.pt` (the plain dict), `.tar` (as in the authors'
+    release: `{"state_dict": ...}` with `module.` before each name).
 
     Raises:
-        UsageError: Another suffix.
+        UsageError: The suffix is another one.
         FishnetError: The file cannot be written.
     """
     path = Path(path)
@@ -262,7 +263,7 @@ def write_checkpoint(path: str | Path, state: Mapping[str, Tensor], metadata: Ma
 
 
 def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Detach every tensor to the CPU, in the default memory order and with a storage of its own."""
+    """Copy every tensor to the CPU, detached, contiguous and with a storage of its own."""
     plain: dict[str, Tensor] = {}
     storages: set[int] = set()
     for key, value in state.items():

@@ -1,17 +1,16 @@
-"""The names that a FishNet's tensors have in the public checkpoints, and the translation between them.
+"""Names of the tensors of a FishNet in public checkpoints, and the translation between them.
 
 Three layouts are known:
 
 - `fishnet`: this library (`body.b2.transfer.0.conv1.weight`).
-- `released`: the authors' release (`fish.fish.5.1.0.conv1.weight`). Its one list `fish` holds the tail (0-2), the
+- `released`: the authors' release (`fish.fish.5.1.0.conv1.weight`). Its list `fish` contains the tail (0-2), the
   bridge (3), the body (4-6) and the head (7-9); inside a stage, 0 is the trunk and 1 the transfer.
-- `pytorchcv`: the pytorchcv package. It files the transfers by the map that they carry: `skip1_seq` holds those of
-  the stem, t1 and t2 (into b3, b2, b1) and the bridge itself, `skip2_seq` those of the bridge, b1 and b2 (into h3,
-  h2, h1).
+- `pytorchcv`: the pytorchcv package. It orders the transfers by their input: `skip1_seq` contains those of the stem,
+  t1 and t2 (into b3, b2, b1) and the bridge itself, `skip2_seq` those of the bridge, b1 and b2 (into h3, h2, h1).
 
-The tables below are the whole truth: one row per place, one column per layout. Names are translated one by one, so
-every depth, width and cardinality converts. Tensors are the same in all layouts except the classifier: a 1x1
-convolution (classes, 1056, 1, 1) in the public ones, a linear layer (classes, 1056) here.
+The tables below define the layouts: one row per module, one column per layout. Names are translated one by one, so
+networks of every depth, width and cardinality can be converted. Tensors are the same in all layouts except that of the
+classifier: a 1x1 convolution (classes, 1056, 1, 1) in the public ones, a linear layer (classes, 1056) here.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ LAYOUTS: tuple[Layout, ...] = ("fishnet", "released", "pytorchcv")
 
 
 class Row(NamedTuple):
-    """One place in the network under its name in each layout."""
+    """Name of one module in each layout."""
 
     fishnet: str
     released: str
@@ -57,7 +56,7 @@ BLOCKS = (
     Row("head.h3.transfer.{n}", "fish.fish.9.1.{n}", "features.hg.skip2_seq.unit1.blocks.block{m}"),
 )
 
-# Modules inside one residual block.
+# Modules in a residual block.
 BLOCK_PARTS = (
     Row("norm1", "bn1", "body.conv1.bn"),
     Row("conv1", "conv1", "body.conv1.conv"),
@@ -94,7 +93,7 @@ FIRST_CONV = MODULES[0]
 
 
 def rename(key: str, source: Layout, target: Layout) -> str | None:
-    """Translate the name of one tensor, or return None where `source` has no such name."""
+    """Translate the name of one tensor, or return None if layout `source` does not have the name."""
     module, _, leaf = key.rpartition(".")
     modules, blocks, parts = _tables(source, target)
     if module in modules:
@@ -108,7 +107,7 @@ def rename(key: str, source: Layout, target: Layout) -> str | None:
 
 @cache
 def _tables(source: Layout, target: Layout) -> tuple[dict[str, str], list[tuple[re.Pattern[str], str, int]], dict]:
-    """Build the lookups of one direction; a pattern comes with its target and the number of its first block."""
+    """Return names of modules, (pattern, template, number of the first block) of blocks, and names of block parts."""
 
     def column(rows: Iterable[Row]) -> dict[str, str]:
         return {getattr(row, source): getattr(row, target) for row in rows}
@@ -122,7 +121,7 @@ def _tables(source: Layout, target: Layout) -> tuple[dict[str, str], list[tuple[
 
 
 def find_layout(keys: Iterable[str]) -> Layout | None:
-    """Return the layout that most of the keys belong to, or None where no layout explains half of them."""
+    """Return the layout that most of the keys belong to, or None if that is not more than half of them."""
     names = list(keys)
     found = {layout: sum(rename(key, layout, layout) is not None for key in names) for layout in LAYOUTS}
     best = max(LAYOUTS, key=lambda layout: found[layout])
@@ -133,7 +132,7 @@ def detect_layout(state: Mapping[str, object]) -> Layout:
     """Return the layout of a state dict.
 
     Raises:
-        FishnetError: No known layout; lists some of the keys and what is known.
+        FishnetError: The layout is unknown; lists some of the keys and the known layouts.
     """
     layout = find_layout(state)
     if layout is None:
@@ -155,9 +154,9 @@ def convert_state(state: Mapping[str, Tensor], to: str = "fishnet") -> dict[str,
         A new dict; tensors are shared with `state`, never copied.
 
     Raises:
-        FishnetError: The layout is unknown, or `to` has no place for a tensor (an ablation such as a 1x1 channel
-            reduction, a strided or transposed convolution), or needs one that is absent (the bridge's gate).
-        UsageError: There is no layout of the name `to`.
+        FishnetError: The layout of `state` is unknown, or layout `to` has no name for a tensor (an ablation such as a
+            1x1 channel reduction, a strided or transposed convolution), or requires a missing one (the bridge's gate).
+        UsageError: The layout `to` is unknown.
     """
     if to not in LAYOUTS:
         raise UsageError(f"unknown layout {to!r}; known are {', '.join(LAYOUTS)}.{did_you_mean(to, LAYOUTS)}")
@@ -165,14 +164,14 @@ def convert_state(state: Mapping[str, Tensor], to: str = "fishnet") -> dict[str,
     converted, foreign = translate(state, source, target)
     if foreign and source != target:
         raise FishnetError(
-            f"layout {target} cannot hold {len(foreign)} tensors of this {source} state: {listing(foreign)}. "
-            "It knows the released design only; keep such a network in layout fishnet."
+            f"layout {target} has no names for {len(foreign)} tensors of this {source} state dict: {listing(foreign)}. "
+            "It supports the released design only; use layout fishnet for this network."
         )
     gate = next(getattr(row, target) for row in MODULES if row.fishnet == "bridge.gate.conv1")
     if target != "fishnet" and f"{gate}.weight" not in converted:
         raise FishnetError(
-            f"layout {target} always has the bridge's gate, and this network was built without it (gate=False); "
-            "keep it in layout fishnet."
+            f"layout {target} requires the bridge's gate, and this network was built without it (gate=False); "
+            "use layout fishnet for this network."
         )
     return converted | foreign
 
@@ -180,7 +179,7 @@ def convert_state(state: Mapping[str, Tensor], to: str = "fishnet") -> dict[str,
 def translate(
     state: Mapping[str, Tensor], source: Layout, target: Layout
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Split a state into (renamed tensors, tensors that `source` has no name for, under their old names)."""
+    """Return (renamed tensors, tensors that layout `source` has no name for, with their old names)."""
     converted: dict[str, Tensor] = {}
     foreign: dict[str, Tensor] = {}
     weight = f"{getattr(CLASSIFIER, target)}.weight"
@@ -194,14 +193,14 @@ def translate(
 
 
 def _as_classifier(weight: Tensor, layout: Layout) -> Tensor:
-    """Give the classifier's weight the shape of the layout: linear (classes, C) or 1x1 conv (classes, C, 1, 1)."""
+    """Reshape the weight of the classifier for the layout: linear (classes, C) or 1x1 conv (classes, C, 1, 1)."""
     if layout == "fishnet":
         return weight.flatten(1) if weight.ndim == 4 and weight.shape[2:].numel() == 1 else weight
     return weight[:, :, None, None] if weight.ndim == 2 else weight
 
 
 def listing(names: Iterable[str], most: int = 5) -> str:
-    """Join the first few names, saying how many more there are."""
+    """Join the first `most` names, followed by the number of further ones."""
     names = list(names)
     more = f", ... ({len(names) - most} more)" if len(names) > most else ""
     return ", ".join(names[:most]) + more

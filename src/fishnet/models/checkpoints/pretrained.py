@@ -1,8 +1,8 @@
-"""Published weights by tag: fetch once, check, keep.
+"""Published weights by tag: downloaded once, verified and cached.
 
-Files are kept in `torch.hub.get_dir()/checkpoints` (so `TORCH_HOME` moves them). A file put there by hand, packed or
-not, is taken as well. The environment variable `FISHNET_WEIGHTS_URL` names a mirror: a folder that holds the files
-under their own names.
+Files are cached in `torch.hub.get_dir()/checkpoints`, which the environment variable `TORCH_HOME` can change. A file
+placed there by hand, zipped or not, is used as well. The environment variable `FISHNET_WEIGHTS_URL` can name a mirror:
+the URL of a folder with the files under their original names.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ class Pretrained:
     """One published set of weights."""
 
     model: str
-    """Member of the family that it fits."""
+    """Name of the FishNet that the weights belong to."""
     url: str
-    """Where it is published: a zip archive that holds one checkpoint."""
+    """URL of the zip archive that contains the checkpoint."""
     sha1: str
     """SHA-1 of the unpacked checkpoint."""
     layout: str
-    """Names of its tensors: see `fishnet.models.checkpoints.layouts`."""
+    """Layout of the checkpoint: see `fishnet.models.checkpoints.layouts`."""
     note: str
-    """Who trained it, and what it reaches."""
+    """Source of the weights and their accuracy."""
 
     @property
     def archive(self) -> str:
@@ -72,7 +72,7 @@ PRETRAINED: dict[str, Pretrained] = {
 
 
 def cache_folder() -> Path:
-    """Return the folder that fetched weights are kept in."""
+    """Return the folder of downloaded weights."""
     return Path(torch.hub.get_dir()) / "checkpoints"
 
 
@@ -86,9 +86,9 @@ def fetch(tag: str) -> Path:
         Path of the unpacked checkpoint, whose SHA-1 has been checked.
 
     Raises:
-        UsageError: Unknown tag.
-        FishnetError: It cannot be downloaded, or a file is not the published one; says where to put it by hand.
-            A failed download leaves nothing behind.
+        UsageError: The tag is unknown.
+        FishnetError: The download failed or a file is not the published one; the message says where to place the file
+            by hand. A failed download leaves no files behind.
     """
     if tag not in PRETRAINED:
         raise UsageError(f"unknown weights {tag!r}; known are {', '.join(PRETRAINED)}.{did_you_mean(tag, PRETRAINED)}")
@@ -104,7 +104,7 @@ def fetch(tag: str) -> Path:
 
 
 def _fetch(url: str, kept: Path, entry: Pretrained) -> None:
-    """Download the archive into a temporary folder of the cache and unpack it from there."""
+    """Download the archive into a temporary folder in the cache and unpack it."""
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".fishnet-", dir=kept.parent) as folder:
@@ -120,7 +120,7 @@ def _fetch(url: str, kept: Path, entry: Pretrained) -> None:
     except OSError as error:
         reason = error.strerror or str(error)
         raise FishnetError(
-            f"cannot keep {url} in {kept.parent}: {reason}. Set TORCH_HOME to another folder."
+            f"cannot save {url} in {kept.parent}: {reason}. Set TORCH_HOME to another folder."
         ) from error
 
 
@@ -131,13 +131,13 @@ def _url(entry: Pretrained) -> str:
 
 def _by_hand(entry: Pretrained) -> str:
     return (
-        f"Fetch {entry.url} elsewhere and put it, packed or unpacked, into {cache_folder()} "
-        f"as {entry.archive} or {entry.file}."
+        f"Download {entry.url} elsewhere and place it in {cache_folder()}, zipped as {entry.archive} "
+        f"or unzipped as {entry.file}."
     )
 
 
 def _download(url: str, target: Path) -> None:
-    """Copy `url` to `target` with a progress bar on a terminal."""
+    """Download `url` to `target`, with a progress bar if stderr is a terminal."""
     request = urllib.request.Request(url, headers={"User-Agent": "fishnet"})
     with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response, target.open("wb") as stream:
         size = int(response.headers.get("Content-Length") or 0)
@@ -147,11 +147,11 @@ def _download(url: str, target: Path) -> None:
                 stream.write(chunk)
                 bar.update(len(chunk))
         if size and stream.tell() != size:
-            raise ConnectionError(f"the connection broke after {stream.tell():,} of {size:,} bytes")
+            raise ConnectionError(f"connection lost after {stream.tell():,} of {size:,} bytes")
 
 
 def _unpack(archive: Path, kept: Path, entry: Pretrained, origin: str, mend: str) -> None:
-    """Write the one checkpoint in `archive` to `kept`, if it is the published one."""
+    """Write the checkpoint in `archive` to `kept`, if it is the published one."""
     try:
         with zipfile.ZipFile(archive) as packed, atomic_path(kept) as partial:
             with packed.open(single_member(packed, origin)) as source, partial.open("wb") as stream:
@@ -166,5 +166,5 @@ def _check(path: Path, entry: Pretrained, origin: str, mend: str) -> None:
         found = hashlib.file_digest(stream, lambda: hashlib.sha1(usedforsecurity=False)).hexdigest()
     if found != entry.sha1:
         raise FishnetError(
-            f"{origin} does not hold the published weights (SHA-1 {found}, expected {entry.sha1}). {mend}"
+            f"{origin} does not contain the published weights (SHA-1 {found}, expected {entry.sha1}). {mend}"
         )

@@ -1,11 +1,11 @@
-"""Loading weights of any known origin into a model; whatever does not fit is an error that lists both sides."""
+"""Load weights of any known layout into a model; weights that do not fit raise an error that lists both sides."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -43,24 +43,24 @@ _COUNTER = ".num_batches_tracked"
 
 @dataclass
 class LoadReport:
-    """Which tensors went where; names are those of the model, for `unexpected` those of the file."""
+    """Names of loaded and other tensors: those of the model, for `unexpected` those of the file."""
 
     layout: str
-    """Layout of the file: fishnet, released, pytorchcv, or `as is` for a network of another family."""
+    """Layout of the file: fishnet, released, pytorchcv, or `as is` for other networks."""
     loaded: list[str] = field(default_factory=list)
-    """Tensors that the model now has from the file."""
+    """Tensors loaded from the file."""
     missing: list[str] = field(default_factory=list)
-    """Tensors that the file lacks, or has in another shape; the model keeps its own."""
+    """Tensors of the model that the file lacks or has in another shape; they are not changed."""
     unexpected: list[str] = field(default_factory=list)
-    """Tensors that the model has no place for."""
+    """Tensors of the file that the model does not have."""
     skipped: list[str] = field(default_factory=list)
-    """Tensors of the classifier that were left out because the caller asked for it."""
+    """Tensors of the classifier that were skipped as requested, and of parts that the run does not have."""
     adapted: list[str] = field(default_factory=list)
-    """Tensors fitted to another number of image channels; part of `loaded`."""
+    """Tensors adapted to another number of image channels; also listed in `loaded`."""
     source: str = ""
     """File that was read."""
     group_norms: bool = False
-    """Whether the file has group norms where the model was built with BatchNorms."""
+    """Whether the file has group norms in place of the BatchNorms of the model as it was built."""
 
     def __str__(self) -> str:
         parts = [f"loaded {len(self.loaded)} tensors from {self.source} (layout {self.layout})"]
@@ -80,21 +80,26 @@ def load_weights(
 ) -> LoadReport:
     """Load a checkpoint of any known layout into a FishNet, or a matching one into any other model.
 
-    Names are translated to those of the model. The first convolution is fitted to the model's number of image
-    channels as timm does it. Nothing is changed when an error is raised.
+    Names are translated to those of the model. The first convolution is adapted to the number of image channels of the
+    model, as in timm. If an error is raised, the weights of the model are not changed.
 
     Args:
-        model: Network to fill, on any device; may be wrapped (compiled, data parallel, timm's feature getter).
+        model: Model to load the weights into, on any device; it may be wrapped (compiled, data parallel, timm's feature
+            getter).
         source: Checkpoint file, run folder (its `model.safetensors`, else its best or last checkpoint), or a tag of
             published weights such as `osmr_in1k`.
-        strict: Every tensor must have its counterpart of the same shape. False loads what fits and reports the rest.
-        skip_classifier: True leaves the classifier as it is; "resize" does so only where its size differs.
-        prefer_ema: Where the file holds both, take the moving average rather than the weights of the last step.
-        follow_norms: Where the file has group norms in place of BatchNorms, put group norms into the model first.
+        strict: Whether every tensor needs a counterpart of the same shape. False loads the tensors that fit and reports
+            the others.
+        skip_classifier: True does not load the classifier; "resize" skips it only if its size differs.
+        prefer_ema: If the file contains both, load the moving average instead of the weights of the last step.
+        follow_norms: If the file has group norms in place of BatchNorms, first replace the BatchNorms of the model.
+
+    Returns:
+        Report of loaded, missing and unexpected tensors.
 
     Raises:
         UsageError: `source` is neither a file, nor a run folder, nor a tag.
-        FishnetError: The file cannot be read, its layout is unknown, or it does not fit; lists both sides.
+        FishnetError: The file cannot be read, its layout is unknown, or it does not fit the model.
     """
     model = _unwrap(model)
     own = dict(model.state_dict())
@@ -105,7 +110,7 @@ def load_weights(
     path = locate_weights(source)
     state = read_checkpoint(path, prefer_ema)
     cut = is_network(state)
-    if cut:  # of necks and heads, and perhaps of stages that its heads do not need
+    if cut:  # remove necks and heads; stages that the heads do not need may be missing
         (classifier, *_) = [*_names(model, "classifier", _CLASSIFIERS), CLASSIFIER.fishnet]
         state, _ = whole_of(state, own, classifier)
     layout, state = _to_model_layout(state, own, path)
@@ -127,7 +132,7 @@ def load_weights(
 
 
 def _forgive_absent_parts(state: Mapping[str, Tensor], report: LoadReport) -> None:
-    """Take parts of the model of which the trunk of a run has nothing at all for left out, not for missing."""
+    """Count the parts of the model that the trunk of a run does not have as skipped, not as missing."""
     present = {key.partition(".")[0] for key in state}
     absent = [key for key in report.missing if key.partition(".")[0] not in present]
     report.skipped = sorted({*report.skipped, *absent})
@@ -137,19 +142,19 @@ def _forgive_absent_parts(state: Mapping[str, Tensor], report: LoadReport) -> No
 def load_to_train(
     model: nn.Module, source: str | Path, group_norm: bool, skip_classifier: bool | Literal["resize"]
 ) -> LoadReport:
-    """Load weights to start training from, and print what was loaded.
+    """Load weights to start training from, and print the report.
 
-    Group norms take over scale and shift of the weights, whichever norms these have: where the weights have group
-    norms, the model has them afterwards; else it keeps its BatchNorms, for the caller to replace.
+    If the weights have group norms, the BatchNorms of the model are replaced by group norms; else the model keeps its
+    BatchNorms, which the caller can replace. Group norms get the scale and shift of the weights in either case.
 
     Args:
-        model: Network with BatchNorms, to fill.
+        model: Model with BatchNorms, to load the weights into.
         source: Checkpoint file, run folder or tag.
-        group_norm: Whether the network is to be trained with group norms.
+        group_norm: Whether the model is to be trained with group norms.
         skip_classifier: See `load_weights`.
 
     Raises:
-        UsageError: The weights have group norms, and the network is to be trained with BatchNorms.
+        UsageError: The weights have group norms, but the model is to be trained with BatchNorms.
         FishnetError: The weights cannot be read or do not fit.
     """
     report = load_weights(model, source, skip_classifier=skip_classifier, follow_norms=True)
@@ -160,18 +165,18 @@ def load_to_train(
 
 
 def _has_group_norms(model: nn.Module, state: Mapping[str, Tensor]) -> bool:
-    """Whether a state dict has scales, but no statistics, for the BatchNorms of a model."""
+    """Return whether a state dict has scales, but no running statistics, for the BatchNorms of a model."""
     norms = [name for name, module in model.named_modules() if isinstance(module, BATCH_NORMS)]
     scaled = [name for name in norms if f"{name}.weight" in state]
     return bool(scaled) and not any(f"{name}.running_mean" in state for name in scaled)
 
 
 def locate_weights(source: str | Path) -> Path:
-    """Return the checkpoint file that a path, a run folder or a tag stands for, fetching it where needed.
+    """Return the checkpoint file of a path, a run folder or a tag, whose weights are downloaded if needed.
 
     Raises:
-        UsageError: No such file, folder or tag; suggests near ones.
-        FishnetError: The folder holds no checkpoint, or the tag cannot be fetched.
+        UsageError: There is no such file, folder or tag; the message suggests similar ones.
+        FishnetError: The folder contains no checkpoint, or the download failed.
     """
     from fishnet.models.checkpoints.pretrained import PRETRAINED, fetch
 
@@ -180,7 +185,7 @@ def locate_weights(source: str | Path) -> Path:
         for name in RUN_FILES:
             if (path / name).is_file():
                 return path / name
-        raise FishnetError(f"{path} holds no weights: a run folder has one of {', '.join(RUN_FILES)}.")
+        raise FishnetError(f"{path} contains no weights: a run folder has one of {', '.join(RUN_FILES)}.")
     if path.is_file():
         return path
     if str(source) in PRETRAINED:
@@ -195,17 +200,17 @@ def locate_weights(source: str | Path) -> Path:
 
 
 def _check_tag(source: str | Path, own: Mapping[str, Tensor]) -> None:
-    """Refuse published weights of another member before they are downloaded."""
+    """Refuse published weights of another FishNet before they are downloaded."""
     from fishnet.models.checkpoints.pretrained import PRETRAINED
 
     entry = PRETRAINED.get(str(source))
     member = recognise_member(own) if entry else None
     if entry and member not in (None, entry.model):
-        raise UsageError(f"weights {str(source)!r} belong to {entry.model}, and the model is {member}.")
+        raise UsageError(f"weights {str(source)!r} belong to {entry.model}, but the model is {member}.")
 
 
 def recognise_member(state: Mapping[str, Tensor]) -> str | None:
-    """Return the member of the family whose tensors have the names and shapes of a state dict of any known layout."""
+    """Return the name of the FishNet that a state dict of any known layout belongs to, by names and shapes, or None."""
     import timm
 
     from fishnet.models.config import VARIANTS
@@ -222,7 +227,7 @@ def recognise_member(state: Mapping[str, Tensor]) -> str | None:
     for name, config in VARIANTS.items():
         depths = (*config.tail_depths, config.bridge_depth, *config.body_depths, *config.head_depths)
         if blocks != sum(depths) + sum(config.transfer_depths):
-            continue  # building even an empty network takes a while
+            continue  # building a network takes long, even on the meta device
         # by its name: the network itself imports this module
         model = timm.create_model(name, num_classes=0, in_chans=first.shape[1], device="meta")
         if _shapes(model.state_dict()) == shapes:
@@ -231,19 +236,19 @@ def recognise_member(state: Mapping[str, Tensor]) -> str | None:
 
 
 def classifier_size(state: Mapping[str, Tensor]) -> int | None:
-    """Return the number of classes of a state dict of a known layout, or None where it has no classifier."""
+    """Return the number of classes of a state dict of a known layout, or None if it has no classifier."""
     weights = (state.get(f"{name}.weight") for name in _CLASSIFIERS)
     return next((weight.shape[0] for weight in weights if weight is not None), None)
 
 
 def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every tensor but the classifier's and the counters of batches."""
+    """Return the shapes of all tensors except the classifier and the batch counters of BatchNorms."""
     drop = f"{CLASSIFIER.fishnet}."
     return {k: tuple(v.shape) for k, v in state.items() if not k.startswith(drop) and not k.endswith(_COUNTER)}
 
 
 def _unwrap(model: nn.Module) -> nn.Module:
-    """Return the network inside torch.compile, DistributedDataParallel, timm's feature getter and the like."""
+    """Return the network inside wrappers such as torch.compile, DistributedDataParallel or timm's feature getter."""
     while len(children := dict(model.named_children())) == 1 and not list(model.parameters(recurse=False)):
         ((name, child),) = children.items()
         if name not in (*WRAPPERS, "_orig_mod"):
@@ -255,7 +260,7 @@ def _unwrap(model: nn.Module) -> nn.Module:
 def _to_model_layout(
     state: dict[str, Tensor], own: Mapping[str, Tensor], path: Path
 ) -> tuple[str | None, dict[str, Tensor]]:
-    """Return the file's layout, if it is a known one, and the tensors under the names that the model uses."""
+    """Return the layout of the file (None if unknown) and its tensors with the names of the model."""
     layout, wanted = find_layout(state), find_layout(own)
     if layout is not None and wanted is not None:
         converted, foreign = translate(state, layout, wanted)
@@ -265,13 +270,15 @@ def _to_model_layout(
             layout = detect_layout(state)
         except FishnetError as error:
             raise FishnetError(f"{path}: {error}") from None
-        raise FishnetError(f"{path} holds a FishNet (layout {layout}), the model has other tensors: {listing(own)}.")
+        raise FishnetError(
+            f"{path} contains a FishNet (layout {layout}), but the model has other tensors: {listing(own)}."
+        )
     return layout, state
 
 
 def _names(model: nn.Module, entry: str, fallback: Iterable[str]) -> list[str]:
-    """Return the modules that timm's description of the model names under `entry`, or those of the usual names."""
-    config: Any = getattr(model, "pretrained_cfg", None)
+    """Return the module names under `entry` of the model's timm configuration, or else the usual names."""
+    config = getattr(model, "pretrained_cfg", None)
     value = config.get(entry) if isinstance(config, Mapping) else None
     names = [value] if isinstance(value, str) else list(value or fallback)
     return [name for name in names if name]
@@ -284,7 +291,7 @@ def _without_classifier(
     skip: bool | Literal["resize"],
     report: LoadReport,
 ) -> dict[str, Tensor]:
-    """Leave the classifier out where the caller asked for it, and note that in the report."""
+    """Remove the classifier from `state` if requested, and add its tensors to the report."""
     if not skip:
         return state
     prefixes = tuple(f"{name}." for name in _names(model, "classifier", _CLASSIFIERS))
@@ -299,7 +306,7 @@ def _without_classifier(
 def _fit_first_conv(
     model: nn.Module, state: dict[str, Tensor], own: Mapping[str, Tensor], report: LoadReport
 ) -> dict[str, Tensor]:
-    """Fit the first convolution to the model's number of image channels, by timm's rule."""
+    """Adapt the first convolution to the number of image channels of the model, as in timm."""
     from timm.models import adapt_input_conv
 
     for name in _names(model, "first_conv", FIRST_CONV):
@@ -316,7 +323,7 @@ def _fit_first_conv(
 def _compare(state: Mapping[str, Tensor], own: Mapping[str, Tensor], report: LoadReport) -> None:
     """Sort the names into loaded, missing and unexpected.
 
-    The counters of batches never decide: old files lack them, and they only matter to BatchNorm without momentum.
+    Batch counters of BatchNorms may be missing: old files lack them, and only BatchNorm without momentum uses them.
     """
     skipped = set(report.skipped)
     for key, mine in own.items():
@@ -330,7 +337,7 @@ def _compare(state: Mapping[str, Tensor], own: Mapping[str, Tensor], report: Loa
 def _explain_mismatch(
     model: nn.Module, state: Mapping[str, Tensor], own: Mapping[str, Tensor], report: LoadReport, differing: list[str]
 ) -> str:
-    """Say in one line what differs and how to mend it."""
+    """Return one line that describes the differences and how to resolve them."""
     prefixes = tuple(f"{name}." for name in _names(model, "classifier", _CLASSIFIERS))
     wrong = [*report.missing, *report.unexpected]
     if wrong and all(key.startswith(prefixes) for key in wrong):
@@ -338,8 +345,8 @@ def _explain_mismatch(
     if why := _explain_norms(model, state, report):
         return f"{report.source} {why}"
     theirs, mine = recognise_member(state), recognise_member(own)
-    looks = [f"the file looks like {theirs}"] if theirs else []
-    looks += [f"the model like {mine}" if looks else f"the model is {mine}"] if mine else []
+    looks = [f"the file matches {theirs}"] if theirs else []
+    looks += [f"the model is {mine}"] if mine else []
     absent = [key for key in report.missing if key not in state]
     sides = []
     if absent:
@@ -356,12 +363,14 @@ def _explain_mismatch(
 
 
 def _explain_norms(model: nn.Module, state: Mapping[str, Tensor], report: LoadReport) -> str | None:
-    """Say so where the file and the model have norms of different kinds."""
+    """Return a message if the file and the model have norms of different kinds, else None."""
     if report.group_norms:
-        return "has group norms, the model BatchNorms: build the model with group norms (--norm group)."
+        return "has group norms, but the model has BatchNorms: build the model with group norms (--norm group)."
     groups = [name for name, module in model.named_modules() if isinstance(module, nn.GroupNorm)]
     if groups and all(f"{name}.running_mean" in state for name in groups):
-        return "has BatchNorms, the model group norms: load it into the model with BatchNorms, then replace these."
+        return (
+            "has BatchNorms, but the model has group norms: load it into a model with BatchNorms, then replace these."
+        )
     return None
 
 
@@ -371,8 +380,8 @@ def _explain_classes(state: Mapping[str, Tensor], own: Mapping[str, Tensor], pre
         return f"{sizes[0]} classes" if sizes else "no classifier"
 
     return (
-        f"has {count(state)}, the model {count(own)}: pass skip_classifier='resize' to keep the model's own classifier "
-        "(fishnet train --weights does so by itself)."
+        f"has {count(state)}, but the model has {count(own)}: pass skip_classifier='resize' to keep the classifier of "
+        "the model (fishnet train --weights does this automatically)."
     )
 
 

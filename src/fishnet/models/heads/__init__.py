@@ -1,1 +1,1 @@
-"""Heads: maps of a pyramid -> losses in training, raw outputs otherwise; decoding is apart from both."""
+"""Heads: features -> raw outputs -> losses in training, answers otherwise."""

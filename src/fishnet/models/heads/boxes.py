@@ -1,4 +1,4 @@
-"""Anchors, in fp32 whatever the dtype of the maps, and the choice of the regions that losses are taken of."""
+"""Anchors, computed in fp32 whatever the dtype of the maps, and the sampling of regions for the losses."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from fishnet.models.heads.types import Size, Target
 class Anchors(AnchorGenerator):
     """Anchors of a pyramid whose strides are known.
 
-    torchvision guesses a level's stride from the sizes of image and map, which is wrong where a map is rounded up (the
-    level beyond stride 32), and computes anchors in the dtype of the maps, which rounds them in half precision.
+    torchvision derives the stride of a level from the sizes of image and map, which is wrong where the size of a map is
+    rounded up (the level beyond stride 32), and computes anchors in the dtype of the maps, which rounds them in half
+    precision.
 
     Args:
         sizes: Sides of the anchors in pixels, per level.
-        ratios: Height over width of the anchors.
+        ratios: Aspect ratios of the anchors, height / width.
         strides: Stride of each level in pixels.
     """
 
@@ -34,15 +35,15 @@ class Anchors(AnchorGenerator):
 
 
 def drawn(labels: Tensor, count: int, positive_share: float, generator: torch.Generator | None) -> Tensor:
-    """Return the labels of regions with -1 for those that are not drawn.
+    """Sample regions: return their labels, with -1 for the regions that are not sampled.
 
-    At most count x positive_share positive regions are drawn at random, and negative ones up to `count` in all.
+    At most `count * positive_share` positive regions are drawn at random, then negative ones up to `count` in total.
 
     Args:
-        labels: Class of every region (N,): 0 background, -1 neither.
-        count: Number of regions to draw.
-        positive_share: Largest share of regions with an object among them.
-        generator: CPU generator to draw from; None takes torch's own.
+        labels: Class of each region (N,), from 1; 0 is background, -1 is ignored.
+        count: Maximum number of regions to sample.
+        positive_share: Largest share of positive regions among them.
+        generator: CPU generator; None uses torch's global generator.
     """
     positive, negative = torch.where(labels >= 1)[0], torch.where(labels == 0)[0]
     positive = _some(positive, min(len(positive), int(count * positive_share)), generator)
@@ -58,9 +59,9 @@ def _some(places: Tensor, count: int, generator: torch.Generator | None) -> Tens
 
 
 def generator_of(target: Target, stage: int) -> torch.Generator | None:
-    """Return the generator that draws the regions of an image in a stage of the network.
+    """Return the generator that samples the regions of an image in a stage (0 or 1), or None without a seed.
 
-    The same image in the same epoch gets the same draws, whichever process it falls to.
+    An image gets the same samples in an epoch whichever process it is assigned to.
     """
     if "seed" not in target:
         return None
@@ -68,7 +69,7 @@ def generator_of(target: Target, stage: int) -> torch.Generator | None:
 
 
 class TakeAll:
-    """Stands where torchvision draws at random: `drawn` has marked what is left out before."""
+    """Replacement for torchvision's random sampler: takes every region that `drawn` has not marked with -1."""
 
     def __call__(self, labels: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Return masks of the positive and of the negative regions of each image."""

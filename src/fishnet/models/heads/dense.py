@@ -1,18 +1,14 @@
-"""Heads of one stage: class and box at every place of every level.
+"""One-stage heads: class and box at every position of every level.
 
-RetinaNet (arXiv 1708.02002) and FCOS (1904.01355), with torchvision's towers and losses. Matching, losses and decoding
-run in fp32 whatever the arithmetic of the maps; FCOS's losses are means over the places of all processes.
+RetinaNet (arXiv 1708.02002) and FCOS (1904.01355), with torchvision's convolutions and losses. Matching, losses and
+decoding run in fp32 whatever the dtype of the maps; the losses of FCOS are means over the positions of all processes.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection._utils import BoxCoder, BoxLinearCoder, Matcher
-from torchvision.models.detection.fcos import FCOSHead
-from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops import boxes as box_ops
 
 from fishnet.models.distributed import balanced
@@ -21,15 +17,15 @@ from fishnet.models.heads.types import Detections, Frame, Losses, Maps, Raw, Siz
 
 
 class DenseHead(nn.Module):
-    """Base of the heads of one stage: maps -> losses in training, detections otherwise.
+    """Base class of one-stage heads: maps -> losses in training, detections otherwise.
 
     Args:
-        towers: Maps -> `cls_logits` (B, A, classes), `bbox_regression` (B, A, 4) and what else the head predicts.
-        anchors: Anchors of the pyramid, A in all.
-        score: Smallest score of a detection.
-        nms: IoU threshold of non-maximum suppression.
-        detections: Most detections per image.
-        candidates: Most candidates per level that enter non-maximum suppression.
+        towers: Maps -> `cls_logits` (B, A, classes), `bbox_regression` (B, A, 4) and further outputs of the head.
+        anchors: Anchors of the pyramid, A in total.
+        score: Score threshold of detections.
+        nms: IoU threshold for non-maximum suppression.
+        detections: Maximum number of detections per image.
+        candidates: Maximum number of candidates per level before non-maximum suppression.
     """
 
     def __init__(
@@ -40,7 +36,7 @@ class DenseHead(nn.Module):
         self.score, self.nms, self.detections, self.candidates = score, nms, detections, candidates
 
     def raw(self, maps: Maps) -> Raw:
-        """Return the outputs of the towers, all levels in one."""
+        """Return the outputs of the towers, concatenated over the levels."""
         return {name: value.float() for name, value in self.towers(list(maps.values())).items()}
 
     def losses(self, raw: Raw, frame: Frame, targets: list[Target]) -> Losses:
@@ -50,13 +46,12 @@ class DenseHead(nn.Module):
         return self.tower_losses(raw, [torch.cat(levels)] * len(targets), matched, targets)
 
     def match(self, levels: list[Tensor], boxes: Tensor) -> Tensor:
-        """Return the index of each anchor's object (A,); negative numbers stand for none."""
+        """Return the index of the object matched to each anchor (A,); negative if there is none."""
         raise NotImplementedError
 
     def tower_losses(self, raw: Raw, anchors: list[Tensor], matched: list[Tensor], targets: list[Target]) -> Losses:
-        """Return the losses of matched anchors."""
-        outputs: Any = targets
-        return self.towers.compute_loss(outputs, raw, anchors, matched)  # type: ignore[operator]
+        """Return the losses by name for matched anchors."""
+        return self.towers.compute_loss(targets, raw, anchors, matched)  # type: ignore[operator]
 
     def scores(self, raw: Raw) -> Tensor:
         """Return the score of every anchor and class (B, A, classes)."""
@@ -79,7 +74,7 @@ class DenseHead(nn.Module):
     def _select(
         self, scores: tuple[Tensor, ...], deltas: tuple[Tensor, ...], levels: list[Tensor], size: Size
     ) -> Detections:
-        """Return the detections of one image: the best of each level above the threshold, then NMS per class."""
+        """Return the detections of one image: best candidates of each level above the threshold, then NMS per class."""
         boxes, kept, labels = [], [], []
         for score, delta, anchors in zip(scores, deltas, levels, strict=True):
             place, label = torch.where(score > self.score)
@@ -95,20 +90,17 @@ class DenseHead(nn.Module):
 
 
 class RetinaNet(DenseHead):
-    """Focal loss on anchors; an anchor belongs to the object with which its IoU is at least 0.5.
+    """RetinaNet: focal loss on anchors; an anchor is matched to the object with which its IoU is at least 0.5.
 
-    Args:
-        towers: torchvision's RetinaNet head; its losses are means over images, the same number in every process.
-        options: As of `DenseHead`.
+    The losses are means over images, of which every process has the same number. `towers` is torchvision's
+    `RetinaNetHead`.
     """
 
-    def __init__(self, towers: RetinaNetHead, **options: Any) -> None:
-        super().__init__(towers, **options)
-        self.matcher = Matcher(0.5, 0.4, allow_low_quality_matches=True)
-        self.coder = BoxCoder((1.0, 1.0, 1.0, 1.0))
+    matcher = Matcher(0.5, 0.4, allow_low_quality_matches=True)
+    coder = BoxCoder((1.0, 1.0, 1.0, 1.0))
 
     def match(self, levels: list[Tensor], boxes: Tensor) -> Tensor:
-        """Return the index of each anchor's object (A,)."""
+        """Return the index of the object matched to each anchor (A,)."""
         anchors = torch.cat(levels)
         if not len(boxes):
             return torch.full((len(anchors),), -1, device=anchors.device)
@@ -120,24 +112,20 @@ class RetinaNet(DenseHead):
 
 
 class FCOS(DenseHead):
-    """Distances to the four edges at every place, and how central the place is in its object.
+    """FCOS: distances to the four edges of the box at every position, and the centre-ness of the position.
 
-    A place belongs to the smallest object that contains it, whose centre is within 1.5 strides and whose farthest edge
-    is between 4 and 8 strides away (section 3 of the paper; centre sampling as in its improved version, 2006.09214).
+    A position is matched to the smallest object that contains it, whose centre is within 1.5 strides and whose farthest
+    edge is between 4 and 8 strides away (section 3 of the paper; centre sampling as in its improved version, arXiv
+    2006.09214).
 
-    Args:
-        towers: torchvision's FCOS head.
-        options: As of `DenseHead`; the anchors are squares of one stride.
+    `towers` is torchvision's `FCOSHead`; the anchors are squares of one stride.
     """
 
     RADIUS, NEAREST, FARTHEST = 1.5, 4, 8
-
-    def __init__(self, towers: FCOSHead, **options: Any) -> None:
-        super().__init__(towers, **options)
-        self.coder = BoxLinearCoder(normalize_by_size=True)
+    coder = BoxLinearCoder(normalize_by_size=True)
 
     def match(self, levels: list[Tensor], boxes: Tensor) -> Tensor:
-        """Return the index of each place's object (A,)."""
+        """Return the index of the object matched to each position (A,)."""
         anchors = torch.cat(levels)
         if not len(boxes):
             return torch.full((len(anchors),), -1, device=anchors.device)
@@ -154,15 +142,15 @@ class FCOS(DenseHead):
         return torch.where(smallest.isfinite(), index, -1)
 
     def tower_losses(self, raw: Raw, anchors: list[Tensor], matched: list[Tensor], targets: list[Target]) -> Losses:
-        """Return the losses of matched places, as means over the matched places of all processes."""
+        """Return the losses by name, as means over the matched positions of all processes."""
         losses = super().tower_losses(raw, anchors, matched, targets)
         count = sum(int((index >= 0).sum()) for index in matched)
         return {name: balanced(loss, count) for name, loss in losses.items()}
 
     def scores(self, raw: Raw) -> Tensor:
-        """Return the geometric mean of class score and centredness."""
+        """Return the geometric mean of class probability and centre-ness (B, A, classes)."""
         return (raw["cls_logits"].sigmoid() * raw["bbox_ctrness"].sigmoid()).sqrt()
 
     def boxes(self, deltas: Tensor, anchors: Tensor) -> Tensor:
-        """Return boxes whose edges lie `deltas` strides from the centres of the anchors."""
+        """Return boxes whose edges are `deltas` strides away from the centres of the anchors."""
         return self.coder.decode(deltas, anchors)

@@ -1,13 +1,13 @@
-"""The seven detectors as plans, and the heads that plans become.
+"""Plans of the seven detectors, and the heads built from them.
 
-The stock heads of Faster R-CNN are made for large backbones: 13.9 M multiply-adds per region in the box head alone.
-Presets give smaller trunks heads of their own size.
+torchvision's heads of Faster R-CNN are designed for large backbones: 13.9 M multiply-adds per region in the box head
+alone. Presets give smaller trunks heads of matching size.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
@@ -40,34 +40,37 @@ ONE_STAGE = ("retinanet", "fcos")
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes of a region head and its neck, and what it answers."""
+    """Sizes of a region head and its neck, and limits of its detections."""
 
     width: int = 256
     """Channels of the pyramid's maps."""
     box_width: int = 1024
-    """Units of the two layers of the box head."""
+    """Units of each of the two layers of the box head."""
     mask_width: int = 256
     """Channels of the mask head's convolutions."""
     mask_layers: int = 4
-    """Convolutions of the mask head before its up-sampling."""
+    """Convolutions of the mask head before its upsampling."""
     keypoint_width: int = 512
-    """Channels of the keypoint head's eight convolutions."""
+    """Channels of the eight convolutions of the keypoint head."""
     tower_layers: int = 4
-    """Convolutions of the towers of RetinaNet and FCOS."""
+    """Convolutions per tower of RetinaNet and FCOS."""
     proposals: int = 1000
-    """Regions per image that the first stage hands on (twice as many in training)."""
+    """Regions per image passed from the first to the second stage (twice as many in training).
+
+    In one-stage heads, candidates per level before non-maximum suppression.
+    """
     samples: int = 512
-    """Regions per image that the second stage is trained on."""
+    """Regions per image sampled to train the second stage."""
     anchor_scale: float = 8.0
-    """Side of the smallest anchor of a level, in strides of the level (RetinaNet: half of it)."""
+    """Side of the smallest anchor of a level, in strides of the level (RetinaNet: half of this value)."""
     aspect_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
-    """Height over width of the anchors."""
+    """Aspect ratios of the anchors, height / width."""
     score: float = 0.05
-    """Smallest score of a detection."""
+    """Score threshold of detections."""
     nms: float = 0.5
-    """IoU threshold of non-maximum suppression (FCOS: 0.6)."""
+    """IoU threshold for non-maximum suppression (FCOS: 0.6)."""
     detections: int = 100
-    """Most detections per image."""
+    """Maximum number of detections per image."""
 
 
 PRESETS: dict[str, Sizes] = {
@@ -76,15 +79,16 @@ PRESETS: dict[str, Sizes] = {
     "small": Sizes(128, 512, 128, 4, 256, 4, 1000, 256),
     "base": Sizes(),
 }
-"""Sizes by size of the trunk."""
-DIFFERENT_SIZES: dict[str, dict[str, Any]] = {"fcos": {"nms": 0.6}}
-"""What a detector's paper sets otherwise, whatever the preset."""
+"""Sizes by preset, for trunks of increasing size."""
+DIFFERENT_SIZES: dict[str, dict[str, object]] = {"fcos": {"nms": 0.6}}
+"""Sizes that the paper of a detector sets differently, for every preset."""
 _PRESET_LIMITS = (("nano", 1e6), ("tiny", 6e6), ("small", 15e6))
+"""Presets that `auto` selects for trunks with fewer parameters than the limit; above the last one, `base`."""
 
 
 @dataclass(frozen=True)
 class RegionPlan:
-    """What builds a region head and its neck."""
+    """Description of a region head and its neck, from which they are built."""
 
     kind: str = "mask_rcnn"
     """One of `DETECTORS`."""
@@ -93,11 +97,11 @@ class RegionPlan:
     neck: Neck = "fpn"
     """Feature pyramid, or 1x1 projections only."""
     norm_relu: bool | None = None
-    """BatchNorm and ReLU in front of the neck; None: where the trunk's maps are raw sums."""
+    """Whether to put BatchNorm and ReLU in front of the neck; None does so for pre-activation trunks."""
     preset: str = "auto"
-    """Sizes of neck and head: nano, tiny, small, base, or auto, by the size of the trunk."""
-    sizes: dict[str, Any] = field(default_factory=dict)
-    """Sizes that differ from the preset, by field of `Sizes`."""
+    """Sizes of neck and head: nano, tiny, small, base, or auto to select by the number of parameters of the trunk."""
+    sizes: Mapping[str, object] = field(default_factory=dict)
+    """Values that replace those of the preset, by field of `Sizes`; None keeps that of the preset."""
     keypoints: int = 0
     """Number of keypoints per object (keypoint_rcnn)."""
 
@@ -106,7 +110,7 @@ def resolve_sizes(plan: RegionPlan, trunk: Trunk) -> Sizes:
     """Return the sizes of neck and head for a trunk.
 
     Raises:
-        UsageError: Unknown preset or field, or a size that is not above 0.
+        UsageError: The preset or a field is unknown, or a size is not above 0.
     """
     preset = plan.preset
     if preset == "auto":
@@ -114,14 +118,14 @@ def resolve_sizes(plan: RegionPlan, trunk: Trunk) -> Sizes:
         preset = next((name for name, limit in _PRESET_LIMITS if parameters < limit), "base")
     if preset not in PRESETS:
         raise UsageError(f"heads.preset must be auto or one of {', '.join(PRESETS)}, not {preset!r}")
-    given = {key: value for key, value in plan.sizes.items() if value is not None}
+    given: dict[str, Any] = {key: value for key, value in plan.sizes.items() if value is not None}
     known = [entry.name for entry in fields(Sizes)]
     for key in given:
         if key not in known:
             raise UsageError(f"heads.{key} is unknown.{did_you_mean(key, known)} Known are {', '.join(known)}")
     if "aspect_ratios" in given:
         given["aspect_ratios"] = tuple(given["aspect_ratios"])
-    sizes = replace(PRESETS[preset], **DIFFERENT_SIZES.get(plan.kind, {}) | given)
+    sizes = replace(PRESETS[preset], **{**DIFFERENT_SIZES.get(plan.kind, {}), **given})
     for name in known:
         value = getattr(sizes, name)
         if min(value if isinstance(value, tuple) else (value,)) <= 0:
@@ -130,16 +134,16 @@ def resolve_sizes(plan: RegionPlan, trunk: Trunk) -> Sizes:
 
 
 def check_region_plan(plan: RegionPlan) -> None:
-    """Raise UsageError for a plan of which no head can be built."""
+    """Raise UsageError for a plan from which no head can be built."""
     if plan.kind == "keypoint_rcnn" and plan.keypoints < 1:
-        raise UsageError("keypoint_rcnn needs data with keypoints: no category names any")
+        raise UsageError("keypoint_rcnn needs data with keypoints: no category defines any; choose another detector")
 
 
 def build_region_head(plan: RegionPlan, trunk: Trunk) -> tuple[Pyramid, TwoStageHead | DenseHead]:
-    """Return the neck and the head of a plan for a trunk.
+    """Build the neck and the head of a plan for a trunk.
 
     Raises:
-        UsageError: A size or name that makes no head.
+        UsageError: A size or name in the plan is invalid.
     """
     sizes = resolve_sizes(plan, trunk)
     dense = plan.kind in ONE_STAGE
@@ -152,34 +156,30 @@ def _two_stages(pyramid: Pyramid, sizes: Sizes, plan: RegionPlan) -> TwoStageHea
     sides: list[tuple[float, ...]] = [(sizes.anchor_scale * stride,) for stride in pyramid.strides]
     anchors = Anchors(sides, sizes.aspect_ratios, pyramid.strides)
     towers = RPNHead(sizes.width, anchors.num_anchors_per_location()[0])
-    parts: dict[str, Any] = {}
+    parts: dict[str, nn.Module] = {}
     if plan.kind in WITH_MASKS:
         parts = _mask_parts(pyramid, sizes, plan.num_classes)
     elif plan.kind == "keypoint_rcnn":
         parts = _keypoint_parts(pyramid, sizes, plan.keypoints)
-    options: dict[str, Any] = {
-        "box_pool": _pool(pyramid, 7),
-        "samples": sizes.samples,
-        "score": sizes.score,
-        "nms": sizes.nms,
-        "detections": sizes.detections,
-    }
-    classes = plan.num_classes + 1
-    if plan.kind in CASCADES:
-        box_heads: list[nn.Module] = [_box_head(sizes) for _ in IOUS]
-        predictors: list[nn.Module] = [CascadePredictor(sizes.box_width, classes) for _ in IOUS]
-        regions: Regions = CascadeRegions(box_heads, predictors, **options, **parts)
-    else:
-        predictor = BoxPredictor(sizes.box_width, classes)
-        regions = Regions(box_head=_box_head(sizes), box_predictor=predictor, **options, **parts)
+    box_head, predictor = _box_parts(plan, sizes)
+    regions = (CascadeRegions if plan.kind in CASCADES else Regions)(
+        _pool(pyramid, 7),
+        box_head,
+        predictor,
+        samples=sizes.samples,
+        score=sizes.score,
+        nms=sizes.nms,
+        detections=sizes.detections,
+        **parts,
+    )
     return TwoStageHead(ProposalNetwork(anchors, towers, sizes.proposals), regions, pyramid.names)
 
 
 def _pool(pyramid: Pyramid, size: int) -> MultiScaleRoIAlign:
-    """Return the pooling of regions from the trunk's levels, each region from the level of its size.
+    """Return the RoI pooling from the levels of the trunk; the size of a region determines its level.
 
-    torchvision guesses the strides from the first image that it sees and keeps the guess, a wrong one where that image
-    is small and much of its batch is padding; here they are known.
+    torchvision derives the strides from the first image that it gets and keeps them; they are wrong if that image is
+    small and much of its batch is padding. Here the known strides are set instead.
     """
     names = [name for name in pyramid.names if name.isdigit()]
     pool = MultiScaleRoIAlign(names, size, sampling_ratio=2)
@@ -188,6 +188,16 @@ def _pool(pyramid: Pyramid, size: int) -> MultiScaleRoIAlign:
     finest, coarsest = int(math.log2(strides[0])), int(math.log2(strides[-1]))
     pool.map_levels = initLevelMapper(finest, coarsest, pool.canonical_scale, pool.canonical_level)
     return pool
+
+
+def _box_parts(plan: RegionPlan, sizes: Sizes) -> tuple[nn.Module, nn.Module]:
+    """Return the box head and the box predictor; for a cascade, lists with one of each per stage."""
+    classes = plan.num_classes + 1
+    if plan.kind in CASCADES:
+        heads = nn.ModuleList(_box_head(sizes) for _ in IOUS)
+        return heads, nn.ModuleList(CascadePredictor(sizes.box_width, classes) for _ in IOUS)
+    predictor = BoxPredictor(sizes.box_width, classes)
+    return _box_head(sizes), predictor
 
 
 def _box_head(sizes: Sizes) -> TwoMLPHead:
@@ -219,7 +229,7 @@ def _retinanet(pyramid: Pyramid, sizes: Sizes, plan: RegionPlan) -> DenseHead:
     towers = RetinaNetHead(sizes.width, anchors.num_anchors_per_location()[0], plan.num_classes)
     for tower in (towers.classification_head, towers.regression_head):
         tower.conv = tower.conv[: sizes.tower_layers]
-    return RetinaNet(towers, anchors=anchors, **_dense_options(sizes))
+    return _dense(RetinaNet, towers, anchors, sizes)
 
 
 def _fcos(pyramid: Pyramid, sizes: Sizes, plan: RegionPlan) -> DenseHead:
@@ -227,16 +237,14 @@ def _fcos(pyramid: Pyramid, sizes: Sizes, plan: RegionPlan) -> DenseHead:
         raise UsageError(f"heads.width must be a multiple of 32 for FCOS (32 groups of channels), not {sizes.width}")
     anchors = Anchors([(stride,) for stride in pyramid.strides], (1.0,), pyramid.strides)
     towers = FCOSHead(sizes.width, 1, plan.num_classes, sizes.tower_layers)
-    return FCOS(towers, anchors=anchors, **_dense_options(sizes))
+    return _dense(FCOS, towers, anchors, sizes)
 
 
-def _dense_options(sizes: Sizes) -> dict[str, Any]:
-    return {
-        "score": sizes.score,
-        "nms": sizes.nms,
-        "detections": sizes.detections,
-        "candidates": sizes.proposals,
-    }
+def _dense(kind: type[DenseHead], towers: nn.Module, anchors: Anchors, sizes: Sizes) -> DenseHead:
+    return kind(towers, anchors, sizes.score, sizes.nms, sizes.detections, candidates=sizes.proposals)
 
 
-_HEADS: dict[str, Callable[[Pyramid, Sizes, RegionPlan], Any]] = {"retinanet": _retinanet, "fcos": _fcos}
+_HEADS: dict[str, Callable[[Pyramid, Sizes, RegionPlan], TwoStageHead | DenseHead]] = {
+    "retinanet": _retinanet,
+    "fcos": _fcos,
+}

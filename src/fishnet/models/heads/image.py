@@ -1,4 +1,4 @@
-"""Image level: one class, or several, for a whole image, from the pooled features of the trunk."""
+"""Image-level head: one or several classes per image, from the pooled features of the trunk."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from fishnet.models.heads.types import Frame, Losses, Raw
 
 @dataclass(frozen=True)
 class ClassifierPlan:
-    """What builds an image head."""
+    """Description of an image head, from which it is built."""
 
     kind: str = "classifier"
     num_classes: int = 1000
     """Number of outputs."""
     multi_label: bool = False
-    """Whether an image has any number of classes."""
+    """Whether an image can have any number of classes (binary cross entropy) instead of exactly one."""
     label_smoothing: float = 0.0
-    """Share of the target that is spread over all classes."""
+    """Share of the target distribution that is spread evenly over all classes."""
     class_weights: tuple[float, ...] | None = None
-    """Weight of each class in the loss; None weighs all alike."""
+    """Weight of each class in the loss; None weights all classes equally."""
 
 
 class ImageHead(nn.Module):
@@ -30,7 +30,7 @@ class ImageHead(nn.Module):
 
     Args:
         classifier: Last layer of the backbone, features -> logits.
-        plan: How the loss is taken.
+        plan: Settings of the loss.
     """
 
     def __init__(self, classifier: nn.Module, plan: ClassifierPlan) -> None:
@@ -45,9 +45,9 @@ class ImageHead(nn.Module):
         """Return the mean loss of a batch.
 
         Args:
-            raw: What `raw` returned.
+            raw: Output of `raw`.
             frame: Sizes of the images; not used.
-            targets: Class indices (N,), or probabilities (N, classes) of mixed images, or multi-hot (N, classes).
+            targets: Class indices (N,), probabilities (N, classes) of mixed images, or multi-hot vectors (N, classes).
         """
         logits, plan = raw["logits"], self.plan
         weights = None if plan.class_weights is None else logits.new_tensor(plan.class_weights)

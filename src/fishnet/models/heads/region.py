@@ -1,13 +1,12 @@
-"""Heads of two stages: proposals from every level of a pyramid, then boxes, masks and keypoints of each region.
+"""Two-stage heads: region proposals from every level of a pyramid, then boxes, masks and keypoints of each region.
 
-Faster R-CNN (arXiv 1506.01497), Mask R-CNN and Keypoint R-CNN (1703.06870), on torchvision's parts. Matching, sampling,
-losses and decoding run in fp32 whatever the arithmetic of the maps; losses are means over the regions of all processes.
+Faster R-CNN (arXiv 1506.01497), Mask R-CNN and Keypoint R-CNN (1703.06870), built on torchvision. Matching, sampling,
+losses and decoding run in fp32 whatever the dtype of the maps; losses are means over the regions of all processes.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -29,19 +28,20 @@ from fishnet.models.heads.boxes import Anchors, TakeAll, drawn, generator_of
 from fishnet.models.heads.types import Detections, Frame, Losses, Maps, Raw, Size, Target
 
 POSITIVE_PROPOSALS, POSITIVE_REGIONS = 0.5, 0.25
-"""Largest share of regions with an object among those that each stage is trained on."""
+"""Largest share of positive regions among those sampled for training, in the first and in the second stage."""
 
 
 class ProposalNetwork(RegionProposalNetwork):
-    """Regions that may hold an object, from the raw outputs of every level.
+    """Region proposal network: raw outputs of every level -> regions that may contain an object.
 
     Args:
         anchors: Anchors of the pyramid.
         head: Maps -> objectness and box deltas per level.
-        proposals: Number of regions per image that are handed on; twice as many in training.
+        proposals: Number of regions per image passed to the second stage; twice as many in training.
     """
 
     DRAWS = 256
+    """Anchors per image sampled for the losses."""
 
     def __init__(self, anchors: Anchors, head: nn.Module, proposals: int) -> None:
         counts = {"training": 2 * proposals, "testing": proposals}
@@ -56,13 +56,13 @@ class ProposalNetwork(RegionProposalNetwork):
         frame: Frame,
         targets: list[Target] | None = None,
     ) -> tuple[list[Tensor], Losses]:
-        """Return regions (N, 4) of each image and, where targets are given, the losses.
+        """Return regions (N, 4) of each image, and the losses (empty without targets).
 
         Args:
             objectness: Scores of each level (B, A, H, W), before the sigmoid.
             deltas: Box deltas of each level (B, 4 A, H, W).
-            frame: Where the images lie in the batch.
-            targets: Objects of each image.
+            frame: Sizes of the batch and of its images.
+            targets: Ground truth of each image, labels from 1.
         """
         counts = [level[0].numel() for level in objectness]
         anchors = [torch.cat(self.anchors.levels(frame.canvas, objectness[0].device))] * len(frame.sizes)
@@ -82,36 +82,28 @@ class ProposalNetwork(RegionProposalNetwork):
         return {"loss_objectness": balanced(scoring, count), "loss_rpn_box_reg": balanced(regression, count)}
 
 
-class RegionStage(Protocol):
-    """What a head does with its proposals."""
-
-    def losses(self, maps: Maps, regions: list[Tensor], sizes: list[Size], targets: list[Target]) -> Losses:
-        """Return the losses of regions (N, 4) of each image; labels count from 1, 0 is the background."""
-        ...
-
-    def detect(self, maps: Maps, regions: list[Tensor], sizes: list[Size]) -> list[Detections]:
-        """Return the detections of each image; labels count from 1."""
-        ...
-
-
 class BoxPredictor(FastRCNNPredictor):
-    """Class scores (N, classes + 1) and a box per class (N, 4 (classes + 1)) from features (N, C), in fp32."""
+    """Features (N, C) -> class logits (N, classes + 1) and box deltas per class (N, 4 (classes + 1)), in fp32."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return scores before the softmax, and deltas."""
+        """Return logits and box deltas."""
         scores, deltas = super().forward(x)
         return scores.float(), deltas.float()
 
 
 class Regions(RoIHeads):
-    """Boxes of all regions, and masks or keypoints of those that hold an object, on torchvision's parts.
+    """Second stage: boxes of all regions, masks and keypoints of those that contain an object; built on torchvision.
+
+    Labels count from 1 here; 0 is the background.
 
     Args:
         box_pool: Maps and regions -> features of each region.
         box_head: Features -> vector.
-        box_predictor: Vector -> class scores and box deltas, in fp32.
-        samples: Regions per image that are trained on.
-        score, nms, detections: Smallest score, IoU threshold of non-maximum suppression and number of detections.
+        box_predictor: Vector -> class logits and box deltas, in fp32.
+        samples: Number of regions per image sampled for training.
+        score: Score threshold of detections.
+        nms: IoU threshold for non-maximum suppression.
+        detections: Maximum number of detections per image.
         parts: Mask and keypoint modules by torchvision's names, such as `mask_roi_pool`.
     """
 
@@ -143,7 +135,7 @@ class Regions(RoIHeads):
         self.samples = samples
 
     def losses(self, maps: Maps, regions: list[Tensor], sizes: list[Size], targets: list[Target]) -> Losses:
-        """Return the losses of boxes, masks and keypoints."""
+        """Return the losses of boxes, masks and keypoints for regions (N, 4) of each image."""
         regions, matched, labels, truth = self.select(regions, targets)
         logits, deltas = self.box_predictor(self.box_head(self.box_roi_pool(maps, regions, sizes)))
         wanted = list(self.box_coder.encode(truth, regions))
@@ -155,9 +147,9 @@ class Regions(RoIHeads):
     def select(
         self, regions: list[Tensor], targets: list[Target]
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
-        """Return the regions to train on: boxes, index of the object of each, label, and box of that object.
+        """Return the sampled regions of each image: boxes, index of the matched object, label, box of that object.
 
-        The objects themselves are among the regions to choose from.
+        The ground-truth boxes are added to the regions before sampling.
         """
         boxes, classes = [t["boxes"].float() for t in targets], [t["labels"] for t in targets]
         regions = self.add_gt_proposals(regions, boxes)
@@ -182,7 +174,7 @@ class Regions(RoIHeads):
         sizes: list[Size],
         targets: list[Target],
     ) -> Losses:
-        """Return the losses of masks and keypoints, taken of the regions that hold an object."""
+        """Return the losses of masks and keypoints over the regions that contain an object."""
         positive = [torch.where(part > 0)[0] for part in labels]
         boxes = [box[places] for box, places in zip(regions, positive, strict=True)]
         objects = [index[places] for index, places in zip(matched, positive, strict=True)]
@@ -220,41 +212,41 @@ class Regions(RoIHeads):
                 one["keypoints"], one["keypoints_scores"] = place, score
 
     def mask_logits(self, maps: Maps, boxes: list[Tensor], sizes: list[Size]) -> Tensor:
-        """Return mask scores (N, classes + 1, 28, 28) of the regions of all images, in fp32."""
+        """Return mask logits (N, classes + 1, 28, 28) of the regions of all images, in fp32."""
         return self.mask_predictor(self.mask_head(self.mask_roi_pool(maps, boxes, sizes))).float()
 
     def keypoint_logits(self, maps: Maps, boxes: list[Tensor], sizes: list[Size]) -> Tensor:
-        """Return heat maps (N, K, 56, 56) of the regions of all images, in fp32."""
+        """Return keypoint heat maps (N, K, 56, 56) of the regions of all images, in fp32."""
         return self.keypoint_predictor(self.keypoint_head(self.keypoint_roi_pool(maps, boxes, sizes))).float()
 
 
 def objects_of(boxes: list[Tensor], matched: list[Tensor], regions: list[Tensor]) -> list[Tensor]:
-    """Return the box of each region's object; in an image without objects the region itself stands in."""
+    """Return the box of the object matched to each region; in an image without objects, the region itself."""
     return [box[index] if len(box) else own for box, index, own in zip(boxes, matched, regions, strict=True)]
 
 
 def keypoint_loss(logits: Tensor, boxes: list[Tensor], points: list[Tensor]) -> Tensor:
-    """Return the cross entropy of each visible keypoint's place in the heat map of its region.
+    """Return the mean cross entropy of the position of each visible keypoint in the heat map of its region.
 
     Args:
         logits: Heat maps (N, K, S, S) of the regions of all images.
         boxes: Regions (N_i, 4) of each image.
-        points: Keypoints (N_i, K, 3) of each region's object.
+        points: Keypoints (N_i, K, 3) of the object matched to each region.
     """
     side = logits.shape[-1]
     places, visible = keypoints_to_heatmap(torch.cat(points), torch.cat(boxes), side)
     kept = torch.where(visible.flatten())[0]
-    scores = logits.reshape(-1, side * side)[kept]  # not a view: the maps are in NHWC memory order
+    scores = logits.reshape(-1, side * side)[kept]  # not `view`: the maps are in channels-last memory order
     loss = F.cross_entropy(scores, places.flatten()[kept], reduction="sum") / max(1, len(kept))
     return balanced(loss, len(kept))
 
 
 class TwoStageHead(nn.Module):
-    """Proposals, then regions: maps -> losses in training, detections otherwise.
+    """Two-stage head: maps -> losses in training, detections otherwise.
 
     Args:
-        proposals: Maps -> regions.
-        regions: Maps and regions -> detections.
+        proposals: First stage, raw outputs -> regions.
+        regions: Second stage, maps and regions -> detections.
         names: Names of the maps, the finest first.
     """
 
@@ -263,7 +255,7 @@ class TwoStageHead(nn.Module):
         self.proposals, self.regions, self.names = proposals, regions, names
 
     def raw(self, maps: Maps) -> Raw:
-        """Return objectness and deltas of every level, and the maps that regions are cut from."""
+        """Return objectness and box deltas of every level, and the maps that region features are pooled from."""
         objectness, deltas = self.proposals.head(list(maps.values()))
         outputs: Raw = {}
         for name, score, delta in zip(self.names, objectness, deltas, strict=True):

@@ -1,8 +1,9 @@
-"""What goes into region heads and what comes out."""
+"""Inputs and outputs of heads."""
 
 from __future__ import annotations
 
-from typing import NamedTuple, NotRequired, TypedDict
+from collections.abc import Mapping
+from typing import Any, NamedTuple, NotRequired, Protocol, TypedDict
 
 from torch import Tensor
 
@@ -11,49 +12,69 @@ Size = tuple[int, int]
 
 
 class Frame(NamedTuple):
-    """Where the images of a batch lie."""
+    """Size of a padded batch and of the images in it, in pixels."""
 
     canvas: Size
     """Height and width of the padded batch."""
     sizes: list[Size]
-    """Height and width of each image, from the upper left corner."""
+    """Height and width of each image; it lies in the upper left corner of its part of the batch."""
 
 
 Maps = dict[str, Tensor]
-"""Maps of a pyramid by name, the finest first."""
+"""Feature maps (N, C, H, W) of a pyramid by name, the finest first."""
 Raw = dict[str, Tensor]
 """Outputs of a head before decoding, by name, in fp32."""
 Losses = dict[str, Tensor]
-"""Scalars by name, whose sum is minimised."""
+"""Scalar losses by name; their sum is minimised."""
 
 
 class Target(TypedDict):
-    """Objects of one image; N may be 0."""
+    """Ground-truth objects of one image; N may be 0."""
 
     boxes: Tensor
     """float (N, 4): x1 y1 x2 y2 in pixels of the network's input."""
     labels: Tensor
-    """int64 (N,): classes from 0."""
+    """int64 (N,): class indices from 0, without background."""
     masks: NotRequired[Tensor]
-    """uint8 (N, H, W)."""
+    """uint8 (N, H, W): 1 inside the object."""
     keypoints: NotRequired[Tensor]
     """float (N, K, 3): x, y, visibility."""
     seed: NotRequired[Tensor]
-    """int64 scalar: seeds the choice of the regions that losses are taken of; without it torch's generator draws."""
+    """int64 scalar: seed of the sampling of regions for the losses; without it torch's global generator is used."""
 
 
 class Detections(TypedDict):
-    """Objects found in one image, the best first."""
+    """Objects found in one image, in descending order of score."""
 
     boxes: Tensor
     """float (N, 4): x1 y1 x2 y2 in pixels of the network's input."""
     labels: Tensor
-    """int64 (N,): classes from 0."""
+    """int64 (N,): class indices from 0, without background."""
     scores: Tensor
-    """float (N,), in falling order."""
+    """float (N,): scores from 0 to 1."""
     masks: NotRequired[Tensor]
-    """float (N, 1, 28, 28): probability inside the box."""
+    """float (N, 1, 28, 28): mask probabilities inside each box."""
     keypoints: NotRequired[Tensor]
-    """float (N, K, 3): x, y, visibility."""
+    """float (N, K, 3): x, y, visibility (always 1)."""
     keypoints_scores: NotRequired[Tensor]
-    """float (N, K)."""
+    """float (N, K): score of each keypoint."""
+
+
+Targets = Mapping[str, Any]
+"""Targets of a batch by head, in the form that `losses` of that head takes, such as a `Target` per image."""
+Answers = dict[str, list[Any]]
+"""Answers to a batch by head, one entry per image, such as logits (classes,) or `Detections`."""
+
+
+class HeadPlan(Protocol):
+    """Frozen dataclass that describes a head; the values of its fields are plain data."""
+
+    @property
+    def kind(self) -> str:
+        """Name of the kind of head."""
+        ...
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, without background."""
+        ...
