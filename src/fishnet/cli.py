@@ -19,7 +19,7 @@ from fishnet.errors import FishnetError, Interrupted, UsageError, did_you_mean
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
-    from fishnet.cli_help import Group
+    from fishnet.cli_help import Function, Group
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class Command:
     extensions: Callable[[list[str]], Iterator[Extension]] | None = None
     """Arguments -> options that tasks add to those of the function."""
 
-    def load(self) -> Callable[..., Any]:
+    def load(self) -> Function:
         """Import the function; it has the name of its module."""
         return getattr(importlib.import_module(f"fishnet.commands.{self.module}"), self.module)
 
@@ -213,7 +213,7 @@ def find_command(arguments: list[str]) -> tuple[str, list[str]]:
     raise UsageError(f"unknown command {name!r}.{did_you_mean(name, COMMANDS)} Known are {', '.join(COMMANDS)}")
 
 
-def parse(name: str, command: Command, function: Callable[..., Any], arguments: list[str]) -> dict[str, Any] | None:
+def parse(name: str, command: Command, function: Function, arguments: list[str]) -> dict[str, Any] | None:
     """Return the keyword arguments for a command's function, or None after printing the help.
 
     Raises:
@@ -263,7 +263,7 @@ def tasks_help(name: str, command: Command) -> str:
     return "\n".join([head, "", f"{command.summary[0].upper()}{command.summary[1:]}.", "", "Tasks:", *lines])
 
 
-def command_help(name: str, command: Command, function: Callable[..., Any], extensions: list[Extension]) -> str:
+def command_help(name: str, command: Command, function: Function, extensions: list[Extension]) -> str:
     """Return the help of a command."""
     from fishnet.cli_help import Group, function_options, render
 

@@ -14,6 +14,8 @@ from typing import Any
 
 import docstring_parser
 
+Function = Callable[..., Any]
+DataClass = type[Any]
 WIDTH = 112
 _INDENT = 26
 
@@ -44,7 +46,7 @@ class Group:
     options: Sequence[Option]
 
 
-def function_options(function: Callable[..., Any]) -> dict[str, Option]:
+def function_options(function: Function) -> dict[str, Option]:
     """Return the parameters of a function by name, with the text of its docstring."""
     hints = _hints(function)
     texts = {entry.arg_name: entry.description or "" for entry in docstring_parser.parse(function.__doc__ or "").params}
@@ -55,14 +57,14 @@ def function_options(function: Callable[..., Any]) -> dict[str, Option]:
     }
 
 
-def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+def _hints(function: Function) -> dict[str, Any]:
     """Return the types of the parameters; that of the result may be importable for type checkers only."""
     names = {name: hint for name, hint in inspect.get_annotations(function).items() if name != "return"}
     module = inspect.getmodule(function)
     return {name: eval(hint, vars(module)) if isinstance(hint, str) else hint for name, hint in names.items()}
 
 
-def class_options(kind: type[Any], prefix: str = "") -> Iterator[Option]:
+def class_options(kind: DataClass, prefix: str = "") -> Iterator[Option]:
     """Yield the fields of a dataclass with their attribute docstrings; groups of settings are left out."""
     hints, texts = typing.get_type_hints(kind), _attribute_texts(kind)
     for field in dataclasses.fields(kind):
@@ -71,7 +73,7 @@ def class_options(kind: type[Any], prefix: str = "") -> Iterator[Option]:
             yield Option(prefix + field.name, hints[field.name], texts.get(field.name, ""), default)
 
 
-def class_groups(kind: type[Any]) -> Iterator[Group]:
+def class_groups(kind: DataClass) -> Iterator[Group]:
     """Yield the groups of settings in a dataclass, each under its name and the summary of its class."""
     hints = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):
@@ -82,7 +84,7 @@ def class_groups(kind: type[Any]) -> Iterator[Group]:
             yield from class_groups(inner)
 
 
-def _attribute_texts(kind: type[Any]) -> dict[str, str]:
+def _attribute_texts(kind: DataClass) -> dict[str, str]:
     texts: dict[str, str] = {}
     for base in reversed(kind.__mro__):
         if dataclasses.is_dataclass(base):

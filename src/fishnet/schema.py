@@ -17,24 +17,28 @@ from fishnet.config import Rule, TrainConfig
 from fishnet.errors import UsageError, did_you_mean
 from fishnet.tasks import get_task, task_names
 
+Settings = Mapping[str, Any]
+"""Settings by name; groups of settings are mappings themselves."""
 Tree = dict[str, Any]
-"""Settings by name; groups of settings are trees themselves."""
+"""The same, to change."""
+ConfigClass = type[Any]
+"""Settings class: a dataclass whose fields are settings or groups of settings."""
 
 
-def groups_of(config: type[Any]) -> dict[str, type[Any]]:
+def groups_of(config: ConfigClass) -> dict[str, ConfigClass]:
     """Return the fields of a settings class that are groups of settings, with their classes."""
     hints = typing.get_type_hints(config)
     return {name: hint for name, hint in hints.items() if isinstance(hint, type) and dataclasses.is_dataclass(hint)}
 
 
-def setting_names(config: type[Any]) -> frozenset[str]:
+def setting_names(config: ConfigClass) -> frozenset[str]:
     """Return the full names of all settings of a class, such as optim.lr."""
     groups = groups_of(config)
     names = {field.name for field in dataclasses.fields(config)} - groups.keys()
     return frozenset(names.union(*({f"{name}.{inner}" for inner in setting_names(groups[name])} for name in groups)))
 
 
-def check_keys(config: type[Any], tree: Mapping[str, Any], where: str, prefix: str = "") -> None:
+def check_keys(config: ConfigClass, tree: Settings, where: str, prefix: str = "") -> None:
     """Refuse settings that do not exist, with the nearest names or the task that has them.
 
     Args:
@@ -74,7 +78,7 @@ def owners_of(name: str) -> list[str]:
     return owners
 
 
-def merge(*trees: Mapping[str, Any]) -> Tree:
+def merge(*trees: Settings) -> Tree:
     """Return all settings together; later ones take precedence, groups of settings merge by name."""
     merged: Tree = {}
     for tree in trees:
@@ -87,7 +91,7 @@ def merge(*trees: Mapping[str, Any]) -> Tree:
     return merged
 
 
-def settings_parser(config: type[Any]) -> ArgumentParser:
+def settings_parser(config: ConfigClass) -> ArgumentParser:
     """Return the parser of the settings of a class."""
     if config not in _PARSERS:
         _PARSERS[config] = ArgumentParser(exit_on_error=False)
@@ -95,10 +99,10 @@ def settings_parser(config: type[Any]) -> ArgumentParser:
     return _PARSERS[config]
 
 
-_PARSERS: dict[type[Any], ArgumentParser] = {}
+_PARSERS: dict[ConfigClass, ArgumentParser] = {}
 
 
-def build_config(config: type[Any], tree: Mapping[str, Any], where: str) -> Any:
+def build_config(config: ConfigClass, tree: Settings, where: str) -> Any:
     """Return settings as an object of their class; what the tree leaves out has its default.
 
     Raises:
@@ -114,7 +118,7 @@ def build_config(config: type[Any], tree: Mapping[str, Any], where: str) -> Any:
         raise UsageError(f"{where}: {one_line(error)}") from None
 
 
-def _check_plain(config: type[Any], tree: Mapping[str, Any], where: str) -> None:
+def _check_plain(config: ConfigClass, tree: Settings, where: str) -> None:
     """Refuse what the parser lets through: null for settings that cannot be null, and huge numbers."""
     nullable = _nullable(config)
     for name, value in flat(tree).items():
@@ -126,12 +130,12 @@ def _check_plain(config: type[Any], tree: Mapping[str, Any], where: str) -> None
             raise UsageError(f"{where}: {name} is {reprlib.repr(too_large[0])}, which is too large")
 
 
-def _nullable(config: type[Any]) -> frozenset[str]:
+def _nullable(config: ConfigClass) -> frozenset[str]:
     """Return the full names of the settings that may be None."""
     return frozenset(name for name, hint in typed_settings(config) if type(None) in typing.get_args(hint))
 
 
-def typed_settings(config: type[Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def typed_settings(config: ConfigClass, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield full name and type of every setting, groups after the settings that stand before them."""
     hints, groups = typing.get_type_hints(config), groups_of(config)
     for field in dataclasses.fields(config):
@@ -168,7 +172,7 @@ def check_values(config: TrainConfig, where: str = "") -> None:
     _check_model_options(config)
 
 
-def _rules(config: type[Any], prefix: str = "") -> Iterator[tuple[str, Rule]]:
+def _rules(config: ConfigClass, prefix: str = "") -> Iterator[tuple[str, Rule]]:
     """Yield the full name of every setting with a rule, and the rule."""
     for base in config.__mro__:
         for rule, names in vars(base).get("RULES", {}).items():
@@ -205,7 +209,7 @@ def to_plain(config: TrainConfig) -> Tree:
     return plain(dataclasses.asdict(config))
 
 
-def flat(tree: Mapping[str, Any], prefix: str = "") -> Tree:
+def flat(tree: Settings, prefix: str = "") -> Tree:
     """Return the settings by their full names, such as optim.lr; tuples become lists."""
     leaves: Tree = {}
     for name, value in tree.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,23 @@ from fishnet.files import atomic_write
 from fishnet.models import PUBLISHED, published_weights
 from fishnet.preprocessing import preprocessing_of_weights
 from fishnet.recipes import list_recipes, parse_settings, read_recipe
-from fishnet.schema import Tree, build_config, check_keys, check_values, flat, groups_of, merge, to_plain, tuple_of
+from fishnet.schema import (
+    ConfigClass,
+    Settings,
+    Tree,
+    build_config,
+    check_keys,
+    check_values,
+    flat,
+    groups_of,
+    merge,
+    to_plain,
+    tuple_of,
+)
 from fishnet.tasks.base import TaskKind
 
 
-def resolve(kind: TaskKind, recipe: str | None, settings: Mapping[str, Any], base: Tree | None = None) -> Any:
+def resolve(kind: TaskKind, recipe: str | None, settings: Settings, base: Tree | None = None) -> Any:
     """Return the settings of a run, an object of `kind.config`.
 
     They are, in increasing order of precedence: defaults, those of a saved run (`base`), those of a built-in recipe,
@@ -53,11 +65,11 @@ def resolve(kind: TaskKind, recipe: str | None, settings: Mapping[str, Any], bas
     return config
 
 
-def _model_and_weights(tree: Mapping[str, Any]) -> tuple[str, str | None]:
+def _model_and_weights(tree: Settings) -> tuple[str, str | None]:
     return str(tree.get("model", TrainConfig.model)), tree.get("weights")
 
 
-def weights_preprocessing(config: type[Any], tree: Mapping[str, Any]) -> Tree:
+def weights_preprocessing(config: ConfigClass, tree: Settings) -> Tree:
     """Return the preprocessing that a run takes from the weights to start from; {} where these do not determine it.
 
     Args:
@@ -87,7 +99,7 @@ def save_settings(path: Path, task: str, config: TrainConfig) -> None:
     atomic_write(path, header + yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True))
 
 
-def read_settings(path: Path, config: type[Any]) -> Tree:
+def read_settings(path: Path, config: ConfigClass) -> Tree:
     """Return the settings of a run folder.
 
     Args:
@@ -108,7 +120,7 @@ def read_settings(path: Path, config: type[Any]) -> Tree:
     return tree
 
 
-def differences(before: Mapping[str, Any], now: TrainConfig, ignore: Iterable[str] = ()) -> list[tuple[str, Any, Any]]:
+def differences(before: Settings, now: TrainConfig, ignore: Iterable[str] = ()) -> list[tuple[str, Any, Any]]:
     """Return (name, before, now) of every setting that differs; tuples and lists of equal values are equal."""
     defaults = flat(dataclasses.asdict(type(now)()))
     old, new = {**defaults, **flat(before)}, flat(dataclasses.asdict(now))

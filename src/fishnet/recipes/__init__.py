@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import typing
-from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import yaml
 
 from fishnet.config import TrainConfig
 from fishnet.errors import UsageError, did_you_mean
-from fishnet.schema import Tree, check_keys, merge, one_line
+from fishnet.schema import Settings, Tree, check_keys, merge, one_line
 from fishnet.tasks.base import TaskKind
 
 
@@ -23,7 +22,7 @@ def list_recipes(kind: TaskKind) -> list[str]:
     return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
 
 
-def read_recipe(kind: TaskKind, recipe: str, given: Mapping[str, Any]) -> Tree:
+def read_recipe(kind: TaskKind, recipe: str, given: Settings) -> Tree:
     """Return the settings of a built-in recipe of a task or of a YAML file.
 
     A recipe may have groups `by_<setting>`, such as `by_detector`, with settings for some values of that setting. Those
