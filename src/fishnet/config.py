@@ -56,7 +56,7 @@ class OptimConfig:
     """The optimizer and its schedule."""
 
     name: Literal["sgd", "adamw", "lamb"] = "sgd"
-    """Optimizer."""
+    """Optimizer to train with."""
     lr: float = 0.1
     """Learning rate for a batch of 256 images, scaled linearly with the batch size; --lr sets the final rate
     instead."""

@@ -7,6 +7,7 @@ from json import dumps
 from pathlib import Path
 from typing import Any
 
+from fishnet.commands.hints import suggest
 from fishnet.data.checks import CheckReport
 from fishnet.errors import UsageError, refuse_options
 from fishnet.files import atomic_write
@@ -33,4 +34,6 @@ def data_check(task: str, directory: str, json: str | None = None, **options: An
     print(report.describe())
     if json is not None:
         atomic_write(json, dumps(report.to_dict(), indent=2) + "\n")
+    if not report.exit_code:
+        suggest("train", task, "--data", directory, "--out", f"runs/{Path(directory).resolve().name}")
     return report

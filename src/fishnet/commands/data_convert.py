@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from fishnet.commands.hints import suggest
 from fishnet.data.detection.convert import ConversionReport, FolderNames, convert_boxes
 
 
@@ -33,4 +34,6 @@ def data_convert(
     names = FolderNames(images, annotations)
     report = convert_boxes(Path(source), Path(dest), to, copy, val, seed, names)
     print(report.describe())
+    if to == "coco":
+        suggest("data", "check", "detection", dest)
     return report

@@ -6,6 +6,7 @@ import inspect
 from pathlib import Path
 from typing import Any
 
+from fishnet.commands.hints import suggest
 from fishnet.errors import UsageError, refuse_options
 from fishnet.tasks import get_task, task_names
 from fishnet.tasks.base import SplitReport, TaskKind
@@ -30,6 +31,7 @@ def data_split(directory: str, task: str | None = None, **options: Any) -> Split
     refuse_options(options, known, f"the split of {kind.name} data")
     report = kind.split_data(root, **options)
     print(report.describe())
+    suggest("train", kind.name, "--data", directory, "--out", f"runs/{root.resolve().name}")
     return report
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sized
 from pathlib import Path
 from typing import Any, cast
 
+from fishnet.commands.hints import suggest
 from fishnet.config import TrainConfig
 from fishnet.environment import announce, is_main_process
 from fishnet.errors import FishnetError, UsageError
@@ -71,7 +73,21 @@ def train(
         prepare_folder(run, resume)
         save_settings(run.config_yaml, task, job.config)
     fit(job, run, resume=resume)
+    if is_main_process():
+        _say_result(kind, run, job.config)
     return run
+
+
+def _say_result(kind: TaskKind, run: RunFolder, config: TrainConfig) -> None:
+    """Print the best score, the file of the weights, and what to do with them."""
+    best = run.path / "evaluation_val.json"
+    if best.exists():
+        found = json.loads(best.read_text("utf-8"))
+        named = next((name for name in kind.display.primary if name in found["metrics"]), None)
+        score = f": {kind.display.title(named)} {found['metrics'][named]:.4f}" if named else ""
+        print(f"best epoch {found['epoch'] + 1}{score}; weights: {run.model_file}", flush=True)
+        suggest("evaluate", run.path, "--data", config.data)
+        suggest("predict", run.path, "IMAGES", "--out", "predictions")
 
 
 def _open_run(kind: TaskKind, out: str | None, resume: bool, overwrite: bool) -> tuple[RunFolder, Tree | None]:

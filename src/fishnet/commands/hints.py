@@ -1,0 +1,15 @@
+"""What to type next."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+
+def suggest(*words: str | Path) -> None:
+    """Print the command that usually follows.
+
+    Args:
+        words: Words behind `fishnet`.
+    """
+    print("next: fishnet " + " ".join(shlex.quote(str(word)) for word in words), flush=True)
