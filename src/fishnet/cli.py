@@ -106,6 +106,15 @@ def split_options(arguments: list[str]) -> Iterator[Extension]:
             yield Extension(name, split, frozenset({"root", "progress"}))
 
 
+def convert_options(arguments: list[str]) -> Iterator[Extension]:
+    """Yield the options for converting the data of every task."""
+    from fishnet.tasks import get_task, task_names
+
+    for name in task_names():
+        if convert := get_task(name).convert_data:
+            yield Extension(name, convert, frozenset({"source", "dest"}))
+
+
 def answer_options(arguments: list[str]) -> Iterator[Extension]:
     """Yield the options of every task for answers."""
     from fishnet.tasks import get_task, task_names
@@ -140,7 +149,9 @@ COMMANDS = {
     "data check": Command(
         "data_check", "find problems of a data set", {"task": None, "directory": None}, check_options
     ),
-    "data convert": Command("data_convert", "boxes between COCO, VOC and YOLO layouts", {"source": None, "dest": None}),
+    "data convert": Command(
+        "data_convert", "boxes between COCO, VOC and YOLO layouts", {"source": None, "dest": None}, convert_options
+    ),
     "data split": Command("data_split", "make a stratified validation split", {"directory": None}, split_options),
     "demo": Command("demo", "a real run on built-in data, from training to pictures"),
 }

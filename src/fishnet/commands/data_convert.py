@@ -1,39 +1,32 @@
-"""`fishnet data convert`: detection data between the layouts of COCO, Pascal VOC and YOLO."""
+"""`fishnet data convert`: data between the layouts that tasks know."""
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 from fishnet.commands.hints import suggest
-from fishnet.data.detection.convert import ConversionReport, FolderNames, convert_boxes
+from fishnet.commands.layouts import task_of
+from fishnet.errors import UsageError, refuse_options
+from fishnet.tasks.base import DataReport
 
 
-def data_convert(
-    source: str,
-    dest: str,
-    to: Literal["coco", "voc", "yolo"] = "coco",
-    copy: bool = False,
-    val: float | None = None,
-    seed: int = 0,
-    images: str | None = None,
-    annotations: str | None = None,
-) -> ConversionReport:
-    """Write the boxes and images of a data set in another layout; which one SOURCE has is found out.
+def data_convert(source: str, dest: str, task: str | None = None, **options: Any) -> DataReport:
+    """Write a data set in another layout, such as boxes from Pascal VOC or YOLO as COCO.
 
     Args:
-        source: Folder of the data set: COCO, Pascal VOC or YOLO.
-        dest: Folder to make.
-        to: Layout to write.
-        copy: Copy images instead of linking them.
-        val: Share of the images that becomes val, with about that share of every class; for a source of one split.
-        seed: Seed of the choice of val.
-        images: Folder of the images in SOURCE, where it is not JPEGImages (VOC) or images (YOLO).
-        annotations: Folder of the .xml or .txt files in SOURCE, where it is not Annotations (VOC) or labels (YOLO).
+        source: Folder of the data set.
+        dest: Folder to write; must be empty or not exist.
+        task: Task that the data is for; by default the layout decides.
+        options: Options of the task, such as `to`, the layout to write.
     """
-    names = FolderNames(images, annotations)
-    report = convert_boxes(Path(source), Path(dest), to, copy, val, seed, names)
+    kind = task_of(Path(source), task, lambda kind: kind.can_convert)
+    if kind.convert_data is None:
+        raise UsageError(f"{kind.name} has no other layouts to convert")
+    known = set(inspect.signature(kind.convert_data).parameters) - {"source", "dest"}
+    refuse_options(options, known, f"the conversion of {kind.name} data")
+    report = kind.convert_data(Path(source), Path(dest), **options)
     print(report.describe())
-    if to == "coco":
-        suggest("data", "check", "detection", dest)
+    suggest("data", "check", kind.name, dest)
     return report

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from fishnet.commands.hints import suggest
+from fishnet.commands.layouts import task_of
 from fishnet.errors import UsageError, refuse_options
-from fishnet.tasks import get_task, task_names
-from fishnet.tasks.base import SplitReport, TaskKind
+from fishnet.tasks.base import DataReport
 
 
-def data_split(directory: str, task: str | None = None, **options: Any) -> SplitReport:
+def data_split(directory: str, task: str | None = None, **options: Any) -> DataReport:
     """Make a stratified validation split of a data set; safe to interrupt and repeat.
 
     DIR/train/<class>/ gives images to DIR/val/<class>/, and DIR/<class>/ becomes train and val. Of a COCO folder only
@@ -24,7 +24,7 @@ def data_split(directory: str, task: str | None = None, **options: Any) -> Split
         options: Options of the task, such as `val`, the fraction of the images that goes to val.
     """
     root = Path(directory)
-    kind = get_task(task) if task else _task_of(root)
+    kind = task_of(root, task, lambda kind: kind.can_split)
     if kind.split_data is None:
         raise UsageError(f"{kind.name} has no split for its data")
     known = set(inspect.signature(kind.split_data).parameters) - {"root", "progress"}
@@ -33,13 +33,3 @@ def data_split(directory: str, task: str | None = None, **options: Any) -> Split
     print(report.describe())
     suggest("train", kind.name, "--data", directory, "--out", f"runs/{root.resolve().name}")
     return report
-
-
-def _task_of(root: Path) -> TaskKind:
-    """Return the task whose layout a folder has."""
-    kinds = [get_task(name) for name in task_names()]
-    fitting = [kind for kind in kinds if kind.can_split is not None and kind.can_split(root)]
-    if len(fitting) > 1:
-        names = ", ".join(kind.name for kind in fitting)
-        raise UsageError(f"{root} can be divided for several tasks ({names}); choose one with --task")
-    return fitting[0] if fitting else kinds[0]

@@ -294,11 +294,11 @@ def evaluate_network(
     return evaluator.compute()
 
 
-class SplitReport(Protocol):
-    """What was divided into train and val."""
+class DataReport(Protocol):
+    """What was done to a data set."""
 
     def describe(self) -> str:
-        """Return a table of the counts in train and val."""
+        """Return it as text."""
         ...
 
 
@@ -338,9 +338,13 @@ class TaskKind:
     """What reports show of an evaluation."""
     check_data: Callable[..., CheckReport] | None = None
     """Implementation of `fishnet data check`: takes the folder, then options as keywords; its docstring is the help."""
-    split_data: Callable[..., SplitReport] | None = None
+    split_data: Callable[..., DataReport] | None = None
     """Implementation of `fishnet data split`, likewise."""
     can_split: Callable[[Path], bool] | None = None
     """Whether a folder has the layout that `split_data` divides."""
+    convert_data: Callable[..., DataReport] | None = None
+    """Implementation of `fishnet data convert`: takes source and output folder, then options as keywords."""
+    can_convert: Callable[[Path], bool] | None = None
+    """Whether a folder has a layout that `convert_data` reads."""
     load_foreign: Callable[[Path, str, Sequence[str] | None], tuple[Network, ModelCard]] | None = None
     """Weights file without a card, backbone, class names -> network and card."""

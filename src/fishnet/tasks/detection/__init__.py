@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fishnet.data.detection.convert import can_convert, convert_data
 from fishnet.data.detection.split import can_split, split_coco
 from fishnet.tasks.base import TaskKind
 from fishnet.tasks.detection.check import check_data
@@ -25,6 +26,8 @@ TASK = TaskKind(
     check_data=check_data,
     split_data=split_coco,
     can_split=can_split,
+    convert_data=convert_data,
+    can_convert=can_convert,
 )
 
 __all__ = ["TASK"]

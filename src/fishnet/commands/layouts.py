@@ -1,0 +1,31 @@
+"""Which task the data in a folder is for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from fishnet.errors import UsageError
+from fishnet.tasks import get_task, task_names
+from fishnet.tasks.base import TaskKind
+
+
+def task_of(root: Path, named: str | None, fits: Callable[[TaskKind], Callable[[Path], bool] | None]) -> TaskKind:
+    """Return the task that a folder is for.
+
+    Args:
+        root: Folder of the data set.
+        named: Task that the user named, if any.
+        fits: Function of a task that recognises its layout.
+
+    Raises:
+        UsageError: Several tasks recognise the layout.
+    """
+    if named is not None:
+        return get_task(named)
+    kinds = [kind for kind in map(get_task, task_names()) if fits(kind) is not None]
+    fitting = [kind for kind in kinds if (recognises := fits(kind)) is not None and recognises(root)]
+    if len(fitting) > 1:
+        names = ", ".join(kind.name for kind in fitting)
+        raise UsageError(f"the layout of {root} fits several tasks ({names}); choose one with --task")
+    return fitting[0] if fitting else kinds[0]

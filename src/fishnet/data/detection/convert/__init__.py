@@ -1,0 +1,218 @@
+"""Convert boxes between the COCO, Pascal VOC and YOLO layouts; images are linked, or copied if links are impossible.
+
+- COCO: DIR/annotations/instances_<split>.json, images in DIR/<split>/
+- VOC: DIR/Annotations/*.xml, DIR/JPEGImages/, DIR/ImageSets/Main/<split>.txt; corners are integer pixels from 1
+- YOLO: DIR/images/<split>/, DIR/labels/<split>/*.txt (class, centre and size relative to the image), DIR/data.yaml
+
+Only COCO supports masks and keypoints; they are lost in the other layouts. Boxes are always in pixels of the upright
+image, as viewers show it: if a file states the stored size of an image that its EXIF orientation rotates, its boxes are
+rotated too.
+
+Two layouts can mark objects that evaluation ignores, `iscrowd` in COCO and `difficult` in VOC, and each is converted to
+the other: COCO's evaluation ignores detections inside a crowd (by intersection over the area of the detection), VOC's
+ignores detections that match a difficult object.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import xml.etree.ElementTree as ET
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import yaml
+
+from fishnet.data.detection.coco import read_coco, summarise
+from fishnet.data.detection.convert.boxes import USUAL, BoxSet, FolderNames, Layout
+from fishnet.data.detection.convert.coco import read_coco_boxes, write_coco
+from fishnet.data.detection.convert.voc import read_voc, write_voc
+from fishnet.data.detection.convert.yolo import read_yolo, write_yolo
+from fishnet.data.detection.dataset import image_folder
+from fishnet.data.detection.split import stratify
+from fishnet.data.detection.types import AnnotationEntry, ImageEntry
+from fishnet.data.folders import check_root, image_files, read_lines
+from fishnet.data.images import ImageShape, image_shape, turned_box
+from fishnet.errors import FishnetError, UsageError
+from fishnet.files import atomic_write
+
+
+@dataclass
+class ConversionReport:
+    """Result of `convert_boxes`."""
+
+    out: Path
+    images: dict[str, int]
+    boxes: int
+    notes: list[str]
+
+    def describe(self) -> str:
+        """Describe the result as text."""
+        counts = ", ".join(f"{split} {count} images" for split, count in self.images.items())
+        return "\n".join([f"{self.out}: {counts}, {self.boxes} boxes", *self.notes])
+
+
+def detect_layout(root: Path, names: FolderNames = USUAL) -> Layout:
+    """Detect the layout of a folder.
+
+    Raises:
+        FishnetError: The layout is none of the three, or a folder in `names` does not exist.
+    """
+    check_root(root, "a COCO, Pascal VOC or YOLO data set")
+    for name in (names.images, names.annotations):
+        if name is not None and not (root / name).is_dir():
+            raise FishnetError(f"{root} has no folder {name}; --images and --annotations are folders inside it")
+    if names.annotations is not None:
+        for kind, ending in (("voc", "*.xml"), ("yolo", "*.txt")):
+            if next((root / names.annotations).rglob(ending), None) is not None:
+                return kind  # type: ignore[return-value]
+        raise FishnetError(f"{root / names.annotations} contains neither .xml files (VOC) nor .txt files (YOLO)")
+    if any((root / "annotations").glob("instances_*.json")):
+        return "coco"
+    if (root / "Annotations").is_dir():
+        return "voc"
+    if (root / "labels").is_dir() and (root / (names.images or "images")).is_dir():
+        return "yolo"
+    raise FishnetError(
+        f"{root} has no known layout: COCO has annotations/instances_*.json, VOC Annotations/*.xml, YOLO images/ and "
+        "labels/; pass other folder names of VOC and YOLO with --images and --annotations"
+    )
+
+
+def can_convert(root: Path) -> bool:
+    """Whether a folder has boxes in one of the three layouts."""
+    if not root.is_dir():
+        return False
+    return any((root / "annotations").glob("instances_*.json")) or any(
+        (root / name).is_dir() for name in ("Annotations", "labels")
+    )
+
+
+def convert_data(
+    source: Path,
+    dest: Path,
+    to: Layout = "coco",
+    copy: bool = False,
+    val: float | None = None,
+    seed: int = 0,
+    images: str | None = None,
+    annotations: str | None = None,
+) -> ConversionReport:
+    """Convert boxes and images to another layout; that of the source is detected.
+
+    Args:
+        source: Folder of the data set: COCO, Pascal VOC or YOLO.
+        dest: Output folder.
+        to: Layout to write.
+        copy: Copy images instead of linking them.
+        val: Fraction of the images that become val, stratified by class; for a source with one split.
+        seed: Seed of the random choice of val.
+        images: Folder of the images in SOURCE, if it is not JPEGImages (VOC) or images (YOLO).
+        annotations: Folder of the .xml or .txt files in SOURCE, if it is not Annotations (VOC) or labels (YOLO).
+    """
+    return convert_boxes(source, dest, to, copy, val, seed, FolderNames(images, annotations))
+
+
+def convert_boxes(
+    source: Path,
+    dest: Path,
+    to: Layout,
+    copy: bool = False,
+    val: float | None = None,
+    seed: int = 0,
+    names: FolderNames = USUAL,
+) -> ConversionReport:
+    """Convert a detection data set to another layout.
+
+    Args:
+        source: Folder in any of the three layouts.
+        dest: Output folder; must be empty or not exist.
+        to: Layout to write.
+        copy: Copy images instead of linking them.
+        val: Fraction of the images that become the val split, stratified by class; only for a source with one split.
+        seed: Seed of the random choice of val.
+        names: Names of the source's subfolders if they are not the usual ones.
+
+    Raises:
+        FishnetError: The source is damaged; the message names the file and the problem.
+        UsageError: `dest` is not empty, the source already has the layout, or `val` does not apply to it.
+    """
+    if val is not None and not 0 < val < 1:
+        raise UsageError(f"--val must be between 0 and 1, such as 0.2, not {val}")
+    kind = detect_layout(source, names)
+    if kind == "coco" and names != USUAL:
+        raise UsageError(f"--images and --annotations are for VOC and YOLO folders; {source} is a COCO folder")
+    if kind == to:
+        raise UsageError(f"{source} already has the layout {to}")
+    if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
+        raise UsageError(f"{dest} is not empty; choose another folder")
+    found = read_coco_boxes(source) if kind == "coco" else {"voc": read_voc, "yolo": read_yolo}[kind](source, names)
+    if val is not None:
+        _make_val(found, source, val, seed)
+    found.notes += _ignored_note(found, to)
+    place = _Placer(copy)
+    {"coco": write_coco, "voc": write_voc, "yolo": write_yolo}[to](found, dest, place)
+    return ConversionReport(
+        dest,
+        {split: len(pictures) for split, pictures in found.splits.items()},
+        sum(len(picture.boxes) for pictures in found.splits.values() for picture in pictures)
+        - (_ignored(found) if to == "yolo" else 0),
+        found.notes + place.notes(),
+    )
+
+
+def _make_val(found: BoxSet, source: Path, val: float, seed: int) -> None:
+    """Divide the only split of a data set into train and val."""
+    if len(found.splits) != 1:
+        raise UsageError(f"--val needs a source with one split; {source} has {', '.join(found.splits)}")
+    (pictures,) = found.splits.values()
+    chosen = stratify([frozenset(label for label, *_ in picture.boxes) for picture in pictures], val, seed)
+    found.splits = {
+        "train": [picture for index, picture in enumerate(pictures) if index not in chosen],
+        "val": [picture for index, picture in enumerate(pictures) if index in chosen],
+    }
+
+
+class _Placer:
+    """Places images in a new folder by hard link, or by copy."""
+
+    def __init__(self, copy: bool) -> None:
+        self.copy, self.copied = copy, 0
+
+    def __call__(self, source: Path, target: Path) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not self.copy:
+            try:
+                os.link(source.resolve(), target)
+                return
+            except OSError:
+                self.copied += 1
+        shutil.copyfile(source, target)
+
+    def notes(self) -> list[str]:
+        """Return a note about images that were copied because links are impossible."""
+        return (
+            [f"{self.copied} images were copied, since links between these folders are impossible"]
+            if self.copied
+            else []
+        )
+
+
+def _ignored(found: BoxSet) -> int:
+    return sum(sum(picture.ignored) for pictures in found.splits.values() for picture in pictures)
+
+
+def _ignored_note(found: BoxSet, to: Layout) -> list[str]:
+    """Return a note about how ignored objects are converted."""
+    count = _ignored(found)
+    fate = {
+        "coco": "difficult objects are written with iscrowd 1: ignored in training and evaluation",
+        "voc": "crowds are written with difficult 1: VOC has no other mark for ignored objects",
+        "yolo": "crowds and difficult objects are left out: YOLO has no mark for ignored objects",
+    }
+    return [f"{count} {fate[to]}"] if count else []

@@ -1,0 +1,71 @@
+"""Boxes of a data set, independent of the layout."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from fishnet.data.images import ImageShape, turned_box
+
+Layout = Literal["coco", "voc", "yolo"]
+
+
+@dataclass
+class Picture:
+    """Image file with its boxes."""
+
+    path: Path
+    width: int
+    height: int
+    boxes: list[tuple[str, float, float, float, float]] = field(default_factory=list)
+    """(class, x, y, width, height) in pixels of each box."""
+    ignored: list[bool] = field(default_factory=list)
+    """Whether evaluation ignores each box: a crowd in COCO, a difficult object in VOC."""
+
+
+@dataclass
+class BoxSet:
+    """All splits of a data set, independent of the layout."""
+
+    classes: list[str]
+    splits: dict[str, list[Picture]]
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class FolderNames:
+    """Names of the subfolders of a VOC or YOLO folder; None for the usual names."""
+
+    images: str | None = None
+    annotations: str | None = None
+
+
+USUAL = FolderNames()
+
+
+def upright(picture: Picture, shape: ImageShape) -> bool:
+    """Convert a picture to pixels of the upright image; return whether its stated size was that of its file.
+
+    If the stated size is that of the stored pixels only, the boxes refer to these and are rotated. If stored and
+    upright size are equal (no rotation, 180 degrees, or a square), boxes are taken as upright. Any other stated size is
+    replaced by that of the file.
+    """
+    stated = picture.width, picture.height
+    picture.width, picture.height = shape.upright
+    if stated == shape.stored != shape.upright:
+        picture.boxes = [(label, *turned_box(box, stated, shape.orientation)) for label, *box in picture.boxes]
+    return stated in (shape.stored, shape.upright)
+
+
+def named(pictures: list[Picture]) -> Iterator[tuple[str, Picture]]:
+    """Yield a file name for each picture that is unique in the split when folders are flattened."""
+    seen: Counter[str] = Counter()
+    for picture in pictures:
+        name = picture.path.name
+        seen[name] += 1
+        if seen[name] > 1:
+            name = f"{picture.path.stem}_{seen[name]}{picture.path.suffix}"
+        yield name, picture

@@ -1,0 +1,90 @@
+"""Boxes from and to YOLO folders."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import yaml
+
+from fishnet.data.detection.convert.boxes import USUAL, BoxSet, FolderNames, Picture, named
+from fishnet.data.folders import image_files, read_lines
+from fishnet.data.images import image_shape
+from fishnet.errors import FishnetError
+from fishnet.files import atomic_write
+
+
+def read_yolo(root: Path, names: FolderNames = USUAL) -> BoxSet:
+    """Read a YOLO folder with class names in data.yaml or classes.txt."""
+    classes = _yolo_classes(root)
+    found = BoxSet(classes, {})
+    images = root / (names.images or "images")
+    folders = sorted(path for path in images.iterdir() if path.is_dir()) or [images]
+    for folder in folders:
+        split = folder.name if folder != images else "train"
+        labels = root / (names.annotations or "labels") / folder.relative_to(images)
+        pictures = []
+        for path in image_files(folder):
+            picture = Picture(path, *image_shape(path).upright)
+            _read_yolo_lines((labels / path.relative_to(folder)).with_suffix(".txt"), picture, classes)
+            pictures.append(picture)
+        found.splits[split] = pictures
+    return found
+
+
+def _yolo_classes(root: Path) -> list[str]:
+    for name in ("data.yaml", "dataset.yaml"):
+        if (root / name).is_file():
+            try:
+                names = (yaml.safe_load((root / name).read_text("utf-8")) or {}).get("names")
+                names = [names[key] for key in sorted(names)] if isinstance(names, dict) else names
+            except (yaml.YAMLError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+                text = " ".join(str(error).split())
+                raise FishnetError(f"{root / name} is not valid YAML with `names` ({text})") from error
+            if isinstance(names, list) and names:
+                return [str(name) for name in names]
+    if (root / "classes.txt").is_file():
+        return read_lines(root / "classes.txt")
+    raise FishnetError(f"{root} has no class names: add data.yaml with `names`, or classes.txt")
+
+
+def _read_yolo_lines(path: Path, picture: Picture, classes: list[str]) -> None:
+    """Add the boxes of a label file; an image without a file has no objects."""
+    if not path.is_file():
+        return
+    for number, line in enumerate(read_lines(path), 1):
+        words = line.split()
+        if not words:
+            continue
+        try:
+            label, values = int(words[0]), [float(word) for word in words[1:]]
+            if len(values) != 4 or not all(map(math.isfinite, values)) or not 0 <= label < len(classes):
+                raise ValueError
+        except ValueError:
+            raise FishnetError(
+                f"{path}, line {number}: expected a class below {len(classes)} and four numbers, not {line[:60]!r}"
+            ) from None
+        across, down, wide, high = values
+        box = ((across - wide / 2) * picture.width, (down - high / 2) * picture.height)
+        picture.boxes.append((classes[label], *box, wide * picture.width, high * picture.height))
+        picture.ignored.append(False)
+
+
+def write_yolo(found: BoxSet, out: Path, place: Callable[[Path, Path], None]) -> None:
+    """Write a YOLO folder; ignored objects are left out."""
+    numbers = {name: number for number, name in enumerate(found.classes)}
+    for split, pictures in found.splits.items():
+        for name, picture in named(pictures):
+            place(picture.path, out / "images" / split / name)
+            lines = []
+            for (label, x, y, w, h), ignored in zip(picture.boxes, picture.ignored, strict=True):
+                if not ignored:
+                    centre = (x + w / 2) / picture.width, (y + h / 2) / picture.height
+                    shares = *centre, w / picture.width, h / picture.height
+                    lines.append(" ".join([str(numbers[label]), *(f"{share:.8g}" for share in shares)]))
+            text = "\n".join(lines) + "\n" if lines else ""
+            atomic_write((out / "labels" / split / name).with_suffix(".txt"), text)
+    document: dict[str, object] = {split: f"images/{split}" for split in found.splits}
+    document["names"] = dict(enumerate(found.classes))
+    atomic_write(out / "data.yaml", yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
