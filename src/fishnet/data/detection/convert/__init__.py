@@ -15,31 +15,18 @@ ignores detections that match a difficult object.
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import shutil
-import xml.etree.ElementTree as ET
-from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-import yaml
-
-from fishnet.data.detection.coco import read_coco, summarise
 from fishnet.data.detection.convert.boxes import USUAL, BoxSet, FolderNames, Layout
 from fishnet.data.detection.convert.coco import read_coco_boxes, write_coco
 from fishnet.data.detection.convert.voc import read_voc, write_voc
 from fishnet.data.detection.convert.yolo import read_yolo, write_yolo
-from fishnet.data.detection.dataset import image_folder
 from fishnet.data.detection.split import stratify
-from fishnet.data.detection.types import AnnotationEntry, ImageEntry
-from fishnet.data.folders import check_root, image_files, read_lines
-from fishnet.data.images import ImageShape, image_shape, turned_box
+from fishnet.data.folders import check_root
 from fishnet.errors import FishnetError, UsageError
-from fishnet.files import atomic_write
 
 
 @dataclass
