@@ -69,6 +69,13 @@ def test_from_photos_in_folders_to_predictions(
     assert "top-1" in type_(capsys, "evaluate", run, "--data", photos, "--workers", "0")
     type_(capsys, "predict", run, photos / "val", "--out", tmp_path / "found")
     assert (tmp_path / "found" / "results.json").exists()
+    assert "resuming at step" in type_(capsys, "train", "--resume", run)
+    assert "resuming at step" in type_(capsys, "train", "classification", "--resume", run, "--workers", "1")
+    said = type_(capsys, "train", "--resume", tmp_path / "nowhere", code=1)
+    assert f"{tmp_path / 'nowhere'} does not contain a run (no config.yaml)" in said
+    config = run / "config.yaml"
+    said = type_(capsys, "train", "detection", "--data", photos, "--out", tmp_path / "x", "--recipe", config, code=2)
+    assert "contains settings of classification, not of detection" in said
 
 
 def test_a_batch_larger_than_the_data_is_reduced_with_a_note(

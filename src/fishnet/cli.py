@@ -200,12 +200,32 @@ def run(arguments: list[str]) -> int:
         return 0
     name, rest = find_command(arguments)
     command = COMMANDS[name]
+    if name == "train":
+        rest = resume_by_folder(rest)
     function = command.load()
     values = parse(name, command, function, rest)
     if values is None:
         return 0
     result = function(**values)
     return int(getattr(result, "exit_code", 0))
+
+
+def resume_by_folder(arguments: list[str]) -> list[str]:
+    """Return `--resume RUN` as the options that it stands for: the task of the run, and its folder as --out."""
+    place = arguments.index("--resume") + 1 if "--resume" in arguments else len(arguments)
+    if place == len(arguments) or arguments[place].startswith("-") or arguments[place] in ("true", "false"):
+        return arguments
+    from pathlib import Path
+
+    from fishnet.runs import RunFolder
+    from fishnet.settings import read_task
+    from fishnet.tasks import task_names
+
+    folder = arguments[place]
+    rest = [*arguments[:place], *arguments[place + 1 :], "--out", folder]
+    if not set(arguments) & set(task_names()):
+        rest = [read_task(RunFolder(Path(folder)).config_yaml), *rest]
+    return rest
 
 
 def usage() -> str:

@@ -14,7 +14,7 @@ from fishnet.errors import FishnetError, UsageError
 from fishnet.files import atomic_write
 from fishnet.models import PUBLISHED, published_weights
 from fishnet.preprocessing import preprocessing_of_weights
-from fishnet.recipes import list_recipes, parse_settings, read_recipe
+from fishnet.recipes import TASK_KEY, list_recipes, parse_settings, read_recipe
 from fishnet.schema import (
     ConfigClass,
     Settings,
@@ -96,7 +96,28 @@ def describe_preprocessing(config: TrainConfig) -> str | None:
 def save_settings(path: Path, task: str, config: TrainConfig) -> None:
     """Write config.yaml of a run folder."""
     header = f"# All settings of this run; `fishnet train {task} --recipe {path.name} --out NEW` repeats it.\n"
-    atomic_write(path, header + yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True))
+    tree = {TASK_KEY: task, **to_plain(config)}
+    atomic_write(path, header + yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+
+
+def read_task(path: Path) -> str:
+    """Return the task of a run.
+
+    Args:
+        path: config.yaml.
+
+    Raises:
+        FishnetError: The file is missing, damaged, or does not say the task.
+    """
+    try:
+        task = parse_settings(path.read_bytes(), str(path)).get(TASK_KEY)
+    except FileNotFoundError:
+        raise FishnetError(f"{path.parent} does not contain a run (no {path.name})") from None
+    except UsageError as error:
+        raise FishnetError(f"{error}: it is damaged") from None
+    if not isinstance(task, str):
+        raise FishnetError(f"{path} does not say its task; name it: fishnet train TASK --resume {path.parent}")
+    return task
 
 
 def read_settings(path: Path, config: ConfigClass) -> Tree:
@@ -116,6 +137,7 @@ def read_settings(path: Path, config: ConfigClass) -> Tree:
         raise FishnetError(f"{error}: it is damaged") from None
     if not tree:
         raise FishnetError(f"{path} is damaged: it is empty")
+    tree.pop(TASK_KEY, None)
     check_keys(config, tree, str(path))
     return tree
 

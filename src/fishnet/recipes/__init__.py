@@ -46,6 +46,9 @@ def read_recipe(kind: TaskKind, recipe: str, given: Settings) -> Tree:
             f"unknown recipe {recipe!r}: neither a file nor a recipe of {kind.name} ({', '.join(known)})."
             f"{did_you_mean(recipe, known)}"
         )
+    task = tree.pop(TASK_KEY, kind.name)
+    if task != kind.name:
+        raise UsageError(f"{recipe} contains settings of {task}, not of {kind.name}")
     special = {name: tree.pop(name) for name in list(tree) if str(name).startswith(_BY)}
     check_keys(kind.config, tree, recipe)
     for name, groups in special.items():
@@ -57,6 +60,8 @@ def read_recipe(kind: TaskKind, recipe: str, given: Settings) -> Tree:
 
 
 _BY = "by_"
+TASK_KEY = "task"
+"""Entry of a file of settings that says which task they are for."""
 
 
 def _cases(config: type[TrainConfig], setting: str, groups: Any, where: str) -> dict[str, Tree]:
