@@ -9,9 +9,8 @@ import importlib
 import re
 import sys
 import traceback
-import typing
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, is_dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from fishnet.errors import FishnetError, Interrupted, UsageError, did_you_mean
@@ -19,108 +18,8 @@ from fishnet.errors import FishnetError, Interrupted, UsageError, did_you_mean
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
-    from fishnet.cli_help import Function, Group
-
-
-@dataclass(frozen=True)
-class Extension:
-    """Options that a task adds to a command: a dataclass, or the parameters of a function."""
-
-    task: str
-    source: Any
-    skip: frozenset[str] = frozenset()
-
-    def groups(self) -> list[Group]:
-        """Return the options in groups, for the help."""
-        from fishnet.cli_help import Group, class_options, function_options
-
-        title = f"Options for {self.task}"
-        found = class_options(self.source) if isinstance(self.source, type) else function_options(self.source).values()
-        return [Group(title, [option for option in found if option.name not in self.skip])]
-
-    def add_to(self, parser: ArgumentParser) -> set[str]:
-        """Add the options to a parser and return the names of those that are flags."""
-        from fishnet.cli_help import function_options
-
-        known: set[str | int] = {*(action.dest for action in parser._actions), *self.skip}
-        if isinstance(self.source, type):
-            parser.add_class_arguments(self.source, as_group=False, skip=known)
-            return boolean_settings(self.source)
-        parser.add_function_arguments(self.source, as_group=False, skip=known)
-        return {option.name for option in function_options(self.source).values() if option.hint is bool}
-
-
-class Settings(Extension):
-    """All settings of a task, as `fishnet train` takes them."""
-
-    def groups(self) -> list[Group]:
-        """Return the settings in groups, common ones first."""
-        from fishnet.cli_help import Group, class_groups, class_options
-        from fishnet.config import SETTING_GROUPS
-
-        options = {option.name: option for option in class_options(self.source)}
-        shared = {name for names in SETTING_GROUPS.values() for name in names}
-        first, *others = [Group(title, [options[n] for n in names]) for title, names in SETTING_GROUPS.items()]
-        own = [option for name, option in options.items() if name not in shared]
-        return [first, Group(f"Settings of {self.task}", own), *others, *class_groups(self.source)]
-
-
-def task_argument(arguments: list[str]) -> str:
-    """Return the task that a command line names.
-
-    Raises:
-        UsageError: It names none, or an unknown one.
-    """
-    from fishnet.tasks import get_task, task_names
-
-    names = task_names()
-    given = next((argument for argument in arguments if argument in names), None)
-    given = given or next((argument for argument in arguments[:1] if not argument.startswith("-")), None)
-    if given is None:
-        raise UsageError(f"TASK is missing: one of {', '.join(names)}")
-    return get_task(given).name
-
-
-def train_settings(arguments: list[str]) -> Iterator[Extension]:
-    """Yield the settings of the task that is trained."""
-    from fishnet.tasks import get_task
-
-    task = task_argument(arguments)
-    yield Settings(task, get_task(task).config)
-
-
-def check_options(arguments: list[str]) -> Iterator[Extension]:
-    """Yield the options of the data check of a task."""
-    from fishnet.tasks import get_task
-
-    task = task_argument(arguments)
-    yield Extension(task, get_task(task).check_data, frozenset({"root", "progress"}))
-
-
-def split_options(arguments: list[str]) -> Iterator[Extension]:
-    """Yield the options for dividing the data of every task."""
-    from fishnet.tasks import get_task, task_names
-
-    for name in task_names():
-        if split := get_task(name).split_data:
-            yield Extension(name, split, frozenset({"root", "progress"}))
-
-
-def convert_options(arguments: list[str]) -> Iterator[Extension]:
-    """Yield the options for converting the data of every task."""
-    from fishnet.tasks import get_task, task_names
-
-    for name in task_names():
-        if convert := get_task(name).convert_data:
-            yield Extension(name, convert, frozenset({"source", "dest"}))
-
-
-def answer_options(arguments: list[str]) -> Iterator[Extension]:
-    """Yield the options of every task for answers."""
-    from fishnet.tasks import get_task, task_names
-
-    for name in task_names():
-        yield Extension(name, get_task(name).options)
+    from fishnet.cli_help import Function
+    from fishnet.cli_tasks import Extension
 
 
 @dataclass(frozen=True)
@@ -130,8 +29,8 @@ class Command:
     module: str
     summary: str
     positional: dict[str, str | None] = field(default_factory=dict)
-    extensions: Callable[[list[str]], Iterator[Extension]] | None = None
-    """Arguments -> options that tasks add to those of the function."""
+    extensions: str | None = None
+    """Name of the function in `fishnet.cli_tasks` that yields the options of tasks."""
 
     def load(self) -> Function:
         """Import the function; it has the name of its module."""
@@ -140,19 +39,19 @@ class Command:
 
 COMMANDS = {
     "info": Command("info", "the family, or one model: stages, costs, gradient flow, figure", {"model": "?"}),
-    "train": Command("train", "train or fine-tune a model", {"task": None}, train_settings),
+    "train": Command("train", "train or fine-tune a model", {"task": None}, "train_settings"),
     "evaluate": Command("evaluate", "evaluate a run or weights on a data set", {"run": None}),
     "predict": Command(
-        "predict", "predict on images, folders and patterns", {"run": None, "inputs": "+"}, answer_options
+        "predict", "predict on images, folders and patterns", {"run": None, "inputs": "+"}, "answer_options"
     ),
     "convert": Command("convert", "read any known checkpoint and write another layout", {"source": None, "dest": None}),
     "data check": Command(
-        "data_check", "find problems of a data set", {"task": None, "directory": None}, check_options
+        "data_check", "find problems of a data set", {"task": None, "directory": None}, "check_options"
     ),
     "data convert": Command(
-        "data_convert", "boxes between COCO, VOC and YOLO layouts", {"source": None, "dest": None}, convert_options
+        "data_convert", "boxes between COCO, VOC and YOLO layouts", {"source": None, "dest": None}, "convert_options"
     ),
-    "data split": Command("data_split", "make a stratified validation split", {"directory": None}, split_options),
+    "data split": Command("data_split", "make a stratified validation split", {"directory": None}, "split_options"),
     "demo": Command("demo", "a real run on built-in data, from training to pictures"),
 }
 
@@ -259,7 +158,9 @@ def parse(name: str, command: Command, function: Function, arguments: list[str])
         if "task" in command.positional and not arguments:
             print(tasks_help(name, command))
             return None
-    extensions = list(command.extensions(arguments)) if command.extensions else []
+    extensions: list[Extension] = []
+    if command.extensions is not None:
+        extensions = list(getattr(importlib.import_module("fishnet.cli_tasks"), command.extensions)(arguments))
     if wants_help:
         print(command_help(name, command, function, extensions))
         return None
@@ -310,17 +211,6 @@ def command_help(name: str, command: Command, function: Function, extensions: li
     groups = [group for extension in extensions for group in extension.groups()]
     groups.insert(1 if task else 0, own)  # the most common settings of a task first
     return render(usage, summary, groups, positional)
-
-
-def boolean_settings(kind: type, prefix: str = "") -> set[str]:
-    """Return the names of all yes/no fields of a dataclass and of the dataclasses in it."""
-    names: set[str] = set()
-    for name, hint in typing.get_type_hints(kind).items():
-        if hint is bool:
-            names.add(prefix + name)
-        elif is_dataclass(hint) and isinstance(hint, type):
-            names |= boolean_settings(hint, f"{prefix}{name}.")
-    return names
 
 
 def normalise(arguments: list[str], flags: set[str]) -> list[str]:
