@@ -10,7 +10,9 @@ import pytest
 
 from fishnet.cli import COMMANDS, main
 from fishnet.cli_help import class_groups, class_options, function_options
+from fishnet.cli_tasks import task_argument
 from fishnet.config import SETTING_GROUPS, TrainConfig
+from fishnet.errors import UsageError
 from fishnet.tasks import get_task, task_names
 
 
@@ -73,3 +75,13 @@ def test_settings_classes_are_plain_dataclasses() -> None:
     for task in task_names():
         assert issubclass(get_task(task).config, TrainConfig)
         assert get_task(task).config() == dataclasses.replace(get_task(task).config())
+
+
+def test_a_value_that_is_called_like_a_task_is_not_the_task() -> None:
+    assert task_argument(["--data", "detection", "classification", "--out", "x"]) == "classification"
+    assert task_argument(["--out=x", "detection"]) == "detection"
+    assert task_argument(["--overwrite", "detection", "--data", "x"]) == "detection"
+    with pytest.raises(UsageError, match="TASK is missing: one of classification, detection"):
+        task_argument(["--data", "x"])
+    with pytest.raises(UsageError, match="Did you mean 'detection'"):
+        task_argument(["detectoin", "--data", "x"])
