@@ -128,7 +128,8 @@ def resolve_sizes(plan: RegionPlan, trunk: Trunk) -> Sizes:
     sizes = replace(PRESETS[preset], **{**DIFFERENT_SIZES.get(plan.kind, {}), **given})
     for name in known:
         value = getattr(sizes, name)
-        if min(value if isinstance(value, tuple) else (value,)) <= 0:
+        least = min(value if isinstance(value, tuple) else (value,))
+        if least < 0 or (least == 0 and name != "score"):  # a score of 0 keeps every detection
             raise UsageError(f"heads.{name} must be above 0, not {value}")
     return sizes
 
