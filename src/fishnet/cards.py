@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fishnet.config import Interpolation, NormalizeConfig, PreprocessConfig
 from fishnet.errors import FishnetError, UsageError
-from fishnet.files import atomic_path
+from fishnet.files import Json, atomic_path
 from fishnet.models.build import Architecture
 
 FORMAT_VERSION = 2
@@ -33,7 +33,7 @@ class HeadCard:
 
     classes: list[str]
     """Names in the order of the head's outputs."""
-    details: dict[str, Any] = field(default_factory=dict)
+    details: Json = field(default_factory=dict)
     """What the task of the head adds, as JSON values; free for whoever wrote the file."""
 
 
@@ -53,7 +53,7 @@ class ModelCard:
     """How images are prepared; a `PreprocessConfig` for a network of square inputs."""
     precision: str = "fp32"
     """Arithmetic with which the network was validated in training."""
-    details: dict[str, Any] = field(default_factory=dict)
+    details: Json = field(default_factory=dict)
     """What the task adds, as JSON values."""
     format_version: int = FORMAT_VERSION
 
@@ -67,7 +67,7 @@ class ModelCard:
         (card,) = self.heads.values()
         return card
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Json:
         """Return the card as it is written: plain JSON values."""
         values = {
             "format_version": self.format_version,
@@ -106,7 +106,7 @@ class ModelCard:
             ) from error
 
     @classmethod
-    def _from_dict(cls, raw: dict[str, Any]) -> ModelCard:
+    def _from_dict(cls, raw: Json) -> ModelCard:
         preprocessing = dict(raw["preprocessing"])
         size = preprocessing.pop("size")
         kind = PreprocessConfig if "crop_pct" in preprocessing else NormalizeConfig

@@ -11,9 +11,10 @@ import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fishnet.errors import FishnetError, Interrupted, UsageError, did_you_mean
+from fishnet.files import Json
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -143,7 +144,7 @@ def find_command(arguments: list[str]) -> tuple[str, list[str]]:
     raise UsageError(f"unknown command {name!r}.{did_you_mean(name, COMMANDS)} Known are {', '.join(COMMANDS)}")
 
 
-def parse(name: str, command: Command, function: Function, arguments: list[str]) -> dict[str, Any] | None:
+def parse(name: str, command: Command, function: Function, arguments: list[str]) -> Json | None:
     """Return the keyword arguments for a command's function, or None after printing the help.
 
     Raises:
@@ -167,7 +168,7 @@ def parse(name: str, command: Command, function: Function, arguments: list[str])
     parser = ArgumentParser(prog=f"fishnet {name}", exit_on_error=False, allow_abbrev=False)
     hints = {key: option.hint for key, option in function_options(function).items()}
     for argument, nargs in command.positional.items():
-        options: dict[str, Any] = {} if nargs is None else {"nargs": nargs}
+        options: Json = {} if nargs is None else {"nargs": nargs}
         parser.add_argument(argument, type=str if nargs else hints[argument], **options)
     kept = parser.add_function_arguments(function, as_group=False, skip={*command.positional, "settings", "options"})
     flags = {option for option in kept if hints.get(option) is bool}

@@ -10,17 +10,16 @@ import sys
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from fishnet.files import atomic_write
+from fishnet.files import Json, atomic_write
 from fishnet.version import __version__
 
 PACKAGES = ("torch", "torchvision", "timm", "pytorch-lightning", "torchmetrics", "numpy", "pillow", "safetensors")
 
 
-def describe_environment() -> dict[str, Any]:
+def describe_environment() -> Json:
     """Return versions, commit, command and hardware as plain values."""
     versions = {"fishnet-vision": __version__, "python": platform.python_version()}
     for name in PACKAGES:
@@ -37,7 +36,7 @@ def describe_environment() -> dict[str, Any]:
     }
 
 
-def describe_hardware() -> dict[str, Any]:
+def describe_hardware() -> Json:
     """Return processor, cores, memory-independent facts and GPUs of this machine."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
@@ -70,9 +69,9 @@ def source_commit() -> str | None:
         return None
 
 
-def write_environment(path: Path, data: dict[str, Any], resumed: bool) -> None:
+def write_environment(path: Path, data: Json, resumed: bool) -> None:
     """Write the environment; a resumed run adds its own to the list, so that all parts of a run are on record."""
-    before: list[dict[str, Any]] = []
+    before: list[Json] = []
     if resumed and path.exists():
         old = json.loads(path.read_text("utf-8"))
         before = [*old.pop("earlier", []), old]

@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -14,6 +15,9 @@ from fishnet.errors import FishnetError
 
 # torch's zip writer and the safetensors writer report a failed write as exceptions of their own, not as OSError.
 _WRITE_FAILURES = ("no space left", "file write failed", "pytorchstreamwriter", "i/o error", "inline_container")
+
+Json = dict[str, Any]
+"""Plain values, as JSON files contain them."""
 
 
 @contextmanager

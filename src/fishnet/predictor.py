@@ -16,7 +16,7 @@ from fishnet.data.images import bad_image, explain, read_image, to_rgb
 from fishnet.errors import FishnetError, UsageError
 from fishnet.loading import load_model, resolve_device
 from fishnet.tasks import get_task, make_task
-from fishnet.tasks.base import Answer, Prepared, TorchRuntime
+from fishnet.tasks.base import Answer, TorchRuntime
 
 ImageLike = str | Path | Image.Image | np.ndarray | Tensor
 
@@ -100,7 +100,7 @@ class Predictor:
             answers += self.answer([self.task.prepare(as_image(image)) for image in part])
         return answers
 
-    def answer(self, prepared: Sequence[Prepared]) -> list[Answer]:
+    def answer(self, prepared: Sequence[object]) -> list[Answer]:
         """Answer for inputs that `task.prepare` made from RGB images."""
         return self.task.answer(self.runtime, prepared)
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from timm import get_pretrained_cfg
 from timm.data import resolve_data_config, resolve_model_data_config
@@ -13,6 +12,7 @@ from torch import nn
 
 from fishnet.cards import read_card
 from fishnet.config import Interpolation, PreprocessConfig
+from fishnet.files import Json
 from fishnet.models import PUBLISHED, published_weights
 from fishnet.models.checkpoints.pretrained import PRETRAINED
 from fishnet.runs import RunFolder
@@ -24,7 +24,7 @@ def preprocessing_of(network: nn.Module) -> tuple[PreprocessConfig, int]:
     return _as_preprocessing(found), int(found["input_size"][-1])
 
 
-def _as_preprocessing(found: Mapping[str, Any]) -> PreprocessConfig:
+def _as_preprocessing(found: Json) -> PreprocessConfig:
     """Return timm's data configuration in the form of this library."""
     known = get_args(Interpolation)
     return PreprocessConfig(
@@ -35,7 +35,7 @@ def _as_preprocessing(found: Mapping[str, Any]) -> PreprocessConfig:
     )
 
 
-def preprocessing_of_weights(model: str, weights: str | None) -> dict[str, Any]:
+def preprocessing_of_weights(model: str, weights: str | None) -> Json:
     """Return how the images were prepared that weights were trained on, as fields of `PreprocessConfig`.
 
     Published weights (`pretrained` or a tag) determine all fields, a run only mean and std, since the crop of its

@@ -220,7 +220,7 @@ def flat(tree: Settings, prefix: str = "") -> Tree:
     return leaves
 
 
-def tuple_of(value: Any) -> Any:
+def tuple_of(value: object) -> object:
     """Return a list as a tuple, as YAML has lists only; anything else as it is."""
     return tuple(value) if isinstance(value, list) else value
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 from fishnet.errors import UsageError
+from fishnet.files import Json
 from fishnet.runs import RunFolder
 
 
@@ -29,7 +29,7 @@ def demo(out: str = "runs/demo", quick: bool = False) -> RunFolder:
     if (root / "data").exists() and not (root / "run").exists() and not (root / "data" / "digits.txt").exists():
         raise UsageError(f"--out {out} holds a folder data/ that no demo wrote; choose another")
     data = write_digits(root / "data")
-    settings: dict[str, Any] = {"epochs": 2} if quick else {}
+    settings: Json = {"epochs": 2} if quick else {}
     run = train("classification", recipe="digits", overwrite=True, data=str(data), out=str(root / "run"), **settings)
     evaluate(str(run.path), data=str(data))
     if (root / "predictions").exists():

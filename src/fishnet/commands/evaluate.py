@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fishnet.errors import UsageError
+from fishnet.files import Json
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +24,7 @@ FORMAT_VERSION = 1
 class EvaluationReport:
     """What `evaluate` found and wrote: `document` is the content of the JSON file."""
 
-    document: dict[str, Any]
+    document: Json
     evaluation: Evaluation
     json: Path | None
     pictures: list[Path]
@@ -107,7 +108,7 @@ def _evaluate(
     batch_size: int,
     workers: int,
     precision: str,
-) -> tuple[Evaluation, Mapping[str, Any], list[str]]:
+) -> tuple[Evaluation, Mapping[str, object], list[str]]:
     """Return the evaluation, the further documents of the evaluator, and the images left out."""
     import torch
     from tqdm import tqdm
@@ -150,15 +151,15 @@ def summary(task: Task, evaluation: Evaluation, title: str, bad: Sequence[str] =
 def _write(
     task: Task,
     evaluation: Evaluation,
-    main: dict[Path | None, Any],
-    documents: Mapping[str, Any],
+    main: dict[Path | None, object],
+    documents: Mapping[str, object],
     folder: Path | None,
     split: str,
 ) -> list[Path]:
     """Write JSON and pictures where they are wanted, say where, and return the paths of the pictures."""
     from fishnet.files import atomic_write
 
-    contents: dict[Path, Any] = {path: content for path, content in main.items() if path is not None}
+    contents: dict[Path, object] = {path: content for path, content in main.items() if path is not None}
     pictures: list[Path] = []
     if folder is not None:
         contents |= {folder / f"{name}_{split}.json": content for name, content in documents.items()}

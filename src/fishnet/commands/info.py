@@ -7,9 +7,10 @@ import json as json_module
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fishnet.errors import UsageError
+from fishnet.files import Json
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,7 +24,7 @@ _PARTS = ("trunk", "tail", "bridge")
 class Info:
     """What `info` found; `document` is what `--json` prints."""
 
-    document: dict[str, Any]
+    document: Json
 
 
 def info(
@@ -34,7 +35,7 @@ def info(
     figure: str | None = None,
     size: int = 224,
     weights: str | None = None,
-    model_option: dict[str, Any] | None = None,
+    model_option: Json | None = None,
 ) -> Info:
     """Describe the family, or one model.
 
@@ -52,7 +53,7 @@ def info(
     """
     _check(model, gradient_flow, compare, figure, size, weights, model_option)
     if model is None:
-        document: dict[str, Any] = {"size": size, "models": family(size)}
+        document: Json = {"size": size, "models": family(size)}
         print(json_module.dumps(document, indent=1) if json else _family_text(document))
         return Info(document)
     options = dict(model_option or {})
@@ -71,7 +72,7 @@ def info(
     return Info(document)
 
 
-def family(size: int = 224) -> list[dict[str, Any]]:
+def family(size: int = 224) -> list[Json]:
     """Return name, parameters, multiply-adds, features and smallest input of every member of the family.
 
     Raises:
@@ -96,7 +97,7 @@ def family(size: int = 224) -> list[dict[str, Any]]:
     return rows
 
 
-def describe(network: nn.Module, size: int = 224) -> dict[str, Any]:
+def describe(network: nn.Module, size: int = 224) -> Json:
     """Return parameters, multiply-adds, smallest input (None where the model does not say) and stages of a network.
 
     A stage is a dictionary of its name, stride, channels, height and width of its output, the number of its residual
@@ -121,7 +122,7 @@ def _check(
     figure: str | None,
     size: int,
     weights: str | None,
-    model_option: dict[str, Any] | None,
+    model_option: Json | None,
 ) -> None:
     from fishnet.drawing.style import check_picture
 
@@ -138,7 +139,7 @@ def _check(
             check_picture(Path(picture))
 
 
-def _build(name: str, weights: str | None = None, options: dict[str, Any] | None = None) -> nn.Module:
+def _build(name: str, weights: str | None = None, options: Json | None = None) -> nn.Module:
     """Build a model; fresh weights are the same each time, and the caller's random numbers stay as they were."""
     import torch
 
@@ -159,7 +160,7 @@ def _complexity(network: nn.Module, size: int) -> dict[str, int]:
     return {"parameters": found.params, "multiply_adds": found.macs}
 
 
-def _stages(network: nn.Module, size: int) -> list[dict[str, Any]]:
+def _stages(network: nn.Module, size: int) -> list[Json]:
     from fishnet.models.fishnet import MODULES, FishNet
     from fishnet.report.isolated import features
 
@@ -201,7 +202,7 @@ def _output_sides(network: nn.Module, modules: list[str], size: int) -> dict[str
     shadow = copy.deepcopy(network).to("meta").eval()
 
     def note(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: object, output: Any) -> None:
+        def hook(module: nn.Module, inputs: object, output: object) -> None:
             if isinstance(output, torch.Tensor) and output.ndim == 4:
                 sides[name] = output.shape[2], output.shape[3]
 
@@ -222,7 +223,7 @@ def _draw_figure(network: nn.Module, name: str, path: Path) -> None:
     save_figure(draw_fish(network, name), path, dpi=130)
 
 
-def _parse_compare(compare: str) -> list[tuple[str, str, dict[str, Any]]]:
+def _parse_compare(compare: str) -> list[tuple[str, str, Json]]:
     """Return (label, name, options) of models written as NAME or NAME:KEY=VALUE:..., separated by commas."""
     import yaml
 
@@ -249,13 +250,13 @@ def _draw_gradient_flow(networks: Sequence[tuple[str, nn.Module]], size: int, pa
     return flows
 
 
-def _flow_document(flow: GradientFlow) -> dict[str, Any]:
+def _flow_document(flow: GradientFlow) -> Json:
     isolated = None if flow.isolated is None else {part: flow.crossed(part) for part in _PARTS}
     stages = [{key: value for key, value in asdict(stage).items() if key != "shape"} for stage in flow.stages]
     return {"model": flow.model, "trunk": list(flow.trunk), "stages": stages, "isolated": isolated}
 
 
-def _family_text(document: dict[str, Any]) -> str:
+def _family_text(document: Json) -> str:
     head = ["model", "parameters", f"multiply-adds at {document['size']}", "strides", "feature channels"]
     rows = [
         [
@@ -270,7 +271,7 @@ def _family_text(document: dict[str, Any]) -> str:
     return _table(head, rows) + "\n\n`fishnet info MODEL` tells more; MODEL may also be any timm backbone."
 
 
-def _model_text(document: dict[str, Any]) -> str:
+def _model_text(document: Json) -> str:
     size = document["size"]
     options = " ".join(f"{key}={value}" for key, value in document["model_option"].items())
     lines = [
@@ -290,7 +291,7 @@ def _model_text(document: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _stages_text(stages: list[dict[str, Any]]) -> str:
+def _stages_text(stages: list[Json]) -> str:
     rows = []
     for stage in stages:
         blocks = "" if stage["blocks"] is None else str(stage["blocks"])
@@ -302,7 +303,7 @@ def _stages_text(stages: list[dict[str, Any]]) -> str:
     return _table(["stage", "stride", "channels", "output", "parameters", "blocks"], rows, left=(0, 5))
 
 
-def _flow_text(flow: dict[str, Any], size: int) -> list[str]:
+def _flow_text(flow: Json, size: int) -> list[str]:
     rows = [[stage["name"], f"{stage['norm']:.3e}", f"{stage['rms']:.3e}"] for stage in flow["stages"]]
     lines = [f"gradient that reaches the stages of {flow['model']} ({size}x{size} noise)"]
     lines.append(_table(["stage", "norm", "per element"], rows))

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict
 
 from fishnet.errors import FishnetError, UsageError
+from fishnet.files import Json
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from fishnet.predictor import Predictor
-    from fishnet.tasks.base import Entry, Painter, Prepared, Task
+    from fishnet.tasks.base import AnyTask, Entry, Painter
 
 FORMAT_VERSION = 1
 _FEW = 16
@@ -25,7 +26,7 @@ _FEW = 16
 class Prediction:
     """What `predict` wrote: `document` is the content of results.json."""
 
-    document: dict[str, Any]
+    document: Json
     results_json: Path
     pictures: list[Path]
     bad_images: list[str]
@@ -92,7 +93,7 @@ def predict(
     return Prediction(document, results, painter.written, bad)
 
 
-def _head(predictor: Predictor) -> dict[str, Any]:
+def _head(predictor: Predictor) -> Json:
     card = predictor.card
     classes = {name: head.classes for name, head in card.heads.items()}
     names = next(iter(classes.values())) if len(classes) == 1 else classes
@@ -175,13 +176,13 @@ class _Item(TypedDict):
     error: str
     width: NotRequired[int]
     height: NotRequired[int]
-    input: NotRequired[Prepared]
+    input: NotRequired[object]
 
 
 class _Files:
     """The images as a map-style data set."""
 
-    def __init__(self, task: Task, painter: Painter, files: list[Path]) -> None:
+    def __init__(self, task: AnyTask, painter: Painter, files: list[Path]) -> None:
         self.task, self.painter, self.files = task, painter, files
 
     def __len__(self) -> int:

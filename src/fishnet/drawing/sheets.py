@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import NotRequired, TypedDict
 
 import torch
 from PIL import Image, ImageDraw
@@ -49,13 +49,23 @@ def draw_batch(images: Tensor, captions: Sequence[str], preprocess: PreprocessCo
     return sheet
 
 
-def contact_sheet(entries: Iterable[Mapping[str, Any]], columns: int = 4) -> Image.Image:
+class Card(TypedDict):
+    """Image of a contact sheet."""
+
+    image: Image.Image
+    title: str
+    lines: Sequence[tuple[str, float]]
+    """Labels and scores in 0..1, the best first."""
+    target: NotRequired[str | Sequence[str] | None]
+    """True label, or labels, if they are known."""
+
+
+def contact_sheet(entries: Iterable[Card], columns: int = 4) -> Image.Image:
     """Draw predictions as a grid of cards: the image, its name, and each label with its score.
 
     Args:
-        entries: A mapping per image: `image` (PIL), `title`, `lines` (pairs of label and score in 0..1, the best first)
-            and, if the truth is known, `target` (one or several labels). With a target the border of the card is green
-            if the best label is correct; otherwise it is red and the target is written below.
+        entries: A card per image. With a target its border is green if the best label is correct; otherwise it is red
+            and the target is written below.
         columns: Number of cards per row.
 
     Raises:
@@ -82,7 +92,7 @@ _PHOTO = 200
 _ROW = 22
 
 
-def _card(entry: Mapping[str, Any], size: tuple[int, int]) -> Image.Image:
+def _card(entry: Card, size: tuple[int, int]) -> Image.Image:
     card = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(card)
     draw.rectangle((8, 8, _CARD - 9, _PHOTO - 1), fill=_PAPER)

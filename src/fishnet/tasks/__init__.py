@@ -16,7 +16,7 @@ from typing import Any
 
 from fishnet.cards import ModelCard
 from fishnet.errors import FishnetError, UsageError, did_you_mean, refuse_options
-from fishnet.tasks.base import Task, TaskKind
+from fishnet.tasks.base import AnyTask, TaskKind
 
 BUILT_IN = {
     "classification": "fishnet.tasks.classification",
@@ -54,7 +54,7 @@ def get_task(name: str) -> TaskKind:
     return kind
 
 
-def make_task(card: ModelCard, **options: Any) -> Task:
+def make_task(card: ModelCard, **options: Any) -> AnyTask:
     """Return evaluation and prediction for a card.
 
     Args:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypedDict, TypeVar
 
 import numpy as np
 import torch
@@ -23,10 +23,17 @@ from fishnet.cards import ModelCard
 from fishnet.config import TrainConfig
 from fishnet.data.checks import CheckReport
 from fishnet.drawing.display import Display
+from fishnet.files import Json
 from fishnet.models.build import Architecture
+from fishnet.models.heads.types import Answers
 from fishnet.models.network import Images, Network
 
+if TYPE_CHECKING:  # training draws nothing until its end
+    from matplotlib.figure import Figure
+
 BadImages = Literal["stop", "skip"]
+Collate = Callable[[list[Any]], Any]
+"""Function that makes a batch of samples."""
 Sample = dict[str, Any]
 """Element of a data set, with the keys of `Batch`."""
 Batch = dict[str, Any]
@@ -34,16 +41,24 @@ Batch = dict[str, Any]
 could not be read, or an empty string."""
 Answer = dict[str, Any]
 """What a model predicts for an image, as `fishnet.Predictor` returns it."""
-Entry = dict[str, Any]
-"""An answer as JSON values, as results.json contains it."""
-Prepared = Any
-"""What the model sees of an image; each task has its own form."""
+Entry = Json
+"""An answer as results.json contains it."""
+DataT = TypeVar("DataT")
+"""Data set of a task."""
+EvaluatorT = TypeVar("EvaluatorT")
+"""Evaluator of a task."""
+EvaluationT = TypeVar("EvaluationT", contravariant=True)
+"""What the evaluator of a task computes."""
+PreparedT = TypeVar("PreparedT")
+"""What the model sees of an image."""
+ResultT = TypeVar("ResultT", covariant=True)
+"""What an evaluator computes."""
 
 
 class Runtime(Protocol):
     """Runs a network: the one of PyTorch in this process, or an exported one."""
 
-    def __call__(self, images: Images) -> Mapping[str, Sequence[Any]]:
+    def __call__(self, images: Images) -> Answers:
         """Return the answers by head, each with an entry per image."""
         ...
 
@@ -59,7 +74,7 @@ class TorchRuntime:
     def __init__(self, network: nn.Module, device: torch.device) -> None:
         self.network, self.device = network, device
 
-    def __call__(self, images: Images) -> Mapping[str, Sequence[Any]]:
+    def __call__(self, images: Images) -> Answers:
         """Return the answers by head, on the device of the network."""
         with torch.inference_mode():
             if isinstance(images, Tensor):
@@ -78,12 +93,12 @@ class Evaluation(Protocol):
     metrics: dict[str, float]
     images: int
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Json:
         """Return everything as plain values for JSON."""
         ...
 
 
-class Evaluator(Protocol):
+class Evaluator(Protocol[ResultT]):
     """Collects the answers of a split, over all processes, and computes its figures.
 
     Attributes:
@@ -92,7 +107,7 @@ class Evaluator(Protocol):
 
     primary: str
 
-    def compute(self) -> Any:
+    def compute(self) -> ResultT:
         """Return the `Evaluation` of all answers since the last reset. All processes must call it."""
         ...
 
@@ -137,7 +152,7 @@ class Painter(Protocol):
         ...
 
 
-class Task(Protocol):
+class Task(Protocol[DataT, EvaluatorT, EvaluationT, PreparedT]):
     """Evaluation and prediction with a network, made from its card alone.
 
     Attributes:
@@ -147,39 +162,39 @@ class Task(Protocol):
     card: ModelCard
 
     @property
-    def collate(self) -> Callable[[list[Any]], Any] | None:
+    def collate(self) -> Collate | None:
         """Function that makes a batch of samples; None stacks tensors."""
         ...
 
-    def open_split(self, root: Path, split: str, bad_images: BadImages) -> Any:
+    def open_split(self, root: Path, split: str, bad_images: BadImages) -> DataT:
         """Return a data set prepared for the model; its classes are numbered as the outputs of the model."""
         ...
 
-    def evaluator(self, dataset: Any, device: torch.device) -> Any:
+    def evaluator(self, dataset: DataT, device: torch.device) -> EvaluatorT:
         """Return a new `Evaluator` for a data set."""
         ...
 
-    def evaluate_batch(self, runtime: Runtime, batch: Batch, evaluator: Any) -> None:
+    def evaluate_batch(self, runtime: Runtime, batch: Batch, evaluator: EvaluatorT) -> None:
         """Predict one batch and pass the answers to the evaluator; images that could not be read are left out."""
         ...
 
-    def describe(self, evaluation: Any) -> list[str]:
+    def describe(self, evaluation: EvaluationT) -> list[str]:
         """Return the figures as lines of text."""
         ...
 
-    def pictures(self, evaluation: Any) -> Mapping[str, Any]:
+    def pictures(self, evaluation: EvaluationT) -> Mapping[str, Figure]:
         """Return matplotlib figures to save, by name."""
         ...
 
-    def documents(self, evaluator: Any) -> Mapping[str, Any]:
+    def documents(self, evaluator: EvaluatorT) -> Mapping[str, object]:
         """Return further JSON documents to save, by name."""
         ...
 
-    def prepare(self, image: Image.Image) -> Prepared:
+    def prepare(self, image: Image.Image) -> PreparedT:
         """Return what the model sees of an RGB image."""
         ...
 
-    def answer(self, runtime: Runtime, prepared: Sequence[Prepared]) -> list[Answer]:
+    def answer(self, runtime: Runtime, prepared: Sequence[PreparedT]) -> list[Answer]:
         """Return what the model predicts for prepared images."""
         ...
 
@@ -195,9 +210,13 @@ class Task(Protocol):
         """Return a painter of the answers for a number of images, which writes into a folder."""
         ...
 
-    def draw_examples(self, runtime: Runtime, dataset: Any) -> Image.Image:
+    def draw_examples(self, runtime: Runtime, dataset: DataT) -> Image.Image:
         """Return a picture of the answers for some images of a data set, with the truth."""
         ...
+
+
+AnyTask = Task[Any, Any, Any, Any]
+"""A task of any kind."""
 
 
 class TrainOrder(TypedDict, total=False):
@@ -228,7 +247,7 @@ class Training(Protocol):
         ...
 
     @property
-    def task(self) -> Task:
+    def task(self) -> AnyTask:
         """Evaluation and prediction with the network of this training."""
         ...
 
@@ -258,19 +277,19 @@ class Training(Protocol):
         """Return a picture of an augmented training batch with its targets."""
         ...
 
-    def fingerprint(self) -> dict[str, Any]:
+    def fingerprint(self) -> Json:
         """Return figures that change when the data set does."""
         ...
 
 
 def evaluate_network(
-    task: Task,
+    task: AnyTask,
     network: nn.Module,
     device: torch.device,
     batches: Iterable[Batch],
-    evaluator: Any,
-    arithmetic: AbstractContextManager[Any] | None = None,
-) -> Any:
+    evaluator: Evaluator[ResultT],
+    arithmetic: AbstractContextManager[object] | None = None,
+) -> ResultT:
     """Run a network in eval mode over all batches and return the `Evaluation`; training modes are restored afterwards.
 
     Args:
@@ -302,6 +321,10 @@ class DataReport(Protocol):
         ...
 
 
+Given = Mapping[str, Any]
+"""Settings given by hand, by name."""
+
+
 class RecipeChoice(NamedTuple):
     """The recipe of a run that names none."""
 
@@ -318,17 +341,17 @@ class TaskKind:
     """Name on the command line."""
     summary: str
     """What is predicted, in a few words."""
-    config: type[Any]
+    config: type[TrainConfig]
     """Settings of a run: a dataclass, subclass of `TrainConfig`."""
     options: type[Any]
     """How the model answers: a dataclass whose fields are options of `fishnet predict` and keywords of `Predictor`."""
     make_training: Callable[[Any], Training]
     """Settings -> data and losses."""
-    make_task: Callable[[ModelCard, Any], Task]
+    make_task: Callable[[ModelCard, Any], AnyTask]
     """Card and options -> evaluation and prediction."""
     recipes: str
     """Package that contains the recipes, one YAML file each."""
-    choose_recipe: Callable[[Mapping[str, Any]], RecipeChoice]
+    choose_recipe: Callable[[Given], RecipeChoice]
     """Settings given by hand -> recipe of a run that names none."""
     tied: frozenset[str] = frozenset()
     """Settings besides the model that a checkpoint depends on; a resumed run cannot change them."""

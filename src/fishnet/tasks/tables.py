@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+
+from fishnet.files import Json
 
 ROWS = 20
 """Most classes of a table."""
 
 
-def class_table(rows: Sequence[dict[str, Any]], names: list[str], measure: str, weight: str) -> list[str]:
+def class_table(rows: Sequence[Json], names: list[str], measure: str, weight: str) -> list[str]:
     """Return a table with a line per class; of more than 20 classes the worst by `measure`, of equal ones the largest.
 
     Args:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -15,7 +14,9 @@ from fishnet.errors import Interrupted
 from fishnet.files import atomic_path, atomic_write
 from fishnet.metrics import MetricsFile
 from fishnet.runs import RunFolder
+from fishnet.tasks.base import Batch
 from fishnet.training.module import TrainingModule
+from fishnet.training.optimizer import Checkpoint
 from fishnet.training.progress import Stopwatch
 from fishnet.training.signals import SignalWatch
 
@@ -43,11 +44,11 @@ class RunKeeper(pl.Callback):
         self._saved_step = -1
         self._saved_at = time.monotonic()
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> Checkpoint:
         """Return what a resumed run must know."""
         return {"best": self.best, "best_epoch": self.best_epoch, "validated": self.validated}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Checkpoint) -> None:
         """Take over the state of an interrupted run."""
         self.best, self.best_epoch = state_dict["best"], state_dict["best_epoch"]
         self.validated = state_dict["validated"]
@@ -64,7 +65,7 @@ class RunKeeper(pl.Callback):
         self.stopwatch.restart()
 
     def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
         """Count the wait for data; draw the very first batch."""
         assert isinstance(pl_module, TrainingModule)
@@ -76,7 +77,7 @@ class RunKeeper(pl.Callback):
                 pl_module.job.draw_batch(first).save(partial)
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: Batch, batch_idx: int
     ) -> None:
         """Save where it is time to, at optimizer steps only; stop here if a signal came."""
         assert isinstance(pl_module, TrainingModule)

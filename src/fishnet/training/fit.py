@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -71,7 +70,7 @@ def finish_report(job: Training, run: RunFolder) -> None:
 class quiet_lightning(warnings.catch_warnings):  # reads as what it does: `with quiet_lightning():`
     """Silence hints of Lightning that do not apply to this engine."""
 
-    def __enter__(self) -> Any:
+    def __enter__(self) -> list[warnings.WarningMessage] | None:
         entered = super().__enter__()
         import logging
 

@@ -29,7 +29,14 @@ from fishnet.models.norms import apply_norm_policy, check_norm_policy, has_batch
 from fishnet.models.precision import guard_bf16_on_cpu
 from fishnet.runs import RunFolder
 from fishnet.tasks.base import Batch, Evaluation, Training, evaluate_network
-from fishnet.training.optimizer import PARAMETERS, build_optimizer, follow_settings, lr_share, parameter_names
+from fishnet.training.optimizer import (
+    PARAMETERS,
+    Checkpoint,
+    build_optimizer,
+    follow_settings,
+    lr_share,
+    parameter_names,
+)
 from fishnet.training.progress import with_progress
 from fishnet.training.trainer import runs_on_cpu
 
@@ -71,7 +78,7 @@ class TrainingModule(pl.LightningModule):
             self.ema.requires_grad_(False)  # else DDP waits for gradients that never come
         self.log_file = MetricsFile(run.metrics_csv)
         self.bad_images: set[str] = set()
-        self._val_loader: DataLoader[Any] | None = None
+        self._val_loader: DataLoader[Batch] | None = None
         self._losses: list[dict[str, Tensor]] = []
         self._unchecked: tuple[int, Tensor] | None = None
 
@@ -129,11 +136,11 @@ class TrainingModule(pl.LightningModule):
         steps, epochs, optim = self.batches().steps, self.config.epochs, self.config.optim
         return lambda step: lr_share(optim, step, steps, epochs)
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Note which parameter each part of the optimizer's state belongs to."""
         checkpoint[PARAMETERS] = parameter_names(self.trainer.optimizers[0], self.model)
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Let a resumed run follow its settings, which may differ from those that the checkpoint was made with."""
         share = self._make_schedule()(checkpoint["lr_schedulers"][0]["last_epoch"])
         follow_settings(checkpoint, build_optimizer(self.model, self.config), self.model, share)
@@ -148,7 +155,7 @@ class TrainingModule(pl.LightningModule):
         if self.config.compile:
             self.model.compile()
 
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Set training mode, except for BatchNorms that must not change.
 
         Before each batch: Lightning skips `on_train_epoch_start` where it resumes inside an epoch.
@@ -156,19 +163,19 @@ class TrainingModule(pl.LightningModule):
         self.model.train()
         hold_norms(self.model)
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Move a batch, images in the memory order of the network."""
         batch = super().transfer_batch_to_device(batch, device, dataloader_idx)
         return self.in_memory_order(batch)
 
-    def in_memory_order(self, batch: dict[str, Any]) -> dict[str, Any]:
+    def in_memory_order(self, batch: Batch) -> Batch:
         """Put the images into NHWC order where the settings ask for it."""
         image = batch.get("image")
         if self.config.channels_last and isinstance(image, Tensor) and image.ndim == 4:
             batch["image"] = image.contiguous(memory_format=torch.channels_last)
         return batch
 
-    def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Return the loss of one batch."""
         seed = np.random.SeedSequence([self.config.seed, self.current_epoch, batch_index, self.global_rank])
         torch.manual_seed(int(seed.generate_state(1, np.uint64)[0] >> 1))
@@ -236,7 +243,7 @@ class TrainingModule(pl.LightningModule):
         losses = [part["loss"] for part in self._losses]
         return float(torch.stack(losses).mean()) if losses else math.nan
 
-    def _make_val_loader(self) -> DataLoader[Any]:
+    def _make_val_loader(self) -> DataLoader[Batch]:
         """Return the loader of this process's part of the validation split; its workers stay for the next time."""
         config, world = self.config, self.trainer.world_size
         length = len(cast(Sized, self.job.val_data))

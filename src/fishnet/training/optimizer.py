@@ -12,6 +12,8 @@ from torch.optim import Optimizer
 
 from fishnet.config import OptimConfig, TrainConfig
 
+Checkpoint = dict[str, Any]
+"""State of a run, as Lightning writes it."""
 PARAMETERS = "optimizer_parameters"
 """Entry of a checkpoint: names of the parameters in the order in which the optimizer's state numbers them."""
 
@@ -61,7 +63,7 @@ def parameter_names(optimizer: Optimizer, model: nn.Module) -> list[str]:
     return [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def follow_settings(checkpoint: dict[str, Any], optimizer: Optimizer, model: nn.Module, share: float) -> None:
+def follow_settings(checkpoint: Checkpoint, optimizer: Optimizer, model: nn.Module, share: float) -> None:
     """Rewrite the states of optimizer and schedule in a checkpoint as the settings of a fresh optimizer have them.
 
     Rates, weight decay, momentum factors and grouping become those of `optimizer`; what was accumulated per parameter

@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import TQDMProgressBar
+
+Item = TypeVar("Item")
 
 
 class Stopwatch:
@@ -31,7 +33,7 @@ class Stopwatch:
         self.mark = time.perf_counter()
 
 
-def with_progress(items: Iterator[Any], total: int, what: str, enabled: bool) -> Iterator[Any]:
+def with_progress(items: Iterator[Item], total: int, what: str, enabled: bool) -> Iterator[Item]:
     """Hand items on behind a progress bar that leaves no line."""
     from tqdm import tqdm
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import signal
 import threading
-from typing import Any
+from collections.abc import Callable
+from types import FrameType
 
 from fishnet.errors import Interrupted
+
+Handler = Callable[[int, FrameType | None], object] | int | None
+"""What Python calls on a signal."""
 
 
 class SignalWatch:
@@ -14,7 +18,7 @@ class SignalWatch:
 
     def __init__(self) -> None:
         self.signum = 0
-        self._before: dict[int, Any] = {}
+        self._before: dict[int, Handler] = {}
 
     def install(self) -> None:
         """Take the signals over; outside the main thread they stay as they are."""
@@ -27,7 +31,7 @@ class SignalWatch:
             signal.signal(number, handler)
         self._before = {}
 
-    def _note(self, signum: int, frame: Any) -> None:
+    def _note(self, signum: int, frame: FrameType | None) -> None:
         if self.signum:
             raise Interrupted(signum)
         self.signum = signum

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.io import CheckpointIO
 
 from fishnet.config import TrainConfig
@@ -15,6 +16,7 @@ from fishnet.environment import announce
 from fishnet.errors import UsageError
 from fishnet.files import atomic_path
 from fishnet.runs import RunFolder
+from fishnet.training.optimizer import Checkpoint
 from fishnet.training.progress import ProgressBar
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
@@ -26,16 +28,18 @@ PRECISION: dict[str, Precision] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp1
 class SafeCheckpointIO(CheckpointIO):
     """Writes a checkpoint beside the old one and renames it; reads without running code from the file."""
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+    def save_checkpoint(self, checkpoint: Checkpoint, path: str | Path, storage_options: object = None) -> None:
         """Write all of the checkpoint or nothing."""
         with atomic_path(Path(path)) as partial:
             torch.save(checkpoint, partial)
 
-    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
+    def load_checkpoint(
+        self, path: str | Path, map_location: object = "cpu", weights_only: bool | None = True
+    ) -> Checkpoint:
         """Read a checkpoint of this engine."""
         return torch.load(path, map_location="cpu", weights_only=True)
 
-    def remove_checkpoint(self, path: Any) -> None:
+    def remove_checkpoint(self, path: str | Path) -> None:
         """Delete a checkpoint."""
         Path(path).unlink(missing_ok=True)
 
@@ -86,7 +90,7 @@ def build_trainer(config: TrainConfig, callbacks: list[pl.Callback], run: RunFol
         raise UsageError("accelerator gpu: no CUDA device is visible; use --accelerator cpu")
     if not on_cpu and config.devices > torch.cuda.device_count():
         raise UsageError(f"devices {config.devices}: only {torch.cuda.device_count()} GPUs are visible")
-    logger: Any = False
+    logger: Logger | bool = False
     if config.tensorboard:
         logger = tensorboard_logger(run)
     return pl.Trainer(
@@ -113,7 +117,7 @@ def build_trainer(config: TrainConfig, callbacks: list[pl.Callback], run: RunFol
     )
 
 
-def tensorboard_logger(run: RunFolder) -> Any:
+def tensorboard_logger(run: RunFolder) -> Logger:
     """Return a TensorBoard logger that writes into the run folder."""
     try:
         import tensorboard  # noqa: F401

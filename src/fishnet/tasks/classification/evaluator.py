@@ -10,7 +10,7 @@ import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,6 +25,11 @@ from torchmetrics.classification import (
 
 from fishnet.drawing.display import Display, Score, Section, Table
 from fishnet.errors import FishnetError
+from fishnet.files import Json
+from fishnet.tasks.base import Batch
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 CONFUSION_LIMIT = 2000
 """More classes than this get no confusion matrix: it grows with their square."""
@@ -40,11 +45,11 @@ class Evaluation:
     """
 
     metrics: dict[str, float]
-    per_class: list[dict[str, Any]] = field(default_factory=list)
+    per_class: list[Json] = field(default_factory=list)
     confusion: np.ndarray | None = None
     images: int = 0
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Json:
         """Return everything as plain values for JSON."""
         return {
             "images": self.images,
@@ -208,7 +213,7 @@ class ClassificationEvaluator(nn.Module):
             shape = (0, width) if self.multi_label else (0,)
             self._add(torch.zeros(0, width, device=device), torch.zeros(shape, dtype=torch.int64, device=device))
 
-    def _row(self, index: int, counts: dict[str, np.ndarray]) -> dict[str, Any]:
+    def _row(self, index: int, counts: dict[str, np.ndarray]) -> Json:
         images, predicted, correct = (int(counts[name][index]) for name in ("images", "predicted", "correct"))
         return {
             "class": self.classes[index],
@@ -220,7 +225,7 @@ class ClassificationEvaluator(nn.Module):
             "f1": 2 * correct / (images + predicted) if images else None,
         }
 
-    def _single_metrics(self, rows: list[dict[str, Any]], counts: dict[str, np.ndarray], n: int) -> dict[str, float]:
+    def _single_metrics(self, rows: list[Json], counts: dict[str, np.ndarray], n: int) -> dict[str, float]:
         assert self.ece is not None
         return {
             "top1": int(counts["correct"].sum()) / n,
@@ -229,7 +234,7 @@ class ClassificationEvaluator(nn.Module):
             "ece": float(self.ece.compute()),
         }
 
-    def _multi_metrics(self, rows: list[dict[str, Any]]) -> dict[str, float]:
+    def _multi_metrics(self, rows: list[Json]) -> dict[str, float]:
         assert self.precision is not None
         values = self.precision.compute().tolist()
         for row, value in zip(rows, values, strict=False):
@@ -259,7 +264,7 @@ def _two_columns(rows: Tensor) -> Tensor:
     return rows if rows.shape[1] > 1 else functional.pad(rows, (0, 1))
 
 
-def good_items(batch: dict[str, Any]) -> dict[str, Any]:
+def good_items(batch: Batch) -> Batch:
     """Leave out the stand-ins for unreadable images from a batch, so that no image is judged twice."""
     bad = batch.get("bad")
     if not bad or not any(bad):
@@ -271,7 +276,7 @@ def good_items(batch: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _sections(evaluation: Mapping[str, Any]) -> list[Section]:
+def _sections(evaluation: Mapping[str, object]) -> list[Section]:
     """Return the table per class and the confusion matrix."""
     rows, matrix = evaluation.get("per_class"), evaluation.get("confusion")
     sections = []
@@ -284,7 +289,7 @@ def _sections(evaluation: Mapping[str, Any]) -> list[Section]:
     return sections
 
 
-def _confusion(matrix: Any, rows: Any) -> Any:
+def _confusion(matrix: Any, rows: Any) -> Figure | str:
     from fishnet.drawing.confusion import draw_confusion
 
     try:

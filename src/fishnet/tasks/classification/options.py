@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from fishnet.config import BELOW_1, PreprocessConfig, Rules, TrainConfig
 from fishnet.data.classification.shards import shard_paths
 from fishnet.data.classification.transforms import AugmentConfig
 from fishnet.data.folders import image_files
 from fishnet.errors import UsageError
-from fishnet.tasks.base import RecipeChoice
+from fishnet.tasks.base import Given, RecipeChoice
 
 SMALL_DATA = 100_000
 """Training images below which a run without weights uses `scratch_small`."""
@@ -53,7 +52,7 @@ class ClassificationOptions:
             raise UsageError(f"--threshold must be between 0 and 1, not {self.threshold}")
 
 
-def choose_recipe(settings: Mapping[str, Any]) -> RecipeChoice:
+def choose_recipe(settings: Given) -> RecipeChoice:
     """Return the recipe of a run that names none, from its weights and the size of its data."""
     if settings.get("weights"):
         return RecipeChoice("finetune", "weights are given")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from fishnet.files import atomic_path
 from fishnet.tasks.base import Answer, DrawnItem
+
+if TYPE_CHECKING:  # training draws nothing until its end
+    from fishnet.drawing.sheets import Card
 
 SHEET_IMAGES = 48
 _SHEETS, _LINES = 20, 5
@@ -25,7 +28,7 @@ class Sheets:
 
     def __init__(self, out: Path, images: int) -> None:
         self.out, self.pages = out, min(_SHEETS, math.ceil(images / SHEET_IMAGES))
-        self.cards: list[dict[str, Any]] = []
+        self.cards: list[Card] = []
         self.written: list[Path] = []
         self.drawn = 0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,6 +21,9 @@ from fishnet.tasks.classification.evaluator import DISPLAY, ClassificationEvalua
 from fishnet.tasks.classification.options import ClassificationOptions
 from fishnet.tasks.classification.painter import Sheets
 from fishnet.tasks.tables import class_table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 HEAD = "image"
 """Name of the head that classifies."""
@@ -83,7 +86,7 @@ class ClassificationTask:
         dataset.transform = self.transform
         return dataset
 
-    def evaluator(self, dataset: Any, device: torch.device) -> ClassificationEvaluator:
+    def evaluator(self, dataset: ClassificationDataset, device: torch.device) -> ClassificationEvaluator:
         """Return a fresh evaluator."""
         return ClassificationEvaluator(self.classes, self.multi_label, device=device)
 
@@ -105,7 +108,7 @@ class ClassificationTask:
         names = ["images", "correct", "recall", "precision", "f1"] + (["ap"] if measure == "ap" else [])
         return lines + class_table(rows, names, measure, "images")
 
-    def pictures(self, evaluation: Evaluation) -> Mapping[str, Any]:
+    def pictures(self, evaluation: Evaluation) -> Mapping[str, Figure]:
         """Return the confusion matrix, where there is one."""
         if evaluation.confusion is None:
             return {}
@@ -113,7 +116,7 @@ class ClassificationTask:
 
         return {"confusion": draw_confusion(evaluation.confusion, [row["class"] for row in evaluation.per_class])}
 
-    def documents(self, evaluator: ClassificationEvaluator) -> Mapping[str, Any]:
+    def documents(self, evaluator: ClassificationEvaluator) -> Mapping[str, object]:
         """Return nothing: the figures are all there is."""
         return {}
 
@@ -160,10 +163,10 @@ class ClassificationTask:
 
     def draw_examples(self, runtime: Runtime, dataset: ClassificationDataset, count: int = 24) -> Image.Image:
         """Return a contact sheet of the model's answers on images spread over a data set, beside the truth."""
-        from fishnet.drawing.sheets import contact_sheet
+        from fishnet.drawing.sheets import Card, contact_sheet
 
         best = ClassificationTask(self.card, ClassificationOptions(threshold=0.0))
-        entries = []
+        entries: list[Card] = []
         for index in np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int).tolist():
             item = dataset[index]
             if item["bad"]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from fishnet.cards import HeadCard, ModelCard
 from fishnet.data.classification.dataset import ClassificationDataset, open_classification
 from fishnet.data.classification.transforms import eval_transform, train_transform
 from fishnet.errors import FishnetError
+from fishnet.files import Json
 from fishnet.models.build import Architecture
 from fishnet.models.heads.image import ClassifierPlan
 from fishnet.models.network import Network
@@ -159,9 +159,9 @@ class ClassificationTraining:
             return ", ".join(shares) or "none"
         return " + ".join(f"{share:.0%} {name}" for name, share in sorted(shares.items(), key=lambda item: -item[1]))
 
-    def fingerprint(self) -> dict[str, Any]:
+    def fingerprint(self) -> Json:
         """Return counts and a hash of the names and labels of both splits."""
-        prints: dict[str, Any] = {"classes": len(self.classes)}
+        prints: Json = {"classes": len(self.classes)}
         for split, data in (("train", self.train_data), ("val", self.val_data)):
             digest = hashlib.sha256()
             for sample in data.samples:

@@ -9,16 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from fishnet.data.detection.coco import CocoFile
 from fishnet.drawing.display import Display, Score, Section, Table
 from fishnet.errors import FishnetError
+from fishnet.files import Json
 from fishnet.tasks.detection.detections import Objects
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Found = dict[int, list[Json]]
+"""Detections in COCO's results format, by the index of the image."""
 KINDS = {"box": "bbox", "mask": "segm", "keypoint": "keypoints"}
 """What can be judged, and COCO's name for it."""
 
@@ -43,12 +50,12 @@ class DetectionEvaluation:
     """
 
     metrics: dict[str, float]
-    per_class: list[dict[str, Any]] = field(default_factory=list)
+    per_class: list[Json] = field(default_factory=list)
     curves: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     images: int = 0
     detections: int = 0
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Json:
         """Return everything as plain values for JSON."""
         return {
             "images": self.images,
@@ -73,7 +80,7 @@ class DetectionEvaluator:
             raise FishnetError(f"cannot judge {', '.join(sorted(unknown))}; known are {', '.join(KINDS)}")
         self.file, self.kinds = file, tuple(kinds)
         self.primary = "mask_ap" if "mask" in kinds else f"{self.kinds[0]}_ap"
-        self._found: dict[int, list[dict[str, Any]]] = {}
+        self._found: Found = {}
 
     def reset(self) -> None:
         """Forget all detections."""
@@ -91,7 +98,7 @@ class DetectionEvaluator:
         """
         self._found[image] = coco_results(self.file, image, found)
 
-    def results(self) -> list[dict[str, Any]]:
+    def results(self) -> list[Json]:
         """Return the detections of this process in COCO's results format."""
         return [entry for image in sorted(self._found) for entry in self._found[image]]
 
@@ -102,7 +109,7 @@ class DetectionEvaluator:
             FishnetError: No image was seen.
         """
         found = self._gathered()
-        answer: list[Any] = [None]
+        answer: list[DetectionEvaluation | None] = [None]
         if _rank() == 0:
             answer = [judge(self.file, found, self.kinds)] if found else [None]
         if _distributed():
@@ -111,15 +118,15 @@ class DetectionEvaluator:
             raise FishnetError("no image was evaluated: the split is empty, or every image in it was left out")
         return answer[0]
 
-    def _gathered(self) -> dict[int, list[dict[str, Any]]]:
+    def _gathered(self) -> Found:
         if not _distributed():
             return self._found
-        parts: list[Any] = [None] * torch.distributed.get_world_size() if _rank() == 0 else []
+        parts: list[Found] = [{}] * torch.distributed.get_world_size() if _rank() == 0 else []
         torch.distributed.gather_object(self._found, parts if _rank() == 0 else None, dst=0)
         return {image: entries for part in parts for image, entries in part.items()}
 
 
-def coco_results(file: CocoFile, image: int, found: Objects) -> list[dict[str, Any]]:
+def coco_results(file: CocoFile, image: int, found: Objects) -> list[Json]:
     """Return detections of one image as entries of COCO's results format."""
     boxes = _rounded(found["boxes"]).reshape(-1, 4)
     scores = _rounded(found["scores"])
@@ -127,11 +134,11 @@ def coco_results(file: CocoFile, image: int, found: Objects) -> list[dict[str, A
         raise FishnetError("the model gave NaN or infinite boxes or scores: its weights are damaged")
     boxes[:, 2:] -= boxes[:, :2]
     categories = file.category_ids[np.asarray(found["labels"], dtype=np.int64)]
-    entries: list[dict[str, Any]] = []
+    entries: list[Json] = []
     for index, (box, score, category) in enumerate(
         zip(boxes.tolist(), scores.tolist(), categories.tolist(), strict=True)
     ):
-        entry: dict[str, Any] = {
+        entry: Json = {
             "image_id": int(file.image_ids[image]),
             "category_id": category,
             "bbox": box,
@@ -150,13 +157,11 @@ def coco_results(file: CocoFile, image: int, found: Objects) -> list[dict[str, A
     return entries
 
 
-def _rounded(values: Any) -> np.ndarray:
+def _rounded(values: ArrayLike) -> np.ndarray:
     return np.asarray(values, dtype=np.float64)
 
 
-def judge(
-    file: CocoFile, found: dict[int, list[dict[str, Any]]], kinds: Iterable[str] = ("box",)
-) -> DetectionEvaluation:
+def judge(file: CocoFile, found: Found, kinds: Iterable[str] = ("box",)) -> DetectionEvaluation:
     """Return COCO's figures for detections given per image index; images without an entry are not judged."""
     images = sorted(found)
     entries = [entry for image in images for entry in found[image]]
@@ -171,7 +176,7 @@ def judge(
 
 
 def _judge_kind(
-    file: CocoFile, images: list[int], entries: list[dict[str, Any]], kind: str, evaluation: DetectionEvaluation
+    file: CocoFile, images: list[int], entries: list[Json], kind: str, evaluation: DetectionEvaluation
 ) -> None:
     from faster_coco_eval import COCO, COCOeval_faster
 
@@ -209,15 +214,15 @@ def _mean(values: np.ndarray) -> float | None:
     return float(known.mean()) if known.size else None
 
 
-def ground_truth(file: CocoFile, images: Sequence[int], kind: str) -> dict[str, Any]:
+def ground_truth(file: CocoFile, images: Sequence[int], kind: str) -> Json:
     """Return the truth of some images as a COCO document, crowds included; objects are numbered anew from 1.
 
     COCO's judging marks an unmatched detection by 0: an object of that id, legal in a file, would never count as found.
     """
-    annotations: list[dict[str, Any]] = []
+    annotations: list[Json] = []
     for image in images:
         for index in file.objects(image).tolist():
-            entry: dict[str, Any] = {
+            entry: Json = {
                 "id": len(annotations) + 1,
                 "image_id": int(file.image_ids[image]),
                 "category_id": int(file.category_ids[file.class_of[index]]),
@@ -257,7 +262,7 @@ def keypoint_sigmas(count: int) -> np.ndarray:
     return np.full(count, float(np.mean(_PERSON_SIGMAS)))
 
 
-def _say_nothing(*_: Any, **__: Any) -> None:
+def _say_nothing(*_: object, **__: object) -> None:
     """Take what the library wants to print."""
 
 
@@ -269,7 +274,7 @@ def _rank() -> int:
     return torch.distributed.get_rank() if _distributed() else 0
 
 
-def _sections(evaluation: Mapping[str, Any]) -> list[Section]:
+def _sections(evaluation: Mapping[str, object]) -> list[Section]:
     """Return COCO's figures, precision over recall, and the table per class."""
     metrics, curves, rows = (evaluation.get(name) for name in ("metrics", "curves", "per_class"))
     sections = []
@@ -283,9 +288,9 @@ def _sections(evaluation: Mapping[str, Any]) -> list[Section]:
     return sections
 
 
-def _figures_table(metrics: Mapping[str, Any]) -> Table:
+def _figures_table(metrics: Mapping[str, object]) -> Table:
     """Return a row per kind with COCO's figures; what the split does not hold is a dash."""
-    rows: dict[str, dict[str, Any]] = {}
+    rows: dict[str, Json] = {}
     for name, value in metrics.items():
         kind, _, figure = name.partition("_")
         if kind in KINDS and figure:
@@ -296,7 +301,7 @@ def _figures_table(metrics: Mapping[str, Any]) -> Table:
     return Table(["", *head], ["", *names], body)
 
 
-def _precision_recall(curves: Any, metrics: Mapping[str, Any]) -> Any:
+def _precision_recall(curves: Any, metrics: Mapping[str, float]) -> Figure | str:
     from fishnet.drawing.precision_recall import draw_precision_recall
 
     try:

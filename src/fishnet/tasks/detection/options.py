@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from fishnet.config import AT_LEAST_1, POSITIVE, PROBABILITY, Rules, TrainConfig
 from fishnet.data.detection.transforms import AugmentConfig
 from fishnet.errors import UsageError
-from fishnet.tasks.base import RecipeChoice
+from fishnet.tasks.base import Given, RecipeChoice
 
 Detector = Literal[
     "auto", "faster_rcnn", "mask_rcnn", "keypoint_rcnn", "retinanet", "fcos", "cascade_rcnn", "cascade_mask_rcnn"
@@ -107,7 +106,7 @@ class DetectionOptions:
             raise UsageError(f"--overlap must be at least 0 and below 0.9, not {self.overlap}")
 
 
-def choose_recipe(settings: Mapping[str, Any]) -> RecipeChoice:
+def choose_recipe(settings: Given) -> RecipeChoice:
     """Return the recipe of a run that names none, from its weights."""
     if settings.get("weights"):
         return RecipeChoice("finetune", "weights are given")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from fishnet.cards import ModelCard
 from fishnet.data.detection.dataset import DetectionDataset, collate, open_detection
 from fishnet.data.detection.transforms import eval_pipeline, resized
 from fishnet.errors import FishnetError
+from fishnet.files import Json
 from fishnet.models.heads.detectors import WITH_MASKS
 from fishnet.models.heads.types import Detections, Size
 from fishnet.tasks.base import Answer, BadImages, Batch, Entry, Runtime
@@ -24,6 +25,9 @@ from fishnet.tasks.detection.options import DetectionOptions
 from fishnet.tasks.detection.painter import Pictures
 from fishnet.tasks.detection.tiles import merge_tiles, tile_places
 from fishnet.tasks.tables import class_table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Tile(NamedTuple):
@@ -98,13 +102,13 @@ class DetectionTask:
         names = ["objects"] + [f"{kind}_{name}" for kind in self.kinds for name in ("ap", "ap50")]
         return lines + class_table(evaluation.per_class, names, f"{self.kinds[-1]}_ap", "objects")
 
-    def pictures(self, evaluation: DetectionEvaluation) -> Mapping[str, Any]:
+    def pictures(self, evaluation: DetectionEvaluation) -> Mapping[str, Figure]:
         """Return the precision-recall curves."""
         from fishnet.drawing.precision_recall import draw_precision_recall
 
         return {"precision_recall": draw_precision_recall(evaluation.curves, evaluation.metrics)}
 
-    def documents(self, evaluator: DetectionEvaluator) -> Mapping[str, Any]:
+    def documents(self, evaluator: DetectionEvaluator) -> Mapping[str, object]:
         """Return the detections in COCO's results format."""
         return {"coco_results": evaluator.results()}
 
@@ -169,7 +173,7 @@ class DetectionTask:
         entries = []
         for place, label in enumerate(answer["labels"]):
             x1, y1, x2, y2 = (round(value, 2) for value in answer["boxes"][place])
-            one: dict[str, Any] = {
+            one: Json = {
                 "label": label,
                 "index": answer["indices"][place],
                 "score": round(answer["scores"][place], 6),

@@ -6,7 +6,6 @@ import hashlib
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -19,6 +18,7 @@ from fishnet.data.detection.mirroring import mirror_note
 from fishnet.data.detection.transforms import eval_pipeline, train_pipeline
 from fishnet.environment import announce
 from fishnet.errors import FishnetError
+from fishnet.files import Json
 from fishnet.models.build import Architecture
 from fishnet.models.heads.detectors import RegionPlan
 from fishnet.models.network import Network
@@ -124,9 +124,9 @@ class DetectionTraining:
             tiles.append(draw_regions(image.cpu(), {k: v.cpu() for k, v in target.items()}, self.classes))
         return sheet(tiles)
 
-    def fingerprint(self) -> dict[str, Any]:
+    def fingerprint(self) -> Json:
         """Return counts and a hash of the annotations of both splits."""
-        prints: dict[str, Any] = {"classes": len(self.classes)}
+        prints: Json = {"classes": len(self.classes)}
         for split, data in (("train", self.train_data), ("val", self.val_data)):
             file, digest = data.file, hashlib.sha256()
             digest.update("\n".join(file.file_names).encode())
