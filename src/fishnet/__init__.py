@@ -1,6 +1,7 @@
 """FishNet backbones for image-, region- and pixel-level prediction.
 
-Importing this package registers the family with timm. Training, judging and predicting are imported when first used.
+Importing this package registers the family with timm. Training, evaluation and prediction are imported when they are
+first used.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What a model file says of its network: all that judging, predicting and exporting need to know.
+"""Model cards: everything that evaluation, prediction and export need to know of a network.
 
-`model.safetensors` holds the weights and, in its header under `model.json`, the `ModelCard`.
+`model.safetensors` contains the weights and, in its header under `model.json`, the `ModelCard`.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from fishnet.models.build import Architecture
 FORMAT_VERSION = 2
 CARD_KEY = "model.json"
 
-# Keywords of timm.create_model that read files or the network: a model file must not be able to ask for them.
+# Keywords of timm.create_model that read files or download: a model file must not contain them.
 REFUSED_OPTIONS = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
 
 
 @dataclass
 class HeadCard:
-    """What a model file says of one head."""
+    """Description of one head."""
 
     classes: list[str]
     """Names in the order of the head's outputs."""
@@ -39,7 +39,7 @@ class HeadCard:
 
 @dataclass
 class ModelCard:
-    """What a model file says of its network."""
+    """Description of a network in its model file."""
 
     task: str
     """Name of the task."""
@@ -68,7 +68,7 @@ class ModelCard:
         return card
 
     def to_dict(self) -> Json:
-        """Return the card as it is written: plain JSON values."""
+        """Return the card as JSON values."""
         values = {
             "format_version": self.format_version,
             "task": self.task,
@@ -89,7 +89,7 @@ class ModelCard:
         """Read a card; `where` names its file in errors.
 
         Raises:
-            FishnetError: The text is no card, is damaged, or was written by a newer version.
+            FishnetError: The text is not a card, is damaged, or was written by a newer version.
         """
         try:
             raw = json.loads(text)
@@ -131,16 +131,16 @@ class ModelCard:
         return card
 
     def at_size(self, size: int) -> ModelCard:
-        """Return the card for another input size; a bound of the longer side (`longest`) grows or shrinks with it."""
+        """Return the card for another input size; the maximum of the longer side (`longest`) is scaled with it."""
         details = dict(self.details)
         if "longest" in details:
             details["longest"] = round(details["longest"] * size / self.size)
         return replace(self, size=size, details=details)
 
     def check(self) -> None:
-        """Raise ValueError where the fields do not fit each other."""
+        """Raise ValueError if the fields contradict each other."""
         if not isinstance(self.task, str) or not self.task:
-            raise ValueError(f"{self.task!r} is not the name of a task")
+            raise ValueError(f"{self.task!r} is not a name of a task")
         if not isinstance(self.model, str) or ":" in self.model:
             raise ValueError(f"{self.model!r} is not the name of a model")
         numbers = {"size": self.size, "in_chans": self.architecture.in_chans, "format_version": self.format_version}
@@ -152,7 +152,7 @@ class ModelCard:
             raise ValueError(f"heads {sorted(self.heads)} are described, {sorted(self.architecture.heads)} are built")
         for name, head in self.heads.items():
             if not all(isinstance(text, str) for text in head.classes):
-                raise ValueError("a class name is not a text")
+                raise ValueError("class names must be strings")
             if len(head.classes) != self.architecture.heads[name].num_classes:
                 count = self.architecture.heads[name].num_classes
                 raise ValueError(f"{len(head.classes)} class names for {count} outputs of {name}")
@@ -160,11 +160,11 @@ class ModelCard:
         if interpolation not in get_args(Interpolation):
             raise ValueError(f"unknown interpolation {interpolation!r}")
         if refused := REFUSED_OPTIONS & set(self.architecture.options):
-            raise ValueError(f"the options of the backbone may not hold {', '.join(sorted(refused))}")
+            raise ValueError(f"the options of the backbone must not contain {', '.join(sorted(refused))}")
 
 
 def save_model(path: Path, model: nn.Module | Mapping[str, Tensor], card: ModelCard) -> None:
-    """Write weights and card to one safetensors file; the old file stays until the new one is whole on disk.
+    """Write weights and card to a safetensors file; an older file is kept until the new one is complete.
 
     Raises:
         FishnetError: The file cannot be written.
@@ -176,19 +176,19 @@ def save_model(path: Path, model: nn.Module | Mapping[str, Tensor], card: ModelC
     for name, tensor in state.items():
         tensor = tensor.detach().cpu().contiguous()
         if tensor.numel() and tensor.untyped_storage().data_ptr() in stored:
-            tensor = tensor.clone()  # safetensors refuses two names for one memory
+            tensor = tensor.clone()  # safetensors refuses tensors that share memory
         stored.add(tensor.untyped_storage().data_ptr())
         tensors[name.replace("_orig_mod.", "")] = tensor
     try:
         with atomic_path(Path(path)) as beside:
-            # one key only: the order of several changes from call to call, and equal models must give equal files
+            # only one key: the order of several changes from call to call, but equal models must give equal files
             save_file(tensors, beside, metadata={CARD_KEY: card.to_json()})
     except SafetensorError as error:
         raise FishnetError(f"cannot write {path}: {error}") from error
 
 
 def read_card(path: Path) -> ModelCard | None:
-    """Return the card of a safetensors file, or None where it holds none.
+    """Return the card of a safetensors file, or None if it has none.
 
     Raises:
         FishnetError: The file is not a safetensors file, is truncated, or its card is damaged or too new.
@@ -197,6 +197,6 @@ def read_card(path: Path) -> ModelCard | None:
         with safe_open(path, framework="pt") as opened:
             metadata = opened.metadata() or {}
     except (OSError, SafetensorError) as error:
-        raise FishnetError(f"cannot read {path}: it is truncated or no safetensors file ({error})") from error
+        raise FishnetError(f"cannot read {path}: it is truncated or not a safetensors file ({error})") from error
     text = metadata.get(CARD_KEY)
     return None if text is None else ModelCard.from_json(text, path)

@@ -1,4 +1,4 @@
-"""What a run runs on: environment.json, and which process of several this is."""
+"""Hardware and software of a run, and which of several processes this is."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def describe_environment() -> Json:
 
 
 def describe_hardware() -> Json:
-    """Return processor, cores, memory-independent facts and GPUs of this machine."""
+    """Return processor, cores, threads and GPUs of this machine."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "platform": platform.platform(),
@@ -49,7 +49,7 @@ def describe_hardware() -> Json:
 
 
 def processor_name() -> str:
-    """Return the processor's own name where the system tells it."""
+    """Return the name of the processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
@@ -58,7 +58,7 @@ def processor_name() -> str:
 
 
 def source_commit() -> str | None:
-    """Return the commit of the checkout that this package runs from; nothing where it is installed from a wheel."""
+    """Return the commit of the checkout that this package runs from, or None if it is installed from a wheel."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
@@ -70,7 +70,7 @@ def source_commit() -> str | None:
 
 
 def write_environment(path: Path, data: Json, resumed: bool) -> None:
-    """Write the environment; a resumed run adds its own to the list, so that all parts of a run are on record."""
+    """Write the environment; that of a resumed run is added, so that all parts of a run are recorded."""
     before: list[Json] = []
     if resumed and path.exists():
         old = json.loads(path.read_text("utf-8"))
@@ -80,11 +80,11 @@ def write_environment(path: Path, data: Json, resumed: bool) -> None:
 
 
 def is_main_process() -> bool:
-    """Whether this process writes and prints, in contrast to those that a trainer or a cluster starts beside it."""
+    """Whether this is the main process, which writes files and prints, of those that a trainer or cluster started."""
     return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "RANK", "SLURM_PROCID"))
 
 
 def announce(text: str) -> None:
-    """Print a line, once for all processes."""
+    """Print a line in the main process only."""
     if is_main_process():
         print(text, flush=True)

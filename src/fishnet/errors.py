@@ -1,4 +1,4 @@
-"""Errors that a person can act on: one line that says what is wrong, where, and how to mend it."""
+"""Errors for users: one line that says what is wrong, where, and how to correct it."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from collections.abc import Iterable
 
 
 class FishnetError(Exception):
-    """The work failed for a reason that the message explains; the command line prints it and exits with 1."""
+    """The work failed; the command line prints the message and exits with 1."""
 
     exit_code = 1
 
 
 class UsageError(FishnetError):
-    """The request itself is wrong (unknown name, bad option); the command line exits with 2."""
+    """The request is invalid, such as an unknown option; the command line exits with 2."""
 
     exit_code = 2
 
 
 class Interrupted(Exception):
-    """A signal asked the run to stop; its state is saved. The exit code is the shell's: 130 or 143."""
+    """A signal stopped the run; its state is saved. The exit code is that of the shell: 130 or 143."""
 
     def __init__(self, signum: int):
-        super().__init__(f"stopped by {signal.Signals(signum).name}; the state is saved, go on with --resume")
+        super().__init__(f"stopped by {signal.Signals(signum).name}; the state is saved, continue with --resume")
         self.exit_code = 128 + signum
 
 
@@ -46,6 +46,6 @@ def refuse_options(given: Iterable[str], known: Iterable[str], owner: str) -> No
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return a sentence that names the nearest known names, or an empty string where none is near."""
+    """Return a question with the nearest known names, or an empty string if none is near."""
     near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
     return f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""

@@ -1,4 +1,4 @@
-"""Writing files so that a crash, a full disk or a kill never leaves half a file under the real name."""
+"""Atomic writing of files: a crash, a full disk or a kill never leaves a partial file under the final name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 from fishnet.errors import FishnetError
 
-# torch's zip writer and the safetensors writer report a failed write as exceptions of their own, not as OSError.
+# The writers of torch and safetensors report a failed write with their own exceptions instead of OSError.
 _WRITE_FAILURES = ("no space left", "file write failed", "pytorchstreamwriter", "i/o error", "inline_container")
 
 Json = dict[str, Any]
@@ -22,13 +22,13 @@ Json = dict[str, Any]
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; when the block ends well, flush it to disk and rename it to `path`.
+    """Yield a temporary path beside `path`, which is flushed to disk and renamed to `path` at the end of the block.
 
-    The temporary file has the same suffix (writers that choose the format by it keep working) and its folder is made
-    where it is missing. When the block fails the temporary file is removed and an older `path` is as it was.
+    The temporary file has the same suffix, since writers may choose the format by it; a missing folder is created. If
+    the block raises, the temporary file is removed and an older `path` is kept.
 
     Raises:
-        FishnetError: The file system refused (disk full, folder read-only, ...); names `path`.
+        FishnetError: The file cannot be written, such as on a full disk.
     """
     target = Path(path)
     partial = target.with_name(f".{target.stem}-{secrets.token_hex(4)}.part{target.suffix}")
@@ -39,7 +39,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         partial.replace(target)
         _flush_folder(target.parent)
     except OSError as error:
-        # An error about another file (an input that is missing, say) is not ours to explain.
+        # An error about another file, such as a missing input, is not about writing.
         if _concerns(error, target):
             no_folder = isinstance(error, FileExistsError | NotADirectoryError)
             reason = f"{target.parent} is not a folder" if no_folder else error.strerror or str(error)
@@ -50,13 +50,13 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             raise _cannot_write(target, str(error).splitlines()[0]) from error
         raise
     finally:
-        # After the rename there is none; after a failure, Ctrl-C included, this is the half-written file.
+        # Does not exist after the rename; after a failure, including Ctrl-C, it is the partial file.
         with suppress(OSError):
             partial.unlink()
 
 
 def sweep_partials(folder: Path) -> None:
-    """Remove what a kill in the middle of `atomic_path` left behind; nobody else may be writing there."""
+    """Remove temporary files that killed processes left in a folder; no other process may be writing there."""
     for left in folder.glob(f".*-{'[0-9a-f]' * 8}.part*"):
         left.unlink(missing_ok=True)
 
@@ -69,7 +69,7 @@ def atomic_write(path: str | os.PathLike[str], content: str | bytes) -> None:
 
 def _cannot_write(target: Path, reason: str) -> FishnetError:
     kept = "nothing was written"
-    with suppress(OSError):  # a folder that may not even be looked into
+    with suppress(OSError):  # a folder without read permission
         kept = "the file that was there is unchanged" if target.exists() else kept
     return FishnetError(f"cannot write {target}: {reason}; {kept}. Make room or choose another folder.")
 
@@ -87,7 +87,7 @@ def _flush(path: Path) -> None:
 
 
 def _flush_folder(folder: Path) -> None:
-    """Make the rename itself durable; Windows and some network file systems cannot, and rename alone must do there."""
+    """Make the rename durable; Windows and some network file systems do not support this."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

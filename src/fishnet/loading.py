@@ -19,19 +19,19 @@ from fishnet.tasks import get_task
 
 
 def resolve_device(device: str = "auto") -> torch.device:
-    """Return the device of that name; `auto` is a GPU where there is one.
+    """Return a device by name; `auto` is a GPU if there is one.
 
     Raises:
-        UsageError: where the device is unknown or absent.
+        UsageError: The device is unknown or not available.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         found = torch.device(device)
     except RuntimeError as error:
-        raise UsageError(f"unknown device {device!r}: known are auto, cpu, cuda, cuda:0, cuda:1, ...") from error
+        raise UsageError(f"unknown device {device!r}; devices are auto, cpu, cuda, cuda:0, cuda:1, ...") from error
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        raise UsageError(f"device {device!r} is not there: PyTorch sees {torch.cuda.device_count()} GPUs; use cpu")
+        raise UsageError(f"device {device!r} is not available: PyTorch sees {torch.cuda.device_count()} GPUs; use cpu")
     return found
 
 
@@ -46,16 +46,16 @@ def load_model(
     """Return the network, in eval mode on the device, and its card.
 
     Args:
-        source: run folder, model file, or any other weights file or tag, which needs `task` and `model`.
-        device: `auto`, `cpu`, `cuda`, ...
-        task: task of a file without a card.
-        model: architecture of a file without a card.
-        classes: class names of a file without a card; without them classes are named by their index.
-        size: input size in pixels instead of the card's; of a detector the bound of the longer side follows.
+        source: Run folder, model file, or any other weights file or tag, which needs `task` and `model`.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
+        task: Task of a file without a card.
+        model: Backbone of a file without a card.
+        classes: Class names of a file without a card; by default classes are named by their index.
+        size: Input size in pixels instead of that of the card; the maximum of the longer side is scaled with it.
 
     Raises:
-        FishnetError: where the file is absent, damaged, or does not fit the architecture.
-        UsageError: where `task` and `model` are missing, or contradict the card.
+        FishnetError: The file is missing, damaged, or does not fit the architecture.
+        UsageError: `task` or `model` is missing, or contradicts the card.
     """
     target = resolve_device(device)
     path = Path(source).expanduser()
@@ -77,7 +77,7 @@ def load_model(
 
 def _compare(flag: str, given: str | None, written: str, path: Path) -> None:
     if given is not None and given != written:
-        raise UsageError(f"{flag} {given} contradicts {path}, which says {written}: leave {flag} out")
+        raise UsageError(f"{flag} {given} contradicts {path}, which contains {written}; leave {flag} out")
 
 
 def _load_own(path: Path, card: ModelCard) -> Network:

@@ -1,4 +1,4 @@
-"""metrics.csv: one row per figure, in long form, that survives kills without gaps or duplicates."""
+"""metrics.csv: one row per value, without gaps or duplicates after kills and resumes."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ HEADER = ("step", "epoch", "split", "name", "value")
 
 
 class MetricsFile:
-    """A CSV of `step,epoch,split,name,value` that is appended to; every write reaches the disk before it returns.
+    """A CSV file of `step,epoch,split,name,value`; every write is flushed to disk.
 
     Args:
-        path: The file; made with its header at the first write.
+        path: The file; it is created by the first write.
     """
 
     def __init__(self, path: Path):
         self.path = path
 
     def write(self, step: int, epoch: int, split: str, values: dict[str, float]) -> None:
-        """Append one row per value; floats are written so that they read back as the same number."""
+        """Append one row per value; floats are written without loss."""
         fresh = not self.path.exists()
         with self.path.open("a", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
@@ -33,7 +33,7 @@ class MetricsFile:
             os.fsync(file.fileno())
 
     def read(self) -> list[dict[str, str]]:
-        """Return all whole rows; a line that a kill cut off is left out."""
+        """Return all complete rows; a line that was cut off by a kill is left out."""
         if not self.path.exists():
             return []
         with self.path.open(newline="", encoding="utf-8") as file:
@@ -42,10 +42,10 @@ class MetricsFile:
         return [row for row in csv.DictReader(lines) if all(row.get(key) not in (None, "") for key in HEADER)]
 
     def cut(self, step: int, validated: bool = True) -> None:
-        """Drop the rows that a resumed run writes again: those after a step, and that step's validation if undone.
+        """Remove the rows that a resumed run writes again: those after a step, and its validation if that is not done.
 
         Args:
-            step: Optimizer steps that the checkpoint holds.
+            step: Number of optimizer steps of the checkpoint.
             validated: Whether the checkpoint was taken after the validation at this step.
         """
         rows = self.read()

@@ -22,12 +22,11 @@ ImageLike = str | Path | Image.Image | np.ndarray | Tensor
 
 
 class Predictor:
-    """Say what is on an image.
+    """Predict on images with a trained network.
 
-    A classifier answers with `labels`, `scores` and `indices`: the `top` best classes, or for several labels per image
-    every class whose score is above the threshold (perhaps none). A detector adds `boxes` (x1 y1 x2 y2 in pixels of the
-    image), and `masks` (COCO run lengths) or `keypoints` (x, y, visibility). The best come first; scores lie between 0
-    and 1.
+    A classifier returns `labels`, `scores` and `indices`: the `top` best classes, or for several labels per image all
+    classes with a score above the threshold. A detector adds `boxes` (x1 y1 x2 y2 in pixels of the image), and `masks`
+    (COCO run lengths) or `keypoints` (x, y, visibility). The best come first; scores are between 0 and 1.
 
     >>> predictor = Predictor("runs/pets")                                  # doctest: +SKIP
     >>> predictor("cat.jpg")                                                # doctest: +SKIP
@@ -36,17 +35,17 @@ class Predictor:
     Args:
         source: Run folder, model file, or any weights file (with `task` and `model`).
         device: `auto` (a GPU where there is one), `cpu`, `cuda`, ...
-        task: Task of a weights file that does not say it.
-        model: Architecture of a weights file that does not say it.
-        classes: Class names of a weights file that does not say them.
-        size: Input size in pixels instead of the one the model was made for. Of a detector this is the shorter side;
-            the bound of the longer side is scaled with it.
-        options: Of a classifier `top` (5) and `threshold` (0.5), of a detector `score` (0.5), `max_detections` (100),
-            `tile` and `overlap`.
+        task: Task of a weights file that does not describe its network.
+        model: Backbone of a weights file that does not describe its network.
+        classes: Class names of a weights file that has none.
+        size: Input size in pixels instead of that of the model. For a detector it is the shorter side, and the maximum
+            of the longer side is scaled with it.
+        options: How to answer, depending on the task: `top` and `threshold` of a classifier, `score`, `max_detections`,
+            `tile` and `overlap` of a detector.
 
     Raises:
-        FishnetError: Where the source is absent or damaged; see `fishnet.loading.load_model`.
-        UsageError: An option that the task does not have, or out of its range.
+        FishnetError: The source is missing or damaged; see `fishnet.loading.load_model`.
+        UsageError: An option that the task does not have, or a value out of its range.
     """
 
     def __init__(
@@ -70,22 +69,22 @@ class Predictor:
         return self.card.head().classes
 
     def __call__(self, image: ImageLike) -> Answer:
-        """Answer for one image.
+        """Predict on one image.
 
         Args:
             image: Path, PIL image, NumPy array (H, W) or (H, W, 1..4) of uint8, or tensor (H, W) or (1..4, H, W) of
-                uint8 or of floats between 0 and 1. Greyscale and alpha are fine; nothing must be resized or normalised.
+                uint8 or of floats between 0 and 1. Grayscale and alpha are converted; do not resize or normalise.
 
         Returns:
-            Lists of one length, the best first; see the class.
+            Lists of equal length, the best first; see the class.
 
         Raises:
-            FishnetError: Where the image cannot be read or has another form.
+            FishnetError: The image cannot be read or has another form.
         """
         return self.batch([image])[0]
 
     def batch(self, images: Iterable[ImageLike], batch_size: int | None = None) -> list[Answer]:
-        """Answer for many images, in their order.
+        """Predict on many images, in their order.
 
         Args:
             images: Images in any form that a call accepts.
@@ -101,15 +100,15 @@ class Predictor:
         return answers
 
     def answer(self, prepared: Sequence[object]) -> list[Answer]:
-        """Answer for inputs that `task.prepare` made from RGB images."""
+        """Predict on inputs that `task.prepare` returned for RGB images."""
         return self.task.answer(self.runtime, prepared)
 
 
 def as_image(image: ImageLike) -> Image.Image:
-    """Return an image of any accepted form as PIL image in RGB; see `Predictor.__call__`.
+    """Return an image in any accepted form as a PIL image in RGB; see `Predictor.__call__`.
 
     Raises:
-        FishnetError: where it is none.
+        FishnetError: It is not an image.
     """
     if isinstance(image, str | Path):
         return read_image(Path(image))
@@ -118,7 +117,7 @@ def as_image(image: ImageLike) -> Image.Image:
     if isinstance(image, np.ndarray):
         image = Image.fromarray(_with_known_shape(image))
     if not isinstance(image, Image.Image):
-        raise FishnetError(f"a {type(image).__name__} is no image: give a path, a PIL image, an array or a tensor")
+        raise FishnetError(f"a {type(image).__name__} is not an image; give a path, a PIL image, an array or a tensor")
     try:
         return to_rgb(image)
     except Exception as error:  # decoders raise nearly any exception on damaged data
@@ -131,19 +130,19 @@ def _tensor_to_array(image: Tensor) -> np.ndarray:
     image = image.detach().cpu()
     if image.is_floating_point():
         if not ((image >= 0) & (image <= 1)).all():
-            raise FishnetError("a tensor of floats must lie between 0 and 1: give it as it was before normalisation")
+            raise FishnetError("a float tensor must have values between 0 and 1, before normalisation")
         image = image.float().mul(255).round().to(torch.uint8)
     return image.numpy()
 
 
 def _with_known_shape(array: np.ndarray) -> np.ndarray:
     if array.dtype != np.uint8:
-        raise FishnetError(f"an image array must be of uint8, not {array.dtype}")
+        raise FishnetError(f"an image array must have dtype uint8, not {array.dtype}")
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     if array.ndim not in (2, 3) or 0 in array.shape or (array.ndim == 3 and array.shape[2] not in (2, 3, 4)):
         raise FishnetError(
-            f"an array of shape {array.shape} is no image: (H, W) or (H, W, channels) with 1 to 4 channels is wanted "
+            f"an array of shape {array.shape} is not an image; it must be (H, W) or (H, W, channels) with 1 to 4 channels "
             "(a tensor: channels first)"
         )
     return np.ascontiguousarray(array)

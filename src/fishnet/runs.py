@@ -1,4 +1,4 @@
-"""The run folder: what training leaves behind and everything else starts from."""
+"""The run folder: names of the files that training writes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fishnet.errors import FishnetError
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The paths inside a run folder; nothing is created by naming them."""
+    """Paths in a run folder; they need not exist."""
 
     path: Path
 
@@ -19,7 +19,7 @@ class RunFolder:
 
     @property
     def config_yaml(self) -> Path:
-        """Resolved settings, enough to repeat the run."""
+        """All settings; enough to repeat the run."""
         return self.path / "config.yaml"
 
     @property
@@ -34,12 +34,12 @@ class RunFolder:
 
     @property
     def timing_csv(self) -> Path:
-        """Timings in the same form; they differ from run to run."""
+        """Timings in the same form."""
         return self.path / "timing.csv"
 
     @property
     def bad_images_txt(self) -> Path:
-        """Images that could not be read and were left out."""
+        """Images that could not be read and were skipped."""
         return self.path / "bad_images.txt"
 
     @property
@@ -64,21 +64,21 @@ class RunFolder:
 
     @property
     def report_html(self) -> Path:
-        """Report that opens offline."""
+        """Report with curves, tables and pictures."""
         return self.path / "report.html"
 
     def find_model(self) -> Path:
         """Return the model file.
 
         Raises:
-            FishnetError: where there is none, with the reason.
+            FishnetError: There is none.
         """
         if self.model_file.is_file():
             return self.model_file
         for checkpoint in (self.best, self.last):
             if checkpoint.is_file():
                 raise FishnetError(
-                    f"{self.path} holds no {self.model_file.name}: the run has not finished an epoch yet. Train on "
-                    f"with --resume, or name {checkpoint} itself with --task and --model"
+                    f"{self.path} has no {self.model_file.name}: no epoch is finished yet. Continue with --resume, "
+                    f"or give {checkpoint} with --task and --model"
                 )
-        raise FishnetError(f"{self.path} is no run folder: it holds neither {self.model_file.name} nor checkpoints/")
+        raise FishnetError(f"{self.path} is not a run folder: it has neither {self.model_file.name} nor checkpoints/")

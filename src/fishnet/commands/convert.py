@@ -1,4 +1,4 @@
-"""`fishnet convert`: read any known checkpoint and write it in the layout that another program expects."""
+"""`fishnet convert`: convert checkpoints between known layouts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _BUFFERS = (".running_mean", ".running_var", ".num_batches_tracked")
 
 @dataclass
 class Conversion:
-    """What `convert` read and wrote."""
+    """Result of `convert`."""
 
     source: Path
     """Checkpoint that was read."""
@@ -54,18 +54,18 @@ def convert(
 
     Args:
         source: Checkpoint file (.safetensors, .pth, .pt, .tar, .ckpt, .pth.zip), run folder, or tag (osmr_in1k).
-        dest: File to write; its suffix names the format, .safetensors, .pth or .pt (a bare state dict) or .tar (as
-            the release has it, under state_dict with module. before each name).
+        dest: File to write; its suffix determines the format: .safetensors, .pth or .pt (a state dict) or .tar (as the
+            release, under state_dict with module. before each name).
         to: Layout to write.
         overwrite: Replace an existing file.
-        prefer_ema: Where the source holds both, take the moving average rather than the weights of the last step.
+        prefer_ema: Take the EMA weights instead of those of the last step, if the source has both.
 
     Returns:
         What was read and written; printed as one line.
 
     Raises:
         UsageError: The source does not exist, or the destination does.
-        FishnetError: The source cannot be read, or the layout cannot hold it.
+        FishnetError: The source cannot be read, or does not fit the layout.
     """
     from fishnet.cards import CARD_KEY
     from fishnet.models.checkpoints.files import WRITTEN_SUFFIXES, read_metadata, write_checkpoint
@@ -104,7 +104,7 @@ def convert(
 
 
 def _model_options(card: str | None, path: Path) -> dict[str, object]:
-    """Return the model options in the card of a run's model, none where there is no card."""
+    """Return the model options in the card of a model file; none if it has no card."""
     from fishnet.cards import ModelCard
 
     return {} if card is None else ModelCard.from_json(card, path).architecture.options

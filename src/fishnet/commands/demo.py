@@ -1,4 +1,4 @@
-"""`fishnet demo`: a real run on data that comes with scikit-learn, from training to pictures of predictions."""
+"""`fishnet demo`: a complete run on data of scikit-learn, from training to predictions."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from fishnet.runs import RunFolder
 
 
 def demo(out: str = "runs/demo", quick: bool = False) -> RunFolder:
-    """Train on handwritten digits, judge, predict, and write a report.
+    """Train on handwritten digits, evaluate, predict, and write a report.
 
     Args:
-        out: Folder to write: data/, run/ and predictions/; an earlier demo in it is replaced.
-        quick: The same with two epochs, in seconds.
+        out: Folder to write data/, run/ and predictions/ to; an earlier demo in it is replaced.
+        quick: Train for two epochs only.
 
     Raises:
-        UsageError: scikit-learn, which brings the digits, is not installed.
+        UsageError: scikit-learn is not installed.
     """
     from fishnet.commands.evaluate import evaluate
     from fishnet.commands.predict import predict
@@ -27,7 +27,7 @@ def demo(out: str = "runs/demo", quick: bool = False) -> RunFolder:
 
     root = Path(out)
     if (root / "data").exists() and not (root / "run").exists() and not (root / "data" / "digits.txt").exists():
-        raise UsageError(f"--out {out} holds a folder data/ that no demo wrote; choose another")
+        raise UsageError(f"--out {out} contains a folder data/ that is not from a demo; choose another folder")
     data = write_digits(root / "data")
     settings: Json = {"epochs": 2} if quick else {}
     run = train("classification", recipe="digits", overwrite=True, data=str(data), out=str(root / "run"), **settings)

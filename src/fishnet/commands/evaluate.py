@@ -1,4 +1,4 @@
-"""`fishnet evaluate`: how good a trained network is on a split it was not trained on."""
+"""`fishnet evaluate`: figures of a trained network on a split."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FORMAT_VERSION = 1
 
 @dataclass
 class EvaluationReport:
-    """What `evaluate` found and wrote: `document` is the content of the JSON file."""
+    """Result of `evaluate`; `document` is the content of the JSON file."""
 
     document: Json
     evaluation: Evaluation
@@ -156,7 +156,7 @@ def _write(
     folder: Path | None,
     split: str,
 ) -> list[Path]:
-    """Write JSON and pictures where they are wanted, say where, and return the paths of the pictures."""
+    """Write JSON and pictures, print their paths, and return those of the pictures."""
     from fishnet.files import atomic_write
 
     contents: dict[Path, object] = {path: content for path, content in main.items() if path is not None}
@@ -171,5 +171,5 @@ def _write(
         for name, figure in task.pictures(evaluation).items():
             pictures.append(save_figure(figure, folder / f"{name}_{split}.png"))
     written = [str(path) for path in (*contents, *pictures)]
-    print("written: " + ", ".join(written) if written else "nothing written: --out or --json keeps the figures")
+    print("written: " + ", ".join(written) if written else "nothing written; use --out or --json to save the figures")
     return pictures

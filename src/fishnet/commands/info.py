@@ -1,4 +1,4 @@
-"""`fishnet info`: the family, or one model: its stages, its costs, its figure, the gradient that reaches its stages."""
+"""`fishnet info`: the family, or one model with its stages, costs, figure and gradient flow."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PARTS = ("trunk", "tail", "bridge")
 
 @dataclass
 class Info:
-    """What `info` found; `document` is what `--json` prints."""
+    """Result of `info`; `document` is what `--json` prints."""
 
     document: Json
 
@@ -40,16 +40,16 @@ def info(
     """Describe the family, or one model.
 
     Args:
-        model: Member of the family or any timm backbone; without it the whole family is listed.
+        model: Member of the FishNet family or any timm model; by default the family is listed.
         json: Print JSON instead of tables.
-        gradient_flow: Picture (.png, .svg, .pdf) of the gradient norm that reaches every stage from the classifier;
-            isolated convolutions are listed, too.
-        compare: Other models for that picture, separated by commas, with their options behind colons, such as
+        gradient_flow: Picture to write (.png, .svg, .pdf) with the gradient norm of every stage; isolated convolutions
+            are listed too.
+        compare: Further models for that picture, separated by commas, with their options after colons, such as
             resnet50,resnet50:zero_init_last=false.
-        figure: Picture (.png, .svg, .pdf) of the fish.
-        size: Side of the image in pixels.
-        weights: Checkpoint, run folder or tag to load before gradients are measured; without it weights are fresh.
-        model_option: Keywords of the model, such as reduction=conv1x1 or stem_stride=1.
+        figure: Picture to write (.png, .svg, .pdf) with the architecture.
+        size: Size of the images in pixels.
+        weights: Checkpoint, run folder or tag to load before gradients are measured; by default weights are random.
+        model_option: Keyword arguments of the model, such as reduction=conv1x1 or stem_stride=1.
     """
     _check(model, gradient_flow, compare, figure, size, weights, model_option)
     if model is None:
@@ -76,7 +76,7 @@ def family(size: int = 224) -> list[Json]:
     """Return name, parameters, multiply-adds, features and smallest input of every member of the family.
 
     Raises:
-        UsageError: where a member cannot take images of this size.
+        UsageError: A member does not support images of this size.
     """
     from fishnet.models import create_model, list_models
     from fishnet.report.isolated import features
@@ -98,13 +98,13 @@ def family(size: int = 224) -> list[Json]:
 
 
 def describe(network: nn.Module, size: int = 224) -> Json:
-    """Return parameters, multiply-adds, smallest input (None where the model does not say) and stages of a network.
+    """Return parameters, multiply-adds, smallest input (None if the model does not define it) and stages of a network.
 
     A stage is a dictionary of its name, stride, channels, height and width of its output, the number of its residual
     blocks and of those on its transfer branch (None where it has none), and its own parameters.
 
     Raises:
-        UsageError: where the network cannot take images of this size.
+        UsageError: The network does not support images of this size.
     """
     numbers = _complexity(network, size)
     return {
@@ -127,20 +127,20 @@ def _check(
     from fishnet.drawing.style import check_picture
 
     if size < 1:
-        raise UsageError(f"--size {size} is no image size: give pixels")
+        raise UsageError(f"--size must be at least 1 pixel, not {size}")
     alone = {"--gradient-flow": gradient_flow, "--figure": figure, "--weights": weights, "--model-option": model_option}
     for flag, value in alone.items():
         if value and model is None:
             raise UsageError(f"{flag} needs a model: fishnet info MODEL {flag} ...")
     if compare is not None and gradient_flow is None:
-        raise UsageError("--compare belongs to --gradient-flow FILE.png")
+        raise UsageError("--compare needs --gradient-flow FILE.png")
     for picture in (gradient_flow, figure):
         if picture is not None:
             check_picture(Path(picture))
 
 
 def _build(name: str, weights: str | None = None, options: Json | None = None) -> nn.Module:
-    """Build a model; fresh weights are the same each time, and the caller's random numbers stay as they were."""
+    """Build a model; random weights are the same each time, and the global random state is kept."""
     import torch
 
     from fishnet.models import create_model
@@ -241,7 +241,7 @@ def _parse_compare(compare: str) -> list[tuple[str, str, Json]]:
 
 
 def _draw_gradient_flow(networks: Sequence[tuple[str, nn.Module]], size: int, path: Path) -> list[GradientFlow]:
-    """Measure models, given with their labels, and draw them beside each other."""
+    """Measure models, given with their labels, and draw them side by side."""
     from fishnet.drawing.style import save_figure
     from fishnet.report.gradient_flow import draw_gradient_flow, gradient_flow
 

@@ -24,7 +24,7 @@ _FEW = 16
 
 @dataclass
 class Prediction:
-    """What `predict` wrote: `document` is the content of results.json."""
+    """Result of `predict`; `document` is the content of results.json."""
 
     document: Json
     results_json: Path
@@ -101,15 +101,15 @@ def _head(predictor: Predictor) -> Json:
 
 
 def _make(folder: Path) -> None:
-    """Make the output folder before any work is done for it."""
+    """Create the output folder before any work is done."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise FishnetError(f"cannot make the folder {folder}: {error.strerror}; choose another --out") from error
+        raise FishnetError(f"cannot create the folder {folder}: {error.strerror}; choose another --out") from error
 
 
 def read_names(classes: str | None) -> list[str] | None:
-    """Return the lines of a text file of class names, or None where no file is given."""
+    """Return the class names in a text file, or None if no file is given."""
     if classes is None:
         return None
     try:
@@ -120,18 +120,18 @@ def read_names(classes: str | None) -> list[str] | None:
 
 
 def find_images(inputs: Sequence[str | Path], leave_out: Path | None = None) -> list[Path]:
-    """Return the image files that files, folders and patterns name, each once, in order.
+    """Return the image files of files, folders and patterns, each once, in order.
 
-    A file is taken whatever it is called; in folders and patterns only files with the ending of an image count, and
-    hidden files and those in `leave_out` do not.
+    A file is used whatever its name; of folders and patterns only visible files with an image extension, and not those
+    in `leave_out`.
 
     Raises:
-        FishnetError: where an input matches no image.
+        FishnetError: An input matches no image.
     """
     found: dict[Path, None] = {}
     hidden_below = None if leave_out is None else leave_out.absolute()
     if not inputs:
-        raise UsageError("no input is given: name images, folders or quoted patterns")
+        raise UsageError("no input is given; name images, folders or quoted patterns")
     for text in map(str, inputs):
         path = Path(text)
         if path.is_file():
@@ -160,16 +160,16 @@ def _nothing_found(text: str, path: Path, any_match: bool) -> str:
 
     endings = ", ".join(sorted(IMAGE_EXTENSIONS))
     if path.is_dir():
-        return f"the folder {text} holds no image (files that end in {endings})"
+        return f"the folder {text} contains no images (files that end in {endings})"
     if any_match:
-        return f"the pattern {text} matches no image (files that end in {endings})"
+        return f"the pattern {text} matches no images (files that end in {endings})"
     if glob.has_magic(text):
         return f"the pattern {text} matches nothing"
     return f"{text} does not exist"
 
 
 class _Item(TypedDict):
-    """An image on its way to the model; `error` is why it cannot be read, or an empty string."""
+    """Loaded image; `error` is the reason why it cannot be read, or an empty string."""
 
     file: str
     thumbnail: Image.Image | None
@@ -218,7 +218,7 @@ def _predict_files(
     painter = predictor.task.painter(out, len(files))
     dataset: Any = _Files(predictor.task, painter, files)
     if len(files) <= _FEW:
-        workers = 0  # starting them would take longer than the work
+        workers = 0  # starting workers would take longer than the work
     loader = DataLoader(dataset, batch_size, num_workers=workers, collate_fn=_as_list)
     entries: list[Entry] = []
     bad: list[str] = []

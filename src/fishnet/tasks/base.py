@@ -1,4 +1,4 @@
-"""What a task consists of. Training, commands, runs and reports know tasks in these forms only, none by name.
+"""What a task consists of. Training, commands, runs and reports use tasks through these types, none by name.
 
 A task is a module of `fishnet.tasks`, or of another package that registers it under the entry-point group
 `fishnet.tasks`. Its `TASK` says which settings it has and how to make the two objects that do the work: a `Task`, made

@@ -11,19 +11,19 @@ ROWS = 20
 
 
 def class_table(rows: Sequence[Json], names: list[str], measure: str, weight: str) -> list[str]:
-    """Return a table with a line per class; of more than 20 classes the worst by `measure`, of equal ones the largest.
+    """Return a table with a line per class; of more than 20 classes the worst by `measure`, the largest first if equal.
 
     Args:
-        rows: `class` and figures by name; None where the data cannot tell.
+        rows: `class` and figures by name; None if the data does not determine a figure.
         names: Figures to show.
-        measure: Figure that says which are the worst.
-        weight: Figure that says how much a class weighs.
+        measure: Figure that determines the worst classes.
+        weight: Figure that determines the largest classes.
     """
     lines = []
     if len(rows) > ROWS:
         lines.append(f"the {ROWS} worst of {len(rows)} classes by {measure.replace('_', ' ')}:")
-        judged = [row for row in rows if row.get(measure) is not None]
-        rows = sorted(judged, key=lambda row: (row[measure], -row[weight]))[:ROWS]
+        known = [row for row in rows if row.get(measure) is not None]
+        rows = sorted(known, key=lambda row: (row[measure], -row[weight]))[:ROWS]
     width = min(40, max(len("class"), *(len(row["class"]) for row in rows))) if rows else 5
     lines.append("  " + "class".ljust(width) + "".join(f"{name.replace('_', ' '):>11}" for name in names))
     for row in rows:

@@ -1,4 +1,4 @@
-"""What a run keeps: checkpoints at optimizer steps, a validation at the end of an epoch, the best network."""
+"""Checkpoints at optimizer steps, validation after epochs, and the best network."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from fishnet.training.signals import SignalWatch
 
 
 class RunKeeper(pl.Callback):
-    """Saves the state often enough, validates after each epoch, and keeps the best network.
+    """Saves checkpoints, validates after epochs, and keeps the best network.
 
     `last.ckpt` is written at optimizer steps, at least every `checkpoint_minutes`, before a validation and after it.
-    A checkpoint that was taken before its validation says so, and a resumed run validates first.
+    A checkpoint records whether its validation is done; if not, a resumed run validates first.
 
     Args:
-        run: Folder to write.
-        minutes: Longest time between two checkpoints.
+        run: Run folder.
+        minutes: Maximum time between two checkpoints.
     """
 
     def __init__(self, run: RunFolder, minutes: float):
@@ -45,29 +45,29 @@ class RunKeeper(pl.Callback):
         self._saved_at = time.monotonic()
 
     def state_dict(self) -> Checkpoint:
-        """Return what a resumed run must know."""
+        """Return the state that a resumed run needs."""
         return {"best": self.best, "best_epoch": self.best_epoch, "validated": self.validated}
 
     def load_state_dict(self, state_dict: Checkpoint) -> None:
-        """Take over the state of an interrupted run."""
+        """Restore the state of an interrupted run."""
         self.best, self.best_epoch = state_dict["best"], state_dict["best_epoch"]
         self.validated = state_dict["validated"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take the signals; finish the validation that an interrupted run did not."""
+        """Install the signal handlers; run the validation that an interrupted run missed."""
         assert isinstance(pl_module, TrainingModule)
         self.signals.install()
         if not self.validated:
             self._validate(trainer, pl_module, trainer.current_epoch - 1)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the watch."""
+        """Restart the stopwatch."""
         self.stopwatch.restart()
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
-        """Count the wait for data; draw the very first batch."""
+        """Measure the time spent waiting for data; draw the first batch."""
         assert isinstance(pl_module, TrainingModule)
         self.stopwatch.data_arrived()
         if trainer.global_step == 0 and batch_idx == 0 and trainer.is_global_zero:
@@ -79,7 +79,7 @@ class RunKeeper(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: Batch, batch_idx: int
     ) -> None:
-        """Save where it is time to, at optimizer steps only; stop here if a signal came."""
+        """Save if it is time, at optimizer steps only; stop if a signal was received."""
         assert isinstance(pl_module, TrainingModule)
         self.stopwatch.batch_done()
         at_step = (batch_idx + 1) % pl_module.config.accumulate == 0
@@ -93,7 +93,7 @@ class RunKeeper(pl.Callback):
             raise Interrupted(signum)
 
     def _agreed_signal(self, trainer: pl.Trainer) -> int:
-        """Return the signal that any process got; all processes must stop at the same step."""
+        """Return the signal that any process received, since all processes must stop at the same step."""
         if trainer.world_size == 1:
             return self.signals.signum
         got = torch.tensor(float(self.signals.signum), device=trainer.strategy.root_device)
@@ -102,21 +102,21 @@ class RunKeeper(pl.Callback):
 
     def _time_to_save(self, trainer: pl.Trainer, module: TrainingModule) -> bool:
         if trainer.world_size > 1 and trainer.global_step % module.config.log_every:
-            return False  # agreeing on the time costs a message; now and then is enough
+            return False  # the processes have to agree, which costs a message; now and then is enough
         return bool(trainer.strategy.broadcast(time.monotonic() - self._saved_at >= self.seconds))
 
     def _save(self, trainer: pl.Trainer, module: TrainingModule) -> None:
-        """Write last.ckpt; never with weights whose loss is no number."""
+        """Write last.ckpt, unless the loss of the weights is NaN."""
         module.stop_on_nan()
         trainer.save_checkpoint(self.run.last)
         self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save, validate, save the best, save again."""
+        """Save, validate, save the best network, and save again."""
         assert isinstance(pl_module, TrainingModule)
         cut_short = not trainer.is_last_batch
         self._note_timing(trainer, pl_module)
-        if cut_short:  # max_steps inside an epoch: the state is one of mid-epoch
+        if cut_short:  # max_steps inside an epoch
             return
         config, epoch = pl_module.config, trainer.current_epoch
         due = (epoch + 1) % config.validate_every == 0 or epoch + 1 == config.epochs
@@ -150,7 +150,7 @@ class RunKeeper(pl.Callback):
             module.publish(trainer.global_step, epoch, "val", evaluation.metrics)
             self.timing.write(trainer.global_step, epoch, "val", {"seconds": time.perf_counter() - started})
             if better:
-                save_model(self.run.model_file, module.judged_model, module.job.card())
+                save_model(self.run.model_file, module.evaluated_model, module.job.card())
                 content = {"split": "val", "epoch": epoch, **evaluation.to_dict()}
                 atomic_write(self.run.path / "evaluation_val.json", json.dumps(content, indent=1))
             self._list_bad_images(module)
@@ -160,7 +160,7 @@ class RunKeeper(pl.Callback):
         if not better:
             self._save(trainer, module)
             return
-        # The best first: a kill in between leaves the last one unvalidated, and the resumed run does this again.
+        # best.ckpt first: after a kill in between, last.ckpt is not validated yet, and the resumed run repeats this.
         trainer.save_checkpoint(self.run.best)
         if trainer.is_global_zero:
             with atomic_path(self.run.last) as partial:
@@ -181,12 +181,12 @@ class RunKeeper(pl.Callback):
         )
 
     def finish(self, trainer: pl.Trainer, module: TrainingModule) -> None:
-        """Do what a kill after the last step, or a limit on the steps, left undone."""
+        """Run a validation that was missed at the end, and save the network of a run that was cut short."""
         if not self.validated:
             self._validate(trainer, module, trainer.current_epoch - 1)
         if trainer.is_global_zero and not self.run.model_file.exists():
-            save_model(self.run.model_file, module.judged_model, module.job.card())
+            save_model(self.run.model_file, module.evaluated_model, module.job.card())
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Give the signals back."""
+        """Restore the signal handlers."""
         self.signals.restore()

@@ -1,4 +1,4 @@
-"""Running a task from its settings to a finished run folder."""
+"""Training from settings to a finished run folder."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def fit(job: Training, run: RunFolder, resume: bool = False) -> None:
         resume: Continue from the last checkpoint.
 
     Raises:
-        FishnetError: NaN, bad images, a full disk; the last good checkpoint stays.
-        Interrupted: A signal; the state is saved.
+        FishnetError: NaN, unreadable images, a full disk; the last good checkpoint is kept.
+        Interrupted: A signal was received; the state is saved.
     """
     config = job.config
     with quiet_lightning():
@@ -50,14 +50,14 @@ def fit(job: Training, run: RunFolder, resume: bool = False) -> None:
 
 
 def read_position(checkpoint: Path) -> tuple[int, bool]:
-    """Return the optimizer steps that a checkpoint holds, and whether their validation is done."""
+    """Return the number of optimizer steps of a checkpoint, and whether its validation is done."""
     state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
     keeper = next(value for key, value in state["callbacks"].items() if key.startswith("RunKeeper"))
     return int(state["global_step"]), bool(keeper["validated"])
 
 
 def finish_report(job: Training, run: RunFolder) -> None:
-    """Draw predictions of the best network, write report.html and say where it is."""
+    """Draw predictions of the best network, write report.html and print its path."""
     from fishnet.report.html import write_report
 
     model, _ = load_model(run.path)
@@ -68,7 +68,7 @@ def finish_report(job: Training, run: RunFolder) -> None:
 
 
 class quiet_lightning(warnings.catch_warnings):  # reads as what it does: `with quiet_lightning():`
-    """Silence hints of Lightning that do not apply to this engine."""
+    """Silence hints of Lightning that do not apply here."""
 
     def __enter__(self) -> list[warnings.WarningMessage] | None:
         entered = super().__enter__()

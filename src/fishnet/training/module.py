@@ -1,7 +1,7 @@
 """The adapter of a task to Lightning: network, loss, optimizer, precision, processes, exact resume.
 
 A run is a function of its settings: before every batch the generators are seeded from (seed, epoch, batch, process),
-so dropped paths and mixing do not depend on what ran before, and a resumed run equals one that never stopped.
+so drop path and mixing do not depend on what ran before, and a resumed run equals one that was never stopped.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ from fishnet.training.trainer import runs_on_cpu
 
 
 def freeze(model: Network, parts: list[str]) -> None:
-    """Stop the gradient of the named parts of a network and keep their BatchNorm statistics.
+    """Disable gradients of the named parts of a network; their BatchNorm statistics are kept too.
 
-    Parts of the backbone go by their own names, such as `stem`; others by their names in the network, such as
+    Parts of the backbone have their own names, such as `stem`, others their names in the network, such as
     `heads.region`.
 
     Raises:
-        UsageError: A name that is not a part of the network.
+        UsageError: The network has no part of that name.
     """
     owners = (model, model.trunk.backbone)
     modules = {name: module for owner in owners for name, module in owner.named_modules()}
@@ -61,7 +61,7 @@ def freeze(model: Network, parts: list[str]) -> None:
 
 
 class TrainingModule(pl.LightningModule):
-    """Network, losses, optimizer and EMA of a training in the form that Lightning drives.
+    """Network, losses, optimizer and EMA of a training as a LightningModule.
 
     Args:
         job: What to train.
@@ -85,27 +85,27 @@ class TrainingModule(pl.LightningModule):
     def _prepare_model(self) -> None:
         config = self.config
         freeze(self.model, config.freeze)
-        if config.norm in ("frozen", "sync"):  # group norms are a matter of the architecture: the task builds them
+        if config.norm in ("frozen", "sync"):  # group norms belong to the architecture
             apply_norm_policy(self.model, config.norm)
         if not any(parameter.requires_grad for parameter in self.model.parameters()):
-            raise UsageError("freeze: every parameter is frozen, nothing is left to train")
+            raise UsageError("freeze: all parameters are frozen; at least one must be trained")
         if config.checkpointing:
             try:
                 self.model.set_grad_checkpointing(True)
-            except (AttributeError, AssertionError, NotImplementedError):  # what timm's networks say no with
-                raise UsageError(f"{config.model} cannot recompute activations; leave out --checkpointing") from None
+            except (AttributeError, AssertionError, NotImplementedError):  # timm's networks raise any of these
+                raise UsageError(f"{config.model} does not support --checkpointing; leave it out") from None
         if config.channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)
         if config.precision == "bf16" and runs_on_cpu(config):
             guard_bf16_on_cpu(self.model)
 
     @property
-    def judged_model(self) -> nn.Module:
-        """The network that is validated and saved: the moving average where there is one."""
+    def evaluated_model(self) -> nn.Module:
+        """The network that is validated and saved: the EMA, if there is one."""
         return self.ema.module if self.ema is not None else self.model
 
     def train_dataloader(self) -> ResumableLoader:
-        """Return the loader of this process's part of the training split."""
+        """Return the training loader of this process."""
         config, data = self.config, self.job.train_data
         collate = self.job.task.collate
         loader = make_loader(data, self.batches(), config.workers, self.on_gpu, config.worker_start, collate)
@@ -113,7 +113,7 @@ class TrainingModule(pl.LightningModule):
         return loader
 
     def batches(self) -> TrainBatches:
-        """Return the order in which this process gets the training split."""
+        """Return the batches of the training split for this process."""
         config, trainer = self.config, self.trainer
         rank, world = trainer.global_rank, trainer.world_size
         length = len(cast(Sized, self.job.train_data))
@@ -126,29 +126,29 @@ class TrainingModule(pl.LightningModule):
         return self.trainer.strategy.root_device.type == "cuda"
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return the optimizer and its schedule per optimizer step."""
+        """Return the optimizer and its schedule, which is updated at every optimizer step."""
         optimizer = build_optimizer(self.model, self.config)
         schedule = LambdaLR(optimizer, self._make_schedule())
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _make_schedule(self) -> Callable[[int], float]:
-        """Return the share of the base rate as a function of the optimizer step."""
+        """Return the factor of the base learning rate as a function of the optimizer step."""
         steps, epochs, optim = self.batches().steps, self.config.epochs, self.config.optim
         return lambda step: lr_share(optim, step, steps, epochs)
 
     def on_save_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Note which parameter each part of the optimizer's state belongs to."""
+        """Save the names of the parameters, in the order of the optimizer state."""
         checkpoint[PARAMETERS] = parameter_names(self.trainer.optimizers[0], self.model)
 
     def on_load_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Let a resumed run follow its settings, which may differ from those that the checkpoint was made with."""
+        """Apply the settings of a resumed run, which may differ from those of the checkpoint."""
         share = self._make_schedule()(checkpoint["lr_schedulers"][0]["last_epoch"])
         follow_settings(checkpoint, build_optimizer(self.model, self.config), self.model, share)
 
     def on_fit_start(self) -> None:
-        """Check the norms against the devices; compile in place, so that the names of the weights stay clean."""
+        """Check the BatchNorm policy; compile in place, which keeps the names of the weights."""
         config = self.config
-        # norms that train beside frozen ones share their statistics over all processes
+        # norms that are trained beside frozen ones share their statistics over all processes
         devices = 1 if config.norm == "frozen" else self.trainer.world_size
         images = config.batch_size // (config.accumulate * devices)
         check_norm_policy(config.norm, images, self.on_gpu, has_batch_norms(self.model))
@@ -156,20 +156,20 @@ class TrainingModule(pl.LightningModule):
             self.model.compile()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Set training mode, except for BatchNorms that must not change.
+        """Set training mode, except for frozen BatchNorms.
 
-        Before each batch: Lightning skips `on_train_epoch_start` where it resumes inside an epoch.
+        This is done before each batch, since Lightning skips `on_train_epoch_start` when it resumes inside an epoch.
         """
         self.model.train()
         hold_norms(self.model)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Move a batch, images in the memory order of the network."""
+        """Move a batch to the device, with images in the memory format of the network."""
         batch = super().transfer_batch_to_device(batch, device, dataloader_idx)
         return self.in_memory_order(batch)
 
     def in_memory_order(self, batch: Batch) -> Batch:
-        """Put the images into NHWC order where the settings ask for it."""
+        """Convert the images to NHWC memory format if the settings say so."""
         image = batch.get("image")
         if self.config.channels_last and isinstance(image, Tensor) and image.ndim == 4:
             batch["image"] = image.contiguous(memory_format=torch.channels_last)
@@ -189,12 +189,12 @@ class TrainingModule(pl.LightningModule):
         return loss
 
     def logs_now(self) -> bool:
-        """Whether the optimizer step under way (from 1) gets a row of metrics."""
+        """Whether metrics of the current optimizer step are logged."""
         step = self.global_step + 1
         return step == 1 or step % self.config.log_every == 0
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Write loss, gradient norm and learning rate; the gradient is whole here, and not yet clipped."""
+        """Log loss, gradient norm and learning rate; gradients are accumulated and not yet clipped here."""
         step = self.global_step + 1
         losses = {name: torch.stack([part[name] for part in self._losses]).mean() for name in self._losses[0]}
         self._check_loss(step, losses["loss"])
@@ -209,21 +209,22 @@ class TrainingModule(pl.LightningModule):
             self.publish(step, self.current_epoch, "train", {**values, "lr": rate, "grad_norm": float(norm)})
 
     def publish(self, step: int, epoch: int, split: str, values: dict[str, float]) -> None:
-        """Write figures into metrics.csv, and to TensorBoard where it is on."""
+        """Write figures to metrics.csv, and to TensorBoard if it is enabled."""
         self.log_file.write(step, epoch, split, values)
         if self.trainer.logger is not None:
             self.trainer.logger.log_metrics({f"{split}/{name}": value for name, value in values.items()}, step=step)
 
     def _check_loss(self, step: int, loss: Tensor) -> None:
-        """Stop on a loss that is no number. On a GPU the step before is looked at, so that nothing waits for it."""
+        """Stop if the loss is not finite. On a GPU the previous step is checked, to avoid waiting for the current
+        one."""
         late, self._unchecked = self._unchecked, (step, loss)
         self.stop_on_nan(late if self.on_gpu else self._unchecked)
 
     def stop_on_nan(self, entry: tuple[int, Tensor] | None = None) -> None:
-        """Raise where a step's loss is not finite, by default the newest step's.
+        """Raise if the loss of a step is not finite; by default that of the latest step.
 
         Raises:
-            FishnetError: Names the step; checkpoints of earlier steps stay.
+            FishnetError: The loss is not finite; checkpoints of earlier steps are kept.
         """
         entry = entry or self._unchecked
         if entry is not None and not bool(torch.isfinite(entry[1])):
@@ -233,7 +234,7 @@ class TrainingModule(pl.LightningModule):
             )
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Step, then move the average."""
+        """Run the optimizer step and update the EMA."""
         super().optimizer_step(*args, **kwargs)
         if self.ema is not None:
             self.ema.update(self.model, step=self.trainer.global_step)
@@ -244,7 +245,7 @@ class TrainingModule(pl.LightningModule):
         return float(torch.stack(losses).mean()) if losses else math.nan
 
     def _make_val_loader(self) -> DataLoader[Batch]:
-        """Return the loader of this process's part of the validation split; its workers stay for the next time."""
+        """Return the validation loader of this process; its workers are kept for the next validation."""
         config, world = self.config, self.trainer.world_size
         length = len(cast(Sized, self.job.val_data))
         batches = EvalBatches(length, max(1, config.batch_size // world), self.trainer.global_rank, world)
@@ -252,10 +253,10 @@ class TrainingModule(pl.LightningModule):
         return make_loader(self.job.val_data, batches, config.workers, self.on_gpu, config.worker_start, collate)
 
     def evaluate_split(self, progress: bool = True) -> tuple[str, Evaluation]:
-        """Judge the network on the validation split, over all processes, with the arithmetic of training.
+        """Evaluate the network on the validation split, over all processes, in the precision of training.
 
         Returns:
-            The name of the figure that decides which epoch is best, and all figures.
+            The name of the figure that decides which epoch is best, and the evaluation.
         """
         task, trainer = self.job.task, self.trainer
         share_buffers(self)
@@ -268,24 +269,24 @@ class TrainingModule(pl.LightningModule):
                 yield batch
 
         arithmetic = trainer.precision_plugin.forward_context()
-        found = evaluate_network(task, self.judged_model, self.device, batches(), evaluator, arithmetic)
+        found = evaluate_network(task, self.evaluated_model, self.device, batches(), evaluator, arithmetic)
         return evaluator.primary, found
 
 
 def build_model(job: Training) -> Network:
-    """Return the network of a training on the CPU, with the weights that it starts from."""
+    """Return the network of a training, on the CPU, with its initial weights."""
     config = job.config
     torch.manual_seed(config.seed)
     return build_network(job.architecture(), config.weights, config.preprocess.mean, config.preprocess.std)
 
 
 def share_buffers(module: nn.Module) -> None:
-    """Give every process the buffers (BatchNorm statistics and counters) of the first.
+    """Broadcast the buffers (BatchNorm statistics and counters) of the first process.
 
-    Each process updates its own from its part of a batch, and the moving average follows them. DDP overwrites them
-    with those of the first process before every forward, so the first one's are the running statistics of the whole
-    run and the only ones that a checkpoint keeps: handing them out makes what is judged what is saved, and leaves the
-    course of the run independent of how often that happens. A mean over the processes would not.
+    Each process updates its own from its part of a batch, and the EMA follows them. DDP overwrites them with those of
+    the first process before every forward pass, so those of the first process are the running statistics of the run,
+    and the only ones in a checkpoint. Broadcasting them makes the evaluated network the saved one, and does not change
+    the training, however often it is done; averaging over the processes would.
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         for buffer in module.buffers():

@@ -1,4 +1,4 @@
-"""Optimizer and schedule from settings, and a resumed run that follows settings which have changed."""
+"""Optimizer and schedule from settings, also for a resumed run with changed settings."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ PARAMETERS = "optimizer_parameters"
 
 
 def base_lr(config: TrainConfig) -> float:
-    """Return the rate at the top of the schedule: `lr` as it is, or `optim.lr` scaled from 256 images to the batch."""
+    """Return the learning rate at the top of the schedule: `lr`, or `optim.lr` scaled from 256 images to the batch
+    size."""
     return config.lr if config.lr is not None else config.optim.lr * config.batch_size / 256
 
 
 def lr_share(optim: OptimConfig, step: int, steps_per_epoch: int, epochs: int) -> float:
-    """Return the share of the base rate at an optimizer step, counted from 0."""
+    """Return the factor of the base learning rate at an optimizer step, counted from 0."""
     warmup = optim.warmup_epochs * steps_per_epoch
     if step < warmup:
         return (step + 1) / (warmup + 1)
@@ -39,7 +40,7 @@ def lr_share(optim: OptimConfig, step: int, steps_per_epoch: int, epochs: int) -
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
-    """Return timm's optimizer for the settings; with layer decay, groups follow the model's `group_matcher`."""
+    """Return timm's optimizer for the settings; layer decay follows the `group_matcher` of the model."""
     optim = config.optim
     name = "momentum" if optim.name == "sgd" and not optim.nesterov else optim.name
     momentum = {"momentum": optim.momentum} if optim.name == "sgd" else {"betas": (optim.momentum, 0.999)}
@@ -52,28 +53,28 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
         layer_decay=optim.layer_decay,
         **momentum,
     )
-    for group in optimizer.param_groups:  # timm leaves the layer's share to its own schedulers
+    for group in optimizer.param_groups:  # timm leaves the factor of a layer to its own schedulers
         group["lr"] *= group.pop("lr_scale", 1.0)
     return optimizer
 
 
 def parameter_names(optimizer: Optimizer, model: nn.Module) -> list[str]:
-    """Return the names of an optimizer's parameters in the order in which its state numbers them."""
+    """Return the names of the parameters of an optimizer, in the order of its state."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     return [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def follow_settings(checkpoint: Checkpoint, optimizer: Optimizer, model: nn.Module, share: float) -> None:
-    """Rewrite the states of optimizer and schedule in a checkpoint as the settings of a fresh optimizer have them.
+    """Rewrite the optimizer and schedule state of a checkpoint for a new optimizer.
 
-    Rates, weight decay, momentum factors and grouping become those of `optimizer`; what was accumulated per parameter
-    (momentum buffers, moments) stays with the parameter of its name. With unchanged settings nothing changes.
+    Learning rates, weight decay, momentum and parameter groups become those of `optimizer`; what was accumulated per
+    parameter (momentum buffers, moments) is kept by the name of the parameter. Equal settings change nothing.
 
     Args:
         checkpoint: Loaded checkpoint with `PARAMETERS`, changed in place.
-        optimizer: Optimizer as `build_optimizer` returns it; its groups are scheduled.
-        model: Network whose parameters it holds.
-        share: Share of the base rate at the optimizer step that the checkpoint holds.
+        optimizer: Optimizer that `build_optimizer` returned; its groups are changed in place.
+        model: Network with the parameters.
+        share: Factor of the base learning rate at the optimizer step of the checkpoint.
     """
     saved, schedule = checkpoint["optimizer_states"][0], checkpoint["lr_schedulers"][0]
     kept = {name: saved["state"][place] for place, name in enumerate(checkpoint[PARAMETERS]) if place in saved["state"]}
@@ -81,7 +82,7 @@ def follow_settings(checkpoint: Checkpoint, optimizer: Optimizer, model: nn.Modu
         group["initial_lr"] = group["lr"]
         group["lr"] = group["initial_lr"] * share
         for name, value in saved["param_groups"][0].items():
-            group.setdefault(name, deepcopy(value))  # what an optimizer counts per group, as LAMB its steps
+            group.setdefault(name, deepcopy(value))  # state that an optimizer has per group, such as the steps of LAMB
     state = optimizer.state_dict()
     state["state"] = {place: kept[name] for place, name in enumerate(parameter_names(optimizer, model)) if name in kept}
     checkpoint["optimizer_states"] = [state]

@@ -14,27 +14,27 @@ Item = TypeVar("Item")
 
 
 class Stopwatch:
-    """Shares of the time spent waiting for data and training."""
+    """Measures the time of an epoch, and the part of it spent waiting for data."""
 
     def __init__(self) -> None:
         self.restart()
 
     def restart(self) -> None:
-        """Begin an epoch."""
+        """Start an epoch."""
         self.begin = self.mark = time.perf_counter()
         self.waited = 0.0
 
     def data_arrived(self) -> None:
-        """Count the time since the last batch ended as waiting."""
+        """Count the time since the end of the last batch as waiting."""
         self.waited += time.perf_counter() - self.mark
 
     def batch_done(self) -> None:
-        """Note the end of a batch."""
+        """Mark the end of a batch."""
         self.mark = time.perf_counter()
 
 
 def with_progress(items: Iterator[Item], total: int, what: str, enabled: bool) -> Iterator[Item]:
-    """Hand items on behind a progress bar that leaves no line."""
+    """Iterate over items with a progress bar that is removed at the end."""
     from tqdm import tqdm
 
     return iter(tqdm(items, total=total, desc=what, leave=False, disable=None if enabled else True))
@@ -42,7 +42,7 @@ def with_progress(items: Iterator[Item], total: int, what: str, enabled: bool) -
 
 @runtime_checkable
 class ShowsLoss(Protocol):
-    """A Lightning module that tells its loss."""
+    """A Lightning module that reports its loss."""
 
     def recent_loss(self) -> float:
         """Return the mean loss of the optimizer step in progress."""
@@ -55,14 +55,14 @@ class ProgressBar(TQDMProgressBar):
     def get_metrics(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
-        """Return what stands at the end of the bar."""
+        """Return what is shown at the end of the bar."""
         assert isinstance(pl_module, ShowsLoss)
         rate = max(group["lr"] for group in trainer.optimizers[0].param_groups)
         return {"loss": f"{pl_module.recent_loss():.3f}", "lr": f"{rate:.2e}"}
 
 
 def progress_bars(log_every: int) -> list[pl.Callback]:
-    """Return a progress bar on a terminal, and nothing where the output goes to a file: an epoch has a line of its own.
+    """Return a progress bar on a terminal, and none if the output goes to a file, where each epoch prints one line.
 
     Args:
         log_every: Optimizer steps between two updates.

@@ -14,19 +14,20 @@ Handler = Callable[[int, FrameType | None], object] | int | None
 
 
 class SignalWatch:
-    """Notes SIGINT and SIGTERM, so that the run can stop at the next optimizer step; a second one stops at once."""
+    """Records SIGINT and SIGTERM, so that the run can stop at the next optimizer step; a second one stops
+    immediately."""
 
     def __init__(self) -> None:
         self.signum = 0
         self._before: dict[int, Handler] = {}
 
     def install(self) -> None:
-        """Take the signals over; outside the main thread they stay as they are."""
+        """Install the handlers; does nothing outside the main thread."""
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def restore(self) -> None:
-        """Give the signals back."""
+        """Restore the previous handlers."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
@@ -35,4 +36,7 @@ class SignalWatch:
         if self.signum:
             raise Interrupted(signum)
         self.signum = signum
-        print(f"\n{signal.Signals(signum).name}: saving at the next step; once more stops at once", flush=True)
+        print(
+            f"\n{signal.Signals(signum).name}: saving at the next step; send the signal again to stop immediately",
+            flush=True,
+        )

@@ -1,4 +1,4 @@
-"""Lightning's trainer for the settings of a run."""
+"""The Lightning trainer for the settings of a run."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ PRECISION: dict[str, Precision] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp1
 
 
 class SafeCheckpointIO(CheckpointIO):
-    """Writes a checkpoint beside the old one and renames it; reads without running code from the file."""
+    """Writes checkpoints atomically, and reads them without running code from the file."""
 
     def save_checkpoint(self, checkpoint: Checkpoint, path: str | Path, storage_options: object = None) -> None:
-        """Write all of the checkpoint or nothing."""
+        """Write a checkpoint; an older file is kept if that fails."""
         with atomic_path(Path(path)) as partial:
             torch.save(checkpoint, partial)
 
     def load_checkpoint(
         self, path: str | Path, map_location: object = "cpu", weights_only: bool | None = True
     ) -> Checkpoint:
-        """Read a checkpoint of this engine."""
+        """Read a checkpoint."""
         return torch.load(path, map_location="cpu", weights_only=True)
 
     def remove_checkpoint(self, path: str | Path) -> None:
@@ -45,7 +45,7 @@ class SafeCheckpointIO(CheckpointIO):
 
 
 def runs_on_cpu(config: TrainConfig) -> bool:
-    """Whether the settings put training on the CPU of this machine."""
+    """Whether the settings select the CPU of this machine."""
     return config.accelerator == "cpu" or (config.accelerator == "auto" and not torch.cuda.is_available())
 
 
@@ -81,15 +81,15 @@ def build_trainer(config: TrainConfig, callbacks: list[pl.Callback], run: RunFol
     """Return the Lightning trainer for the settings.
 
     Raises:
-        UsageError: A precision or device count that this machine cannot do.
+        UsageError: A precision or number of devices that this machine does not support.
     """
     on_cpu = runs_on_cpu(config)
     if on_cpu and config.precision == "fp16":
-        raise UsageError("precision fp16 needs a GPU; use --precision bf16 or fp32 on a CPU")
+        raise UsageError("--precision fp16 needs a GPU; use fp32 or auto on a CPU")
     if config.accelerator == "gpu" and not torch.cuda.is_available():
-        raise UsageError("accelerator gpu: no CUDA device is visible; use --accelerator cpu")
+        raise UsageError("--accelerator gpu: no CUDA device is visible; use --accelerator cpu")
     if not on_cpu and config.devices > torch.cuda.device_count():
-        raise UsageError(f"devices {config.devices}: only {torch.cuda.device_count()} GPUs are visible")
+        raise UsageError(f"--devices {config.devices}: only {torch.cuda.device_count()} GPUs are visible")
     logger: Logger | bool = False
     if config.tensorboard:
         logger = tensorboard_logger(run)
@@ -118,7 +118,7 @@ def build_trainer(config: TrainConfig, callbacks: list[pl.Callback], run: RunFol
 
 
 def tensorboard_logger(run: RunFolder) -> Logger:
-    """Return a TensorBoard logger that writes into the run folder."""
+    """Return a TensorBoard logger that writes to the run folder."""
     try:
         import tensorboard  # noqa: F401
         from pytorch_lightning.loggers import TensorBoardLogger

@@ -1,7 +1,7 @@
-"""How image-level predictions are judged: top-k accuracy, calibration, per-class tables, mean average precision.
+"""Evaluation of classifiers: top-k accuracy, calibration, figures per class, mean average precision.
 
-Everything is summed in torchmetrics states, so the same object serves one process, several processes (its states are
-gathered in `compute`) and any device (it is an `nn.Module` without parameters).
+Everything is summed in states of torchmetrics, so the same object works in one process, in several (its states are
+gathered in `compute`) and on any device (it is an `nn.Module` without parameters).
 """
 
 from __future__ import annotations
@@ -37,11 +37,12 @@ CONFUSION_LIMIT = 2000
 
 @dataclass
 class Evaluation:
-    """What an evaluator found.
+    """Result of an evaluation.
 
-    `metrics` are shares between 0 and 1 (and `loss`, in nats), `per_class` one row per class in the order of the
-    classes (a value that the split cannot tell, such as the recall of a class without images, is None) and
-    `confusion` counts images, `confusion[true, predicted]` (None for multi-label and for very many classes).
+    `metrics` are fractions between 0 and 1 (and `loss`, in nats), `per_class` has one row per class in the order of the
+    classes (None for figures that the split does not determine, such as the recall of a class without images), and
+    `confusion` is the number of images `confusion[true, predicted]` (None for several labels per image and for very
+    many classes).
     """
 
     metrics: dict[str, float]
@@ -60,7 +61,7 @@ class Evaluation:
 
 
 class _ClassCounts(Metric):
-    """Images, predictions and hits of every class, as exact integers; `topk_hits` of the whole."""
+    """Images, predictions and hits of every class, as exact integers, and `topk_hits` of all images."""
 
     full_state_update = False
     images: Tensor
@@ -77,7 +78,7 @@ class _ClassCounts(Metric):
         self.add_state("seen", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, truth: Tensor, guess: Tensor, topk_hits: Tensor) -> None:
-        """Add a batch: truth and guess are 0/1 of shape (N, classes), topk_hits a count."""
+        """Add a batch: truth and guess are 0 or 1 of shape (N, classes), topk_hits is a count."""
         self.images += truth.sum(0)
         self.predicted += guess.sum(0)
         self.correct += (truth * guess).sum(0)
@@ -91,12 +92,12 @@ class _ClassCounts(Metric):
 
 
 class ClassificationEvaluator(nn.Module):
-    """Judge logits against targets, one batch after the other.
+    """Evaluate logits against targets, batch by batch.
 
-    Metrics of single-label data: top1, top5 (of fewer classes: of all), macro_accuracy (mean recall of the classes
-    that have images), ece (expected calibration error, 15 bins) and loss (cross entropy). Of multi-label data: map
-    (mean average precision), f1 (mean over classes at a threshold of 0.5), both over classes that have images, and
-    loss (binary cross entropy). `primary` names the metric that picks the best epoch; larger is better.
+    Metrics with one label per image: top1, top5 (or of all classes, if there are fewer), macro_accuracy (mean recall of
+    the classes with images), ece (expected calibration error, 15 bins) and loss (cross entropy). With several labels:
+    map (mean average precision) and f1 (at a threshold of 0.5), both as means over classes with images, and loss
+    (binary cross entropy). `primary` is the metric that decides which epoch is best; larger is better.
     """
 
     def __init__(self, classes: Sequence[str], multi_label: bool = False, device: str | torch.device = "cpu") -> None:
@@ -108,7 +109,7 @@ class ClassificationEvaluator(nn.Module):
         self.primary = "map" if multi_label else "top1"
         self.counts = _ClassCounts(len(classes))
         self.loss = MeanMetric(nan_strategy="disable")
-        # torchmetrics wants two classes at least: a lone class gets an empty companion, cut off again in compute()
+        # torchmetrics needs at least two classes: a single class gets an empty one, which compute() removes
         width = max(2, len(classes))
         self.ece = None if multi_label else MulticlassCalibrationError(width, n_bins=15, validate_args=False)
         self.precision = None
@@ -134,7 +135,7 @@ class ClassificationEvaluator(nn.Module):
             targets: (N,) class indices, or (N, classes) of 0 and 1 for multi-label.
 
         Raises:
-            FishnetError: where shapes do not fit, a target is no class, or a logit is not finite.
+            FishnetError: Shapes do not fit, a target is not a class, or a logit is not finite.
         """
         self._check(logits, targets)
         if len(logits):
@@ -144,16 +145,16 @@ class ClassificationEvaluator(nn.Module):
         width = len(self.classes)
         wanted = (len(logits), width) if self.multi_label else (len(logits),)
         if logits.ndim != 2 or logits.shape[1] != width:
-            raise FishnetError(f"the model gives outputs of shape {tuple(logits.shape)}, the data has {width} classes")
+            raise FishnetError(f"the model has outputs of shape {tuple(logits.shape)}, but the data has {width} classes")
         if tuple(targets.shape) != wanted:
-            raise FishnetError(f"targets have shape {tuple(targets.shape)} where {wanted} is wanted")
+            raise FishnetError(f"targets have shape {tuple(targets.shape)}, but {wanted} is expected")
         if not torch.isfinite(logits).all():
             raise FishnetError(
                 "the model gave NaN or infinite outputs: its weights are damaged or its training diverged "
                 "(train with a lower --lr, with --optim.clip_grad or in fp32)"
             )
         if len(targets) and not self.multi_label and not (0 <= int(targets.min()) <= int(targets.max()) < width):
-            raise FishnetError(f"a target lies outside the {width} classes 0..{width - 1}")
+            raise FishnetError(f"a target is outside the {width} classes 0..{width - 1}")
 
     def _add(self, logits: Tensor, targets: Tensor) -> None:
         if self.multi_label:
@@ -168,7 +169,7 @@ class ClassificationEvaluator(nn.Module):
         hits = (logits.topk(min(5, width), dim=1).indices == targets[:, None]).sum()
         self.counts.update(truth_rows, functional.one_hot(guess, width), hits)
         self.loss.update(functional.cross_entropy(logits, targets, reduction="none"))
-        # given as probabilities: torchmetrics guesses from the range of a batch whether it sees logits
+        # as probabilities: torchmetrics guesses from the range of a batch whether these are logits
         assert self.ece is not None
         self.ece.update(_two_columns(logits.softmax(1)), targets)
         if self.matrix is not None:
@@ -184,10 +185,10 @@ class ClassificationEvaluator(nn.Module):
         self.precision.update(_two_columns(_ranks(logits)), _two_columns(truth))
 
     def compute(self) -> Evaluation:
-        """Return the result over all batches (and all processes, each of which must call this).
+        """Return the result over all batches and processes; all processes must call it.
 
         Raises:
-            FishnetError: where no image was seen.
+            FishnetError: There were no images.
         """
         self._join_in()
         counts = self.counts.compute()
@@ -206,7 +207,7 @@ class ClassificationEvaluator(nn.Module):
         return Evaluation(metrics, rows, confusion, images)
 
     def _join_in(self) -> None:
-        """Give a process that saw no batch empty states of the right shape, so that gathering does not trip."""
+        """Give a process without batches empty states of the right shape, which gathering needs."""
         if self.counts.update_count == 0:
             device = self.counts.device
             width = len(self.classes)
@@ -243,16 +244,16 @@ class ClassificationEvaluator(nn.Module):
 
 
 def _mean(values: Iterable[float | None]) -> float:
-    """Mean of the values that exist; 0 where none does."""
+    """Return the mean of the values that are not None; 0 if all are."""
     known = [value for value in values if value is not None and not math.isnan(value)]
     return sum(known) / len(known) if known else 0.0
 
 
 def _ranks(logits: Tensor) -> Tensor:
-    """Return float64 values from 0 to 1 in the order of float32 logits, equal only where these are equal.
+    """Map float32 logits to float64 values in 0..1 of the same order, which are equal only if the logits are.
 
-    Average precision depends on the order alone. Sigmoids lose it: in float32 they are 1 from a logit of 17 on. The
-    bits of a float, read as an integer, grow with its magnitude; float64 holds all of them.
+    Average precision depends on the order only. A sigmoid in float32 loses it, since it is 1 for logits above 17. The
+    bits of a float as an integer increase with its magnitude, and float64 represents all of them.
     """
     logits = logits + 0.0  # -0 becomes 0
     bits = logits.view(torch.int32).long()
@@ -265,7 +266,7 @@ def _two_columns(rows: Tensor) -> Tensor:
 
 
 def good_items(batch: Batch) -> Batch:
-    """Leave out the stand-ins for unreadable images from a batch, so that no image is judged twice."""
+    """Remove the replacements of unreadable images from a batch, so that no image is evaluated twice."""
     bad = batch.get("bad")
     if not bad or not any(bad):
         return batch

@@ -1,4 +1,4 @@
-"""How boxes, masks and keypoints are judged: the figures of COCO, by faster-coco-eval, over all processes.
+"""Evaluation of detectors: the figures of COCO for boxes, masks and keypoints, by faster-coco-eval.
 
 https://cocodataset.org/#detection-eval. Average precision (AP) is the mean over ten overlaps from 0.5 to 0.95 unless a
 single one is named, average recall (AR) that at a given number of detections per image. A figure of a size or class
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Found = dict[int, list[Json]]
 """Detections in COCO's results format, by the index of the image."""
 KINDS = {"box": "bbox", "mask": "segm", "keypoint": "keypoints"}
-"""What can be judged, and COCO's name for it."""
+"""What is evaluated, and COCO's name for it."""
 
 BOX_FIGURES = (
     "ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large",
@@ -43,9 +43,9 @@ _CURVES_AT = (0.5, 0.75)
 
 @dataclass
 class DetectionEvaluation:
-    """What an evaluator found.
+    """Result of an evaluation.
 
-    `metrics` are shares between 0 and 1 (-1: nothing to judge), `per_class` has a row per class, `curves` holds per
+    `metrics` are fractions between 0 and 1 (-1: no objects), `per_class` has a row per class, `curves` holds per
     kind and overlap the precision at 101 recalls from 0 to 1, averaged over classes.
     """
 
@@ -67,17 +67,17 @@ class DetectionEvaluation:
 
 
 class DetectionEvaluator:
-    """Collect detections, image by image, and judge them against an annotation file.
+    """Collect detections, image by image, and evaluate them against an annotation file.
 
     Args:
-        file: What is true.
-        kinds: Which of box, mask and keypoint are judged; the first gives the figure that picks the best epoch, unless
-            masks are judged: then theirs does.
+        file: Ground truth.
+        kinds: Which of box, mask and keypoint to evaluate. The best epoch is that with the best AP of masks, or without
+            masks of the first kind.
     """
 
     def __init__(self, file: CocoFile, kinds: Sequence[str] = ("box",)) -> None:
         if unknown := set(kinds) - set(KINDS):
-            raise FishnetError(f"cannot judge {', '.join(sorted(unknown))}; known are {', '.join(KINDS)}")
+            raise FishnetError(f"cannot evaluate {', '.join(sorted(unknown))}; known are {', '.join(KINDS)}")
         self.file, self.kinds = file, tuple(kinds)
         self.primary = "mask_ap" if "mask" in kinds else f"{self.kinds[0]}_ap"
         self._found: Found = {}
@@ -87,7 +87,7 @@ class DetectionEvaluator:
         self._found = {}
 
     def add(self, image: int, found: Objects) -> None:
-        """Take the detections of one image, in pixels of its file.
+        """Add the detections of one image, in pixels of its file.
 
         Args:
             image: Index of the image in the annotation file.
@@ -103,15 +103,15 @@ class DetectionEvaluator:
         return [entry for image in sorted(self._found) for entry in self._found[image]]
 
     def compute(self) -> DetectionEvaluation:
-        """Return the figures over all images of all processes, each of which must call this.
+        """Return the figures over all images and processes; all processes must call it.
 
         Raises:
-            FishnetError: No image was seen.
+            FishnetError: There were no images.
         """
         found = self._gathered()
         answer: list[DetectionEvaluation | None] = [None]
         if _rank() == 0:
-            answer = [judge(self.file, found, self.kinds)] if found else [None]
+            answer = [evaluate_detections(self.file, found, self.kinds)] if found else [None]
         if _distributed():
             torch.distributed.broadcast_object_list(answer, src=0)
         if answer[0] is None:
@@ -161,8 +161,8 @@ def _rounded(values: ArrayLike) -> np.ndarray:
     return np.asarray(values, dtype=np.float64)
 
 
-def judge(file: CocoFile, found: Found, kinds: Iterable[str] = ("box",)) -> DetectionEvaluation:
-    """Return COCO's figures for detections given per image index; images without an entry are not judged."""
+def evaluate_detections(file: CocoFile, found: Found, kinds: Iterable[str] = ("box",)) -> DetectionEvaluation:
+    """Return COCO's figures for detections by the index of the image; images without an entry are left out."""
     images = sorted(found)
     entries = [entry for image in images for entry in found[image]]
     evaluation = DetectionEvaluation({}, images=len(images), detections=len(entries))
@@ -171,11 +171,11 @@ def judge(file: CocoFile, found: Found, kinds: Iterable[str] = ("box",)) -> Dete
         {"class": name, "objects": int(count)} for name, count in zip(file.classes, counts, strict=True)
     ]
     for kind in kinds:
-        _judge_kind(file, images, entries, kind, evaluation)
+        _evaluate_kind(file, images, entries, kind, evaluation)
     return evaluation
 
 
-def _judge_kind(
+def _evaluate_kind(
     file: CocoFile, images: list[int], entries: list[Json], kind: str, evaluation: DetectionEvaluation
 ) -> None:
     from faster_coco_eval import COCO, COCOeval_faster
@@ -215,9 +215,9 @@ def _mean(values: np.ndarray) -> float | None:
 
 
 def ground_truth(file: CocoFile, images: Sequence[int], kind: str) -> Json:
-    """Return the truth of some images as a COCO document, crowds included; objects are numbered anew from 1.
+    """Return the ground truth of some images as a COCO document, crowds included; objects are numbered from 1.
 
-    COCO's judging marks an unmatched detection by 0: an object of that id, legal in a file, would never count as found.
+    COCO's evaluation marks an unmatched detection by 0, so an object with the id 0 would never count as found.
     """
     annotations: list[Json] = []
     for image in images:
@@ -263,7 +263,7 @@ def keypoint_sigmas(count: int) -> np.ndarray:
 
 
 def _say_nothing(*_: object, **__: object) -> None:
-    """Take what the library wants to print."""
+    """Discard what the library prints."""
 
 
 def _distributed() -> bool:
@@ -289,7 +289,7 @@ def _sections(evaluation: Mapping[str, object]) -> list[Section]:
 
 
 def _figures_table(metrics: Mapping[str, object]) -> Table:
-    """Return a row per kind with COCO's figures; what the split does not hold is a dash."""
+    """Return a row per kind with COCO's figures; a dash for figures without objects."""
     rows: dict[str, Json] = {}
     for name, value in metrics.items():
         kind, _, figure = name.partition("_")
