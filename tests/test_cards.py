@@ -250,12 +250,12 @@ def test_flags_that_contradict_the_card(model_file: Path) -> None:
 def test_absent_sources(tmp_path: Path) -> None:
     with pytest.raises(FishnetError, match=r"no file .*nowhere\.safetensors"):
         load_model(tmp_path / "nowhere.safetensors")
-    with pytest.raises(FishnetError, match="is no run folder"):
+    with pytest.raises(FishnetError, match="is not a run folder"):
         load_model(tmp_path)
     run = RunFolder(tmp_path)
     run.checkpoints.mkdir()
     run.last.write_bytes(b"x")
-    with pytest.raises(FishnetError, match=r"not finished an epoch.*last\.ckpt"):
+    with pytest.raises(FishnetError, match=r"no epoch is finished.*last\.ckpt"):
         load_model(tmp_path)
 
 
@@ -304,7 +304,7 @@ def test_devices() -> None:
     assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
     with pytest.raises(UsageError, match="unknown device 'gpuu'"):
         resolve_device("gpuu")
-    with pytest.raises(UsageError, match="'cuda:99' is not there"):
+    with pytest.raises(UsageError, match="'cuda:99' is not available"):
         resolve_device("cuda:99")
 
 

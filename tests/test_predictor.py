@@ -127,14 +127,14 @@ def test_a_given_image_is_left_as_it_was(model_file: Path, pixels: np.ndarray) -
 
 BROKEN = {
     "floats": (np.zeros((8, 8, 3)), "uint8, not float64"),
-    "planes": (np.zeros((3, 8, 8), np.uint8), r"\(3, 8, 8\) is no image"),
-    "empty": (np.zeros((0, 8, 3), np.uint8), "is no image"),
+    "planes": (np.zeros((3, 8, 8), np.uint8), r"\(3, 8, 8\) is not an image"),
+    "empty": (np.zeros((0, 8, 3), np.uint8), "is not an image"),
     "normalised": (torch.full((3, 8, 8), -1.0), "between 0 and 1"),
     "not a number": (torch.full((3, 8, 8), float("nan")), "between 0 and 1"),
-    "batch": (torch.zeros(1, 3, 8, 8), "is no image"),
+    "batch": (torch.zeros(1, 3, 8, 8), "is not an image"),
     "text file": (__file__, "it is not an image"),
     "absent": ("nowhere.jpg", "nowhere.jpg: there is no such file"),
-    "number": (3, "a int is no image"),
+    "number": (3, "a int is not an image"),
     "float pixels": (Image.new("F", (8, 8)), "floating-point pixels"),
 }
 

@@ -142,7 +142,7 @@ def _with_known_shape(array: np.ndarray) -> np.ndarray:
         array = array[:, :, 0]
     if array.ndim not in (2, 3) or 0 in array.shape or (array.ndim == 3 and array.shape[2] not in (2, 3, 4)):
         raise FishnetError(
-            f"an array of shape {array.shape} is not an image; it must be (H, W) or (H, W, channels) with 1 to 4 channels "
+            f"an array of shape {array.shape} is not an image; it must be (H, W) or (H, W, channels), 1 to 4 channels "
             "(a tensor: channels first)"
         )
     return np.ascontiguousarray(array)

@@ -168,7 +168,7 @@ def test_weights_without_a_card_take_the_names_of_the_data(judged: Judged, tmp_p
     assert [row["class"] for row in found.evaluation.per_class] == judged.classes
     assert (found.json, found.pictures) == (None, [])
     torch.save(create_model("fishnet_nano", num_classes=4).state_dict(), tmp_path / "w.pth")
-    with pytest.raises(FishnetError, match=rf"has {len(judged.classes)} classes, the model 4"):
+    with pytest.raises(FishnetError, match=rf"has {len(judged.classes)} classes, but the model has 4"):
         evaluate(str(tmp_path / "w.pth"), str(judged.data), **given, **QUICK)
 
 

@@ -149,7 +149,7 @@ def test_inputs_in_every_form(photos: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_inputs_without_an_image(photos: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FishnetError, match=r"empty holds no image .*\.jpg"):
+    with pytest.raises(FishnetError, match=r"empty contains no images .*\.jpg"):
         find_images([photos, tmp_path / "empty"])
     with pytest.raises(FishnetError, match=r"pattern .*\.bmp matches nothing"):
         find_images([photos / "*.bmp"])
@@ -182,7 +182,7 @@ def test_weights_without_a_card_and_names_from_a_file(photos: Path, tmp_path: Pa
 
 
 def test_an_output_folder_that_cannot_be_made(run: str, photos: Path) -> None:
-    with pytest.raises(FishnetError, match=r"cannot make the folder .*notes\.txt"):
+    with pytest.raises(FishnetError, match=r"cannot create the folder .*notes\.txt"):
         predict(run, [str(photos)], str(photos / "notes.txt" / "out"), device="cpu")
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from fishnet.errors import UsageError
 from fishnet.files import Json
 
 if TYPE_CHECKING:
@@ -73,12 +72,11 @@ def evaluate(
         out: Folder for the picture and the JSON file; by default the run folder, if RUN is one.
         runtime: What runs the network.
     """
-    from fishnet.commands.predict import read_names
+    from fishnet.commands.predict import check_loading, read_names
     from fishnet.loading import load_model, resolve_device
     from fishnet.tasks import get_task, make_task
 
-    if (batch_size is not None and batch_size < 1) or workers < 0:
-        raise UsageError("--batch-size must be at least 1, --workers at least 0")
+    check_loading(batch_size, workers)
     network, card = load_model(run, device, task=task, model=model, classes=read_names(classes), size=size)
     kind = make_task(card)
     dataset = kind.open_split(Path(data), split, bad_images)
@@ -86,16 +84,14 @@ def evaluate(
     evaluation, documents, bad = _evaluate(network, resolve_device(device), kind, dataset, images, workers, precision)
     document = {
         "format_version": FORMAT_VERSION,
-        "source": str(run),
-        "data": str(data),
-        "split": split,
+        **{"source": str(run), "data": str(data), "split": split},
         **evaluation.to_dict(),
         "bad_images": bad,
         "card": card.to_dict(),
     }
     print(summary(kind, evaluation, f"{card.model} on {split} of {data}", bad))
     folder = Path(out) if out is not None else Path(run) if Path(run).is_dir() else None
-    target = Path(json) if json is not None else None if folder is None else folder / f"evaluate_{split}.json"
+    target = Path(json) if json else folder and folder / f"evaluate_{split}.json"
     pictures = _write(kind, evaluation, {target: document}, documents, folder, split)
     return EvaluationReport(document, evaluation, target, pictures, bad)
 

@@ -76,8 +76,7 @@ def predict(
     from fishnet.predictor import Predictor
     from fishnet.tasks import get_task
 
-    if (batch_size is not None and batch_size < 1) or workers < 0:
-        raise UsageError("--batch-size must be at least 1, --workers at least 0")
+    check_loading(batch_size, workers)
     folder = Path(out)
     results = folder / "results.json"
     if results.exists() and not overwrite:
@@ -91,6 +90,14 @@ def predict(
     atomic_write(results, json.dumps(document, ensure_ascii=False, indent=1))
     _say(predictor, results, painter, entries, bad)
     return Prediction(document, results, painter.written, bad)
+
+
+def check_loading(batch_size: int | None, workers: int) -> None:
+    """Refuse numbers of images or workers that are out of range."""
+    if batch_size is not None and batch_size < 1:
+        raise UsageError(f"--batch-size must be at least 1, not {batch_size}")
+    if workers < 0:
+        raise UsageError(f"--workers must not be negative, not {workers}")
 
 
 def _head(predictor: Predictor) -> Json:

@@ -16,7 +16,7 @@ from fishnet.data.detection.coco import CocoFile, read_coco
 from fishnet.data.detection.dataset import DetectionDataset, open_detection
 from fishnet.data.images import BadImageError
 from fishnet.errors import FishnetError
-from fishnet.tasks.detection.evaluator import coco_results, judge
+from fishnet.tasks.detection.evaluator import coco_results, evaluate_detections
 from tests.data.makers import noise, put
 from tests.fuzzing import mutate
 
@@ -113,7 +113,7 @@ def judge_all(file: CocoFile) -> None:
             one["keypoints"] = file.keypoints[objects]
         found[image] = coco_results(file, image, one)
     kinds = ("box", "mask", "keypoint") if file.keypoints is not None else ("box", "mask")
-    metrics = judge(file, found, kinds).metrics
+    metrics = evaluate_detections(file, found, kinds).metrics
     assert all(np.isfinite(value) for value in metrics.values()), metrics
 
 

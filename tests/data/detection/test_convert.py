@@ -19,7 +19,7 @@ from fishnet.data.detection.convert import convert_boxes, detect_layout
 from fishnet.data.detection.dataset import open_detection
 from fishnet.data.images import read_image, turned_box
 from fishnet.errors import FishnetError, UsageError
-from fishnet.tasks.detection.evaluator import coco_results, judge
+from fishnet.tasks.detection.evaluator import coco_results, evaluate_detections
 
 
 def boxes(root: Path) -> dict[str, list[tuple[str, list[float]]]]:
@@ -136,7 +136,7 @@ def test_difficult_objects_of_voc_are_neither_trained_on_nor_judged(tmp_path: Pa
 
     def ap(boxes: list[list[float]]) -> float:
         found = {"boxes": boxes, "labels": [0] * len(boxes), "scores": [0.9 - 0.1 * n for n in range(len(boxes))]}
-        return judge(data.file, {0: coco_results(data.file, 0, found)}).metrics["box_ap"]
+        return evaluate_detections(data.file, {0: coco_results(data.file, 0, found)}).metrics["box_ap"]
 
     easy, hard = [0.0, 0.0, 8.0, 8.0], [10.0, 4.0, 30.0, 16.0]
     assert ap([easy]) == ap([hard, easy]) == pytest.approx(1)

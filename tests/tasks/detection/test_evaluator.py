@@ -16,7 +16,7 @@ from fishnet.tasks.detection.evaluator import (
     KEYPOINT_FIGURES,
     DetectionEvaluator,
     coco_results,
-    judge,
+    evaluate_detections,
     keypoint_sigmas,
 )
 from tests.tasks.predictions import keypoint_file, oracle, perturbed
@@ -57,7 +57,7 @@ def test_truth_against_itself_is_perfect(real: Path) -> None:
             "boxes": corners, "labels": file.class_of[objects], "scores": [1.0] * len(objects),
             "masks": [file.mask(index) for index in objects],
         }  # fmt: skip
-    evaluation = judge(file, {i: coco_results(file, i, one) for i, one in found.items()}, ("box", "mask"))
+    evaluation = evaluate_detections(file, {i: coco_results(file, i, one) for i, one in found.items()}, ("box", "mask"))
     assert evaluation.metrics["box_ap"] == pytest.approx(1)
     assert evaluation.metrics["mask_ap"] == pytest.approx(1)
     rows = [row for row in evaluation.per_class if row["objects"]]
@@ -81,7 +81,7 @@ def test_keypoints_equal_pycocotools(tmp_path: Path) -> None:
 
 def test_another_number_of_keypoints_is_judged_too(tmp_path: Path) -> None:
     _, file, found = keypoint_file(tmp_path, 5)
-    evaluation = judge(file, {i: coco_results(file, i, one) for i, one in found.items()}, ("keypoint",))
+    evaluation = evaluate_detections(file, {i: coco_results(file, i, one) for i, one in found.items()}, ("keypoint",))
     assert 0 < evaluation.metrics["keypoint_ap"] <= 1
     assert len(keypoint_sigmas(5)) == 5
 
@@ -117,7 +117,7 @@ def test_numbers_that_are_none_are_an_error(real: Path) -> None:
     evaluator = DetectionEvaluator(read_coco(real))
     with pytest.raises(FishnetError, match="NaN or infinite"):
         evaluator.add(0, {"boxes": [[0, 0, float("nan"), 5]], "labels": [0], "scores": [0.5]})
-    with pytest.raises(FishnetError, match="cannot judge"):
+    with pytest.raises(FishnetError, match="cannot evaluate"):
         DetectionEvaluator(read_coco(real), ("smell",))
 
 
@@ -151,4 +151,4 @@ def test_an_annotation_of_id_0_can_be_found(tmp_path: Path) -> None:
     path.write_text(json.dumps({"images": images, "annotations": entries, "categories": [{"id": 1, "name": "cat"}]}))
     file = read_coco(path)
     found = {"boxes": [[0, 5, 20, 25], [30, 5, 50, 25]], "labels": [0, 0], "scores": [0.9, 0.8]}
-    assert judge(file, {0: coco_results(file, 0, found)}).metrics["box_ap"] == pytest.approx(1.0)
+    assert evaluate_detections(file, {0: coco_results(file, 0, found)}).metrics["box_ap"] == pytest.approx(1.0)

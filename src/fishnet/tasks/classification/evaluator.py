@@ -145,7 +145,9 @@ class ClassificationEvaluator(nn.Module):
         width = len(self.classes)
         wanted = (len(logits), width) if self.multi_label else (len(logits),)
         if logits.ndim != 2 or logits.shape[1] != width:
-            raise FishnetError(f"the model has outputs of shape {tuple(logits.shape)}, but the data has {width} classes")
+            raise FishnetError(
+                f"the model has outputs of shape {tuple(logits.shape)}, but the data has {width} classes"
+            )
         if tuple(targets.shape) != wanted:
             raise FishnetError(f"targets have shape {tuple(targets.shape)}, but {wanted} is expected")
         if not torch.isfinite(logits).all():

@@ -38,7 +38,7 @@ class ClassificationTask:
     """One class, or several, for a whole image.
 
     Args:
-        card: What the model file says of its network.
+        card: Card of the classifier.
         options: How to answer.
     """
 
@@ -65,9 +65,9 @@ class ClassificationTask:
         return is_multi_label(self.card)
 
     def open_split(self, root: Path, split: str, bad_images: BadImages = "stop") -> ClassificationDataset:
-        """Return a split whose targets are numbered as the model's outputs, with the model's preprocessing.
+        """Return a split with the preprocessing of the model; its targets are numbered as the outputs of the model.
 
-        A model whose class names are unknown takes those of the data, where their number fits; the card then gets them.
+        A model without class names takes those of the data, if their number is equal; its card then has them.
 
         Raises:
             FishnetError: Split or classes do not fit.
@@ -75,7 +75,9 @@ class ClassificationTask:
         if self.head.details.get("unnamed_classes"):
             dataset = open_classification(root, split, bad_images=bad_images)
             if len(dataset.classes) != len(self.classes):
-                raise FishnetError(f"{root} has {len(dataset.classes)} classes, the model {len(self.classes)}")
+                raise FishnetError(
+                    f"{root} has {len(dataset.classes)} classes, but the model has {len(self.classes)} classes"
+                )
             self.head.classes = list(dataset.classes)
         else:
             dataset = open_classification(root, split, classes=self.classes, bad_images=bad_images)
@@ -87,7 +89,7 @@ class ClassificationTask:
         return dataset
 
     def evaluator(self, dataset: ClassificationDataset, device: torch.device) -> ClassificationEvaluator:
-        """Return a fresh evaluator."""
+        """Return a new evaluator."""
         return ClassificationEvaluator(self.classes, self.multi_label, device=device)
 
     def evaluate_batch(self, runtime: Runtime, batch: Batch, evaluator: ClassificationEvaluator) -> None:
@@ -109,7 +111,7 @@ class ClassificationTask:
         return lines + class_table(rows, names, measure, "images")
 
     def pictures(self, evaluation: Evaluation) -> Mapping[str, Figure]:
-        """Return the confusion matrix, where there is one."""
+        """Return the confusion matrix, if there is one."""
         if evaluation.confusion is None:
             return {}
         from fishnet.drawing.confusion import draw_confusion
@@ -117,7 +119,7 @@ class ClassificationTask:
         return {"confusion": draw_confusion(evaluation.confusion, [row["class"] for row in evaluation.per_class])}
 
     def documents(self, evaluator: ClassificationEvaluator) -> Mapping[str, object]:
-        """Return nothing: the figures are all there is."""
+        """Return no further documents."""
         return {}
 
     def prepare(self, image: Image.Image) -> Tensor:

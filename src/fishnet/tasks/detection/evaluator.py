@@ -2,7 +2,7 @@
 
 https://cocodataset.org/#detection-eval. Average precision (AP) is the mean over ten overlaps from 0.5 to 0.95 unless a
 single one is named, average recall (AR) that at a given number of detections per image. A figure of a size or class
-that the split does not hold is -1, as COCO has it.
+without objects in the split is -1, as in COCO.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _CURVES_AT = (0.5, 0.75)
 class DetectionEvaluation:
     """Result of an evaluation.
 
-    `metrics` are fractions between 0 and 1 (-1: no objects), `per_class` has a row per class, `curves` holds per
+    `metrics` are fractions between 0 and 1 (-1: no objects), `per_class` has a row per class, `curves` has per
     kind and overlap the precision at 101 recalls from 0 to 1, averaged over classes.
     """
 

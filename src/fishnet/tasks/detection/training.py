@@ -159,9 +159,9 @@ def decide_detector(config: DetectionConfig, file: CocoFile) -> DetectionConfig:
 
 
 def repeat_factors(file: CocoFile, threshold: float) -> np.ndarray:
-    """Return how often each image should be shown per epoch: max over its classes of max(1, sqrt(threshold / share)).
+    """Return the repeat factor of each image: the maximum over its classes of max(1, sqrt(threshold / share)).
 
-    The share of a class is that of the images that hold it (Gupta et al., LVIS, arXiv 1908.03195, section 5).
+    The share of a class is the fraction of images with objects of it (Gupta et al., LVIS, arXiv 1908.03195, section 5).
     """
     real = ~file.crowd
     pairs = np.unique(np.stack([file.image_of[real], file.class_of[real]]), axis=1)
