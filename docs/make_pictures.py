@@ -18,7 +18,7 @@ from fishnet.commands.demo import demo
 
 FIGURES = Path(__file__).resolve().parent / "figures"
 SIDE, DIGITS = 192, (3, 6)
-SPLITS = {"train": 400, "val": 12}
+SPLITS = {"train": 300, "val": 12}
 
 
 def run_lengths(mask: np.ndarray) -> dict[str, list[int]]:
@@ -106,8 +106,8 @@ def main() -> None:
             part = sheet.convert("RGB").crop((0, 0, sheet.width, round(sheet.width * 2 / 3)))
             part.resize((900, 600), Image.Resampling.LANCZOS).save(FIGURES / "predictions_classification.png")
         data = write_scenes(root / "scenes")
-        settings = {"epochs": 30, "size": SIDE, "longest": SIDE, "batch_size": 16, "augment": {"flip": 0.0}}
-        fishnet.train("detection", data=str(data), model="fishnet_tiny", out=str(root / "run"), **settings)
+        settings = {"epochs": 20, "validate_every": 10, "size": SIDE, "longest": SIDE, "batch_size": 16, "augment": {"flip": 0.0}}
+        fishnet.train("detection", data=str(data), model="fishnet_nano", out=str(root / "run"), **settings)
         fishnet.predict(str(root / "run"), [str(data / "val")], out=str(root / "predictions"))
         found = sorted((root / "predictions" / "pictures").glob("*.jpg"))[:6]
         sheet = beside(found, columns=3).quantize(128, dither=Image.Dither.NONE)

@@ -25,7 +25,7 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
 MATTER = {
     "01_parity": "FishNet-99, 150 and 201 against the released networks",
     "07_cifar10_fishnet_nano": "CIFAR-10 from scratch, the smallest member, on two CPU cores",
-    "24_pennfudan": "Penn-Fudan (136 photos) from scratch, boxes and masks",
+    "21_coco_figures": "COCO's figures against those of pycocotools",
     "11_throughput": "speed of fishnet150 against pytorchcv's, same machine",
     "08_resume": "runs killed at random steps and resumed, against runs that were never killed",
 }
