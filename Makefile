@@ -55,7 +55,7 @@ tables: $(VENV)/.developer  ## docs/models.md and the golden numbers
 trunks: $(VENV)/.developer  ## docs/trunks.md: which of timm's families can be trunks, some minutes
 	$(BIN)/python docs/make_trunks_table.py
 
-pictures: $(VENV)/.user  ## the pictures of README.md, some minutes
+pictures: $(VENV)/.user  ## the pictures of README.md, half an hour
 	$(BIN)/python docs/make_pictures.py
 
 results: $(VENV)/.developer  ## docs/results.md from what the benchmarks recorded

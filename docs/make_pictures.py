@@ -1,6 +1,6 @@
 """Make the pictures of README.md: train on data that comes with scikit-learn, predict, and copy what came out.
 
-`make pictures`; some minutes on two cores. The detector's data are handwritten digits, enlarged and colored, on parts
+`make pictures`; half an hour on two cores. The detector's data are handwritten digits, enlarged and colored, on parts
 of scikit-learn's two photographs; nothing is downloaded.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -103,10 +104,11 @@ def main() -> None:
         run = demo(out=str(root / "demo"))
         del run
         with Image.open(root / "demo" / "predictions" / "contact_sheet.png") as sheet:
-            part = sheet.convert("RGB").crop((0, 0, sheet.width, round(sheet.width * 2 / 3)))
-            part.resize((900, 600), Image.Resampling.LANCZOS).save(FIGURES / "predictions_classification.png")
+            part = sheet.convert("RGB").crop((0, 0, sheet.width, round(sheet.width * 0.644)))
+            part.resize((900, 580), Image.Resampling.LANCZOS).save(FIGURES / "predictions_classification.png")
         data = write_scenes(root / "scenes")
-        settings = {"epochs": 20, "validate_every": 10, "size": SIDE, "longest": SIDE, "batch_size": 16, "augment": {"flip": 0.0}}
+        settings: dict[str, Any] = {"epochs": 20, "validate_every": 10, "size": SIDE, "longest": SIDE, "batch_size": 16}
+        settings["augment"] = {"flip": 0.0}
         fishnet.train("detection", data=str(data), model="fishnet_nano", out=str(root / "run"), **settings)
         fishnet.predict(str(root / "run"), [str(data / "val")], out=str(root / "predictions"))
         found = sorted((root / "predictions" / "pictures").glob("*.jpg"))[:6]
