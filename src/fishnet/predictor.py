@@ -101,6 +101,8 @@ class Predictor:
 
     def answer(self, prepared: Sequence[object]) -> list[Answer]:
         """Predict on inputs that `task.prepare` returned for RGB images."""
+        if not prepared:
+            return []
         return self.task.answer(self.runtime, prepared)
 
 

@@ -187,7 +187,7 @@ def test_an_unreadable_image_stops_or_is_left_out(
     kept = np.arange(len(judged.files)) != 3
     assert found.evaluation.images == kept.sum()
     assert found.metrics["top1"] == (judged.logits.argmax(1) == judged.truth)[kept].mean()
-    assert f"left out, cannot be read: {broken}" in capsys.readouterr().out
+    assert f"skipped unreadable image {broken}" in capsys.readouterr().out
 
 
 def test_errors_of_a_worker_are_one_line(judged: Judged, tmp_path: Path) -> None:
@@ -261,4 +261,4 @@ def test_of_many_classes_the_worst_are_shown() -> None:
     table = text[text.index("class  ") :].splitlines()[1:21]
     assert "the 20 worst of 30 classes" in text
     assert [line.split()[0] for line in table[:3]] == ["c10", "c20", "c1"]
-    assert "... and 2 more left out" in text
+    assert "... and 2 more skipped" in text

@@ -80,7 +80,7 @@ def test_results_and_contact_sheet(run: str, photos: Path, tmp_path: Path, capsy
     assert found.pictures == [out / "contact_sheet.png"]
     assert size_of(out / "contact_sheet.png")[0] > 500
     assert sorted(path.name for path in out.iterdir()) == ["contact_sheet.png", "results.json"]
-    assert "12 images, 0 left out" in capsys.readouterr().out
+    assert "12 images, 0 skipped" in capsys.readouterr().out
 
 
 def test_many_pages_and_workers(run: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,3 +191,48 @@ def test_real_photos(run: str, mini: Callable[[str], Path], tmp_path: Path) -> N
     found = predict(run, [str(folder)], str(tmp_path / "out"), device="cpu", batch_size=64, workers=0)
     assert len(found.images) == len(list(folder.rglob("*.jpg")))
     assert all(0 <= p["score"] <= 1 for entry in found.images for p in entry["predictions"])
+
+
+def test_files_of_somebody_else_are_neither_replaced_nor_removed(run: str, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("contact_sheet.png", "contact_sheet_02.png", "contact_sheet_of_my_wedding.png"):
+        Image.new("RGB", (8, 8), "red").save(out / name)
+    with pytest.raises(UsageError, match=r"contact_sheet.png is not from an earlier predict.*--overwrite"):
+        predict(run, [str(photos)], str(out), device="cpu", workers=0)
+    assert size_of(out / "contact_sheet.png") == (8, 8)
+    predict(run, [str(photos)], str(out), device="cpu", workers=0, overwrite=True)
+    assert size_of(out / "contact_sheet.png")[0] > 500
+    assert size_of(out / "contact_sheet_02.png") == (8, 8)
+    assert size_of(out / "contact_sheet_of_my_wedding.png") == (8, 8)
+
+
+def test_a_picture_never_replaces_an_input(run: str, photos: Path, tmp_path: Path) -> None:
+    image = tmp_path / "out" / "contact_sheet.png"
+    image.parent.mkdir()
+    Image.new("RGB", (40, 30), "red").save(image)
+    with pytest.raises(UsageError, match=r"where the input .*contact_sheet.png is; choose another --out"):
+        predict(run, [str(image)], str(image.parent), device="cpu", overwrite=True)
+    assert size_of(image) == (40, 30)
+
+
+def test_results_that_name_files_outside_the_folder_remove_nothing(run: str, photos: Path, tmp_path: Path) -> None:
+    out, diary = tmp_path / "out", tmp_path / "diary.png"
+    out.mkdir()
+    Image.new("RGB", (8, 8)).save(diary)
+    (out / "results.json").write_text(json.dumps({"pictures": ["../diary.png", str(diary)]}))
+    predict(run, [str(photos)], str(out), device="cpu", workers=0, overwrite=True)
+    assert diary.exists()
+
+
+def test_a_predictor_answers_no_inputs_with_an_empty_list(run: str) -> None:
+    assert Predictor(run, "cpu").answer([]) == []
+
+
+def test_class_names_may_start_with_a_byte_order_mark_but_not_be_missing(tmp_path: Path) -> None:
+    names = tmp_path / "names.txt"
+    names.write_text("cat\ndog\n", encoding="utf-8-sig")
+    assert command.read_names(str(names)) == ["cat", "dog"]
+    names.write_text("\n \n")
+    with pytest.raises(UsageError, match=r"names.txt contains no class names; write one per line"):
+        command.read_names(str(names))

@@ -127,6 +127,8 @@ DISPLAY = Display(
 class Swatches:
     """A PNG per image, the answer written on it."""
 
+    patterns: tuple[str, ...] = ("*_swatch.png",)
+
     def __init__(self, out: Path) -> None:
         self.out = out
         self.written: list[Path] = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from fishnet.errors import UsageError
@@ -26,15 +25,14 @@ def demo(out: str = "runs/demo", quick: bool = False) -> RunFolder:
     from fishnet.data.digits import write_digits
 
     root = Path(out)
-    if (root / "data").exists() and not (root / "run").exists() and not (root / "data" / "digits.txt").exists():
-        raise UsageError(f"--out {out} contains a folder data/ that is not from a demo; choose another folder")
+    taken = [name for name in ("data", "run", "predictions") if (root / name).exists()]
+    if taken and not (root / "data" / "digits.txt").exists():
+        raise UsageError(f"--out {out} contains {taken[0]}/, which is not from a demo; choose another folder")
     data = write_digits(root / "data")
     settings: Json = {"epochs": 2} if quick else {}
     run = train("classification", recipe="digits", overwrite=True, data=str(data), out=str(root / "run"), **settings)
     evaluate(str(run.path), data=str(data))
-    if (root / "predictions").exists():
-        shutil.rmtree(root / "predictions")
     pictures = [str(path) for path in sorted((data / "val").glob("*/*.png"))[::15]]
-    predict(str(run.path), pictures, out=str(root / "predictions"))
+    predict(str(run.path), pictures, out=str(root / "predictions"), overwrite=True)
     print(f"look at {run.report_html} and {root / 'predictions'}")
     return run

@@ -138,9 +138,9 @@ def summary(task: Task, evaluation: Evaluation, title: str, bad: Sequence[str] =
     """Return the result as text: what was evaluated, the figures, the images left out."""
     lines = [f"{title}: {evaluation.images} images" + (f", {len(bad)} unreadable left out" if bad else "")]
     lines += task.describe(evaluation)
-    lines += [f"left out, cannot be read: {name}" for name in bad[:10]]
+    lines += [f"skipped unreadable image {name}" for name in bad[:10]]
     if len(bad) > 10:
-        lines.append(f"... and {len(bad) - 10} more left out")
+        lines.append(f"... and {len(bad) - 10} more skipped")
     return "\n".join(lines)
 
 

@@ -81,12 +81,18 @@ def predict(
     results = folder / "results.json"
     if results.exists() and not overwrite:
         raise UsageError(f"{folder} contains results already: choose another --out or give --overwrite")
+    earlier = _earlier_pictures(results)
     files = find_images(inputs, leave_out=folder)
     _make(folder)
     predictor = Predictor(run, device, task, model, read_names(classes), size, **options)
     images = get_task(predictor.card.task).batch_size if batch_size is None else batch_size
-    entries, painter, bad = _predict_files(predictor, files, folder, images, workers, bad_images)
-    document = _head(predictor) | {"images": entries, "bad_images": bad}
+    painter = predictor.task.painter(folder, len(files))
+    _check_pictures(folder, painter, files, earlier, overwrite)
+    entries, bad = _predict_files(predictor, painter, files, images, workers, bad_images)
+    for old in earlier - set(painter.written):
+        old.unlink(missing_ok=True)
+    drawn = [path.relative_to(folder).as_posix() for path in painter.written]
+    document = _head(predictor) | {"images": entries, "bad_images": bad, "pictures": drawn}
     atomic_write(results, json.dumps(document, ensure_ascii=False, indent=1))
     _say(predictor, results, painter, entries, bad)
     return Prediction(document, results, painter.written, bad)
@@ -107,6 +113,30 @@ def _head(predictor: Predictor) -> Json:
     return {"format_version": FORMAT_VERSION, "task": card.task, "model": card.model, "classes": names}
 
 
+def _earlier_pictures(results: Path) -> set[Path]:
+    """Return the pictures that results.json lists; only these may be replaced or removed without asking."""
+    try:
+        listed = json.loads(results.read_text("utf-8"))["pictures"]
+        relative = [Path(name) for name in listed]
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+    return {results.parent / name for name in relative if not name.is_absolute() and ".." not in name.parts}
+
+
+def _check_pictures(folder: Path, painter: Painter, files: list[Path], earlier: set[Path], overwrite: bool) -> None:
+    """Refuse an output folder in which pictures would replace files of somebody else."""
+    present = {path for pattern in painter.patterns for path in folder.glob(pattern)}
+    places = {path.resolve() for path in present}
+    for file in files:
+        if file.resolve() in places:
+            raise UsageError(f"predict writes its pictures where the input {file} is; choose another --out")
+    if (foreign := sorted(present - earlier)) and not overwrite:
+        raise UsageError(
+            f"{foreign[0]} is not from an earlier predict: choose another --out, or give --overwrite to replace files "
+            "of the same name"
+        )
+
+
 def _make(folder: Path) -> None:
     """Create the output folder before any work is done."""
     try:
@@ -120,9 +150,11 @@ def read_names(classes: str | None) -> list[str] | None:
     if classes is None:
         return None
     try:
-        names = [line.strip() for line in Path(classes).read_text(encoding="utf-8").splitlines()]
+        names = [line.strip() for line in Path(classes).read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read the class names in {classes}: {error}") from error
+    if not any(names):
+        raise UsageError(f"{classes} contains no class names; write one per line")
     return [name for name in names if name]
 
 
@@ -216,13 +248,12 @@ def _as_list(items: list[_Item]) -> list[_Item]:
 
 
 def _predict_files(
-    predictor: Predictor, files: list[Path], out: Path, batch_size: int, workers: int, bad_images: str
-) -> tuple[list[Entry], Painter, list[str]]:
-    """Return the entries of results.json, the painter of the pictures, and the images left out."""
+    predictor: Predictor, painter: Painter, files: list[Path], batch_size: int, workers: int, bad_images: str
+) -> tuple[list[Entry], list[str]]:
+    """Return the entries of results.json and the images that cannot be read."""
     from torch.utils.data import DataLoader
     from tqdm import tqdm
 
-    painter = predictor.task.painter(out, len(files))
     dataset: Any = _Files(predictor.task, painter, files)
     if len(files) <= _FEW:
         workers = 0  # starting workers would take longer than the work
@@ -245,7 +276,7 @@ def _predict_files(
     if not entries:
         raise FishnetError(f"none of the {len(files)} images can be read, the first is {bad[0]}")
     painter.finish()
-    return entries, painter, bad
+    return entries, bad
 
 
 def _say(predictor: Predictor, results: Path, painter: Painter, entries: list[Entry], bad: list[str]) -> None:
@@ -254,10 +285,13 @@ def _say(predictor: Predictor, results: Path, painter: Painter, entries: list[En
     if len(entries) > 10:
         print(f"... and {len(entries) - 10} more")
     for file in bad[:10]:
-        print(f"left out, cannot be read: {file}")
+        print(f"skipped unreadable image {file}")
     if len(bad) > 10:
-        print(f"... and {len(bad) - 10} more left out")
+        print(f"... and {len(bad) - 10} more skipped")
     pictures = painter.written
+    if not pictures:
+        print(f"{len(entries)} images, {len(bad)} skipped: {results}")
+        return
     more = f" (the first {painter.drawn} images)" if painter.drawn < len(entries) else ""
     shown = f"{pictures[0]}{f' ... {pictures[-1].name}' if len(pictures) > 1 else ''}{more}"
-    print(f"{len(entries)} images, {len(bad)} left out: {results}, {shown}")
+    print(f"{len(entries)} images, {len(bad)} skipped: {results}, {shown}")

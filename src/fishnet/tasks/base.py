@@ -128,10 +128,12 @@ class Painter(Protocol):
     """Draws answers one by one, so that memory does not grow with the number of images.
 
     Attributes:
+        patterns: Glob patterns of the files that it writes, relative to the output folder.
         written: Pictures on disk.
         drawn: Number of images drawn so far.
     """
 
+    patterns: tuple[str, ...]
     written: list[Path]
     drawn: int
 
@@ -148,7 +150,7 @@ class Painter(Protocol):
         ...
 
     def finish(self) -> None:
-        """Write what is not on disk yet, and remove the pictures of an earlier call."""
+        """Write what is not on disk yet."""
         ...
 
 

@@ -26,6 +26,8 @@ class Sheets:
         images: Number of images that will come.
     """
 
+    patterns: tuple[str, ...] = ("contact_sheet.png", "contact_sheet_[0-9][0-9].png")
+
     def __init__(self, out: Path, images: int) -> None:
         self.out, self.pages = out, min(_SHEETS, math.ceil(images / SHEET_IMAGES))
         self.cards: list[Card] = []
@@ -52,10 +54,8 @@ class Sheets:
             self._write()
 
     def finish(self) -> None:
-        """Write the page that was begun, if any; remove pages of an earlier call."""
+        """Write the page that was begun, if any."""
         self._write()
-        for old in set(self.out.glob("contact_sheet*.png")) - set(self.written):
-            old.unlink()
 
     def _write(self) -> None:
         from fishnet.drawing.sheets import contact_sheet
