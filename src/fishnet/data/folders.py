@@ -35,7 +35,7 @@ def read_lines(path: Path) -> list[str]:
         FishnetError: The file is not UTF-8 text.
     """
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = path.read_text("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise FishnetError(
             f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
 
@@ -19,6 +20,11 @@ from fishnet.training.module import TrainingModule
 from fishnet.training.optimizer import Checkpoint
 from fishnet.training.progress import Stopwatch
 from fishnet.training.signals import SignalWatch
+
+
+def is_better(value: float, best: float | None) -> bool:
+    """Whether a figure is above the best one so far; any number is above NaN, the AP of a split without objects."""
+    return best is None or value > best or (math.isnan(best) and not math.isnan(value))
 
 
 class RunKeeper(pl.Callback):
@@ -143,7 +149,7 @@ class RunKeeper(pl.Callback):
         started = time.perf_counter()
         evaluator_primary, evaluation = module.evaluate_split(progress=trainer.is_global_zero)
         value = evaluation.metrics[evaluator_primary]
-        better = self.best is None or value > self.best
+        better = is_better(value, self.best)
         if better:
             self.best, self.best_epoch = value, epoch
         if trainer.is_global_zero:

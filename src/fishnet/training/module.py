@@ -7,7 +7,7 @@ so drop path and mixing do not depend on what ran before, and a resumed run equa
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
 from typing import Any, cast
 
 import numpy as np
@@ -185,7 +185,7 @@ class TrainingModule(pl.LightningModule):
         if batch_index % self.config.accumulate == 0:
             self._losses.clear()
         parts = {name: value.detach() for name, value in losses.items()} if len(losses) > 1 else {}
-        self._losses.append({"loss": loss.detach(), **parts})
+        self._losses.append(parts | {"loss": loss.detach()})
         return loss
 
     def logs_now(self) -> bool:
@@ -196,7 +196,7 @@ class TrainingModule(pl.LightningModule):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Log loss, gradient norm and learning rate; gradients are accumulated and not yet clipped here."""
         step = self.global_step + 1
-        losses = {name: torch.stack([part[name] for part in self._losses]).mean() for name in self._losses[0]}
+        losses = mean_losses(self._losses)
         self._check_loss(step, losses["loss"])
         if not self.logs_now():
             return
@@ -271,6 +271,15 @@ class TrainingModule(pl.LightningModule):
         arithmetic = trainer.precision_plugin.forward_context()
         found = evaluate_network(task, self.evaluated_model, self.device, batches(), evaluator, arithmetic)
         return evaluator.primary, found
+
+
+def mean_losses(batches: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the mean of each loss over the accumulated batches that have it.
+
+    Not every batch has every loss: an image may lack the labels of a head.
+    """
+    names = dict.fromkeys(name for losses in batches for name in losses)
+    return {name: torch.stack([losses[name] for losses in batches if name in losses]).mean() for name in names}
 
 
 def build_model(job: Training) -> Network:
