@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fishnet.cli import COMMANDS, main
+from fishnet.cli import COMMANDS, main, resume_by_folder
 from fishnet.cli_help import class_groups, class_options, function_options
 from fishnet.cli_tasks import task_argument
 from fishnet.config import SETTING_GROUPS, TrainConfig
@@ -85,3 +85,20 @@ def test_a_value_that_is_called_like_a_task_is_not_the_task() -> None:
         task_argument(["--data", "x"])
     with pytest.raises(UsageError, match="Did you mean 'detection'"):
         task_argument(["detectoin", "--data", "x"])
+
+
+def test_resume_by_folder_in_every_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine", "detection"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text("task: classification\n")
+    resumed = ["classification", "--resume", "--out", "mine"]
+    assert resume_by_folder(["--resume", "mine"]) == resumed
+    assert resume_by_folder(["--resume=mine"]) == resumed
+    assert resume_by_folder(["classification", "--resume", "mine"]) == resumed
+    assert resume_by_folder(["--resume", "detection"]) == ["classification", "--resume", "--out", "detection"]
+    for untouched in (["classification", "--resume"], ["classification", "--resume=true"]):
+        assert resume_by_folder(untouched) == untouched
+    (tmp_path / "detection" / "config.yaml").unlink()
+    before_task = ["--resume", "detection", "--out", "mine"]
+    assert resume_by_folder(before_task) == before_task

@@ -112,20 +112,30 @@ def run(arguments: list[str]) -> int:
 
 def resume_by_folder(arguments: list[str]) -> list[str]:
     """Return `--resume RUN` as the options that it stands for: the task of the run, and its folder as --out."""
+    arguments = [part for argument in arguments for part in _split_resume(argument)]
     place = arguments.index("--resume") + 1 if "--resume" in arguments else len(arguments)
     if place == len(arguments) or arguments[place].startswith("-") or arguments[place] in ("true", "false"):
         return arguments
     from pathlib import Path
 
+    from fishnet.cli_tasks import positional
     from fishnet.runs import RunFolder
     from fishnet.settings import read_task
     from fishnet.tasks import task_names
 
-    folder = arguments[place]
-    rest = [*arguments[:place], *arguments[place + 1 :], "--out", folder]
-    if not set(arguments) & set(task_names()):
-        rest = [read_task(RunFolder(Path(folder)).config_yaml), *rest]
-    return rest
+    folder, names = arguments[place], task_names()
+    config = RunFolder(Path(folder)).config_yaml
+    others = [*arguments[: place - 1], *arguments[place + 1 :]]
+    has_task = any(argument in names for argument in positional(others))
+    if folder in names and not has_task and not config.exists():
+        return arguments  # `--resume TASK --out RUN`: a flag before the task
+    rest = [*others, "--resume", "--out", folder]
+    return rest if has_task else [read_task(config), *rest]
+
+
+def _split_resume(argument: str) -> list[str]:
+    name, equals, value = argument.partition("=")
+    return [name, value] if name == "--resume" and equals and value not in ("true", "false") else [argument]
 
 
 def usage() -> str:
@@ -189,9 +199,9 @@ def parse(name: str, command: Command, function: Function, arguments: list[str])
 
 def tasks_help(name: str, command: Command) -> str:
     """Return the help of a command whose options depend on the task: the list of tasks."""
-    from fishnet.tasks import get_task, task_names
+    from fishnet.tasks import loaded_tasks
 
-    lines = [f"  {task:<16}{get_task(task).summary}" for task in task_names()]
+    lines = [f"  {kind.name:<16}{kind.summary}" for kind in loaded_tasks()]
     head = f"usage: fishnet {name} TASK ... (fishnet {name} TASK --help lists its options)"
     return "\n".join([head, "", f"{command.summary[0].upper()}{command.summary[1:]}.", "", "Tasks:", *lines])
 

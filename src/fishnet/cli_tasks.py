@@ -12,7 +12,7 @@ from jsonargparse import ArgumentParser
 from fishnet.cli_help import Group, class_groups, class_options, function_options
 from fishnet.config import SETTING_GROUPS
 from fishnet.errors import UsageError
-from fishnet.tasks import get_task, task_names
+from fishnet.tasks import get_task, loaded_tasks, task_names
 from fishnet.tasks.base import TaskKind
 
 
@@ -63,15 +63,19 @@ def boolean_settings(kind: type, prefix: str = "") -> set[str]:
     return names
 
 
+def positional(arguments: list[str]) -> list[str]:
+    """Return the arguments that do not follow an option, whose values they may be."""
+    free = [not before.startswith("--") or "=" in before for before in ["", *arguments]]
+    return [argument for argument, alone in zip(arguments, free, strict=False) if alone]
+
+
 def task_argument(arguments: list[str]) -> str:
     """Return the task that a command line names.
 
     Raises:
         UsageError: It names none, or an unknown one.
     """
-    names = task_names()
-    behind = [not before.startswith("--") or "=" in before for before in ["", *arguments]]
-    plain = [argument for argument, free in zip(arguments, behind, strict=False) if free]  # not the value of an option
+    names, plain = task_names(), positional(arguments)
     named = next((argument for argument in [*plain, *arguments] if argument in names), None)
     named = named or next((argument for argument in plain if not argument.startswith("-")), None)
     if named is None:
@@ -101,7 +105,7 @@ def of_all_tasks(part: Callable[[TaskKind], Any], *skip: str) -> Callable[[list[
     """
 
     def extensions(arguments: list[str]) -> Iterator[Extension]:
-        for kind in map(get_task, task_names()):
+        for kind in loaded_tasks():
             if (source := part(kind)) is not None:
                 yield Extension(kind.name, source, frozenset(skip))
 

@@ -15,7 +15,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from fishnet.cards import REFUSED_OPTIONS
 from fishnet.config import Rule, TrainConfig
 from fishnet.errors import UsageError, did_you_mean
-from fishnet.tasks import get_task, task_names
+from fishnet.tasks import loaded_tasks
 
 Settings = Mapping[str, Any]
 """Settings by name; groups of settings are mappings themselves."""
@@ -71,10 +71,10 @@ def _advice(name: str, known: Iterable[str]) -> str:
 def owners_of(name: str) -> list[str]:
     """Return the tasks that have a setting, or a group of settings, of that full name."""
     owners = []
-    for task in task_names():
-        names = setting_names(get_task(task).config)
+    for kind in loaded_tasks():
+        names = setting_names(kind.config)
         if name in names or any(other.startswith(f"{name}.") for other in names):
-            owners.append(task)
+            owners.append(kind.name)
     return owners
 
 

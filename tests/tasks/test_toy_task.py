@@ -112,3 +112,6 @@ def test_a_broken_package_is_one_line(home: Path) -> None:
     }
     said = run("train", "broken", "--data", "x", "--out", "y", code=2, env=environment)
     assert "task 'broken' cannot be loaded from no_such_module:TASK" in said
+    said = run("predict", "--help", env=environment)
+    assert "warning: task 'broken' cannot be loaded" in said
+    assert "Options for detection" in said

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fishnet.errors import UsageError
-from fishnet.tasks import get_task, task_names
+from fishnet.tasks import get_task, loaded_tasks
 from fishnet.tasks.base import TaskKind
 
 
@@ -23,7 +23,7 @@ def task_of(root: Path, named: str | None, fits: Callable[[TaskKind], Callable[[
     """
     if named is not None:
         return get_task(named)
-    kinds = [kind for kind in map(get_task, task_names()) if fits(kind) is not None]
+    kinds = [kind for kind in loaded_tasks() if fits(kind) is not None]
     fitting = [kind for kind in kinds if (recognises := fits(kind)) is not None and recognises(root)]
     if len(fitting) > 1:
         names = ", ".join(kind.name for kind in fitting)

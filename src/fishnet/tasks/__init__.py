@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import sys
 from functools import cache
 from importlib import metadata
 from typing import Any
@@ -47,11 +48,26 @@ def get_task(name: str) -> TaskKind:
     entry = others[name]
     try:
         kind = entry.load()
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # a package of somebody else may raise anything when it is imported
         raise UsageError(f"task {name!r} cannot be loaded from {entry.value}: {error}") from error
     if not isinstance(kind, TaskKind) or kind.name != name:
         raise UsageError(f"task {name!r}: {entry.value} must be a TaskKind with that name")
     return kind
+
+
+@cache
+def loaded_tasks() -> tuple[TaskKind, ...]:
+    """Return all tasks whose packages can be imported; the others are named once on standard error.
+
+    One broken package must not take the commands of all other tasks with it.
+    """
+    kinds = []
+    for name in task_names():
+        try:
+            kinds.append(get_task(name))
+        except UsageError as error:
+            print(f"fishnet: warning: {error}", file=sys.stderr, flush=True)
+    return tuple(kinds)
 
 
 def make_task(card: ModelCard, **options: Any) -> AnyTask:
@@ -79,4 +95,4 @@ def _others() -> dict[str, metadata.EntryPoint]:
     return {entry.name: entry for entry in metadata.entry_points(group=ENTRY_POINTS)}
 
 
-__all__ = ["BUILT_IN", "ENTRY_POINTS", "TaskKind", "get_task", "make_task", "task_names"]
+__all__ = ["BUILT_IN", "ENTRY_POINTS", "TaskKind", "get_task", "loaded_tasks", "make_task", "task_names"]
