@@ -118,7 +118,10 @@ def resume_by_folder(arguments: list[str]) -> list[str]:
         return arguments
     from pathlib import Path
 
-    from fishnet.cli_tasks import positional
+    from fishnet.cli_help import function_options
+    from fishnet.cli_tasks import boolean_settings, positional
+    from fishnet.commands.train import train
+    from fishnet.config import TrainConfig
     from fishnet.runs import RunFolder
     from fishnet.settings import read_task
     from fishnet.tasks import task_names
@@ -126,7 +129,9 @@ def resume_by_folder(arguments: list[str]) -> list[str]:
     folder, names = arguments[place], task_names()
     config = RunFolder(Path(folder)).config_yaml
     others = [*arguments[: place - 1], *arguments[place + 1 :]]
-    has_task = any(argument in names for argument in positional(others))
+    flags = {name for name, option in function_options(train).items() if option.hint is bool}
+    spelled = normalise(others, flags | boolean_settings(TrainConfig))  # a flag has no value behind it
+    has_task = any(argument in names for argument in positional(spelled))
     if folder in names and not has_task and not config.exists():
         return arguments  # `--resume TASK --out RUN`: a flag before the task
     rest = [*others, "--resume", "--out", folder]

@@ -225,6 +225,18 @@ def test_results_that_name_files_outside_the_folder_remove_nothing(run: str, pho
     assert diary.exists()
 
 
+@pytest.mark.parametrize("listed", ["a", ["."], [7], {"a": 1}])
+def test_results_with_a_damaged_list_of_pictures_remove_nothing(
+    run: str, photos: Path, tmp_path: Path, listed: object
+) -> None:
+    mine = tmp_path / "out" / "a"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    (mine.parent / "results.json").write_text(json.dumps({"pictures": listed}))
+    predict(run, [str(photos)], str(mine.parent), device="cpu", workers=0, overwrite=True)
+    assert mine.read_text() == "mine"
+
+
 def test_a_predictor_answers_no_inputs_with_an_empty_list(run: str) -> None:
     assert Predictor(run, "cpu").answer([]) == []
 

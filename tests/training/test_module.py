@@ -353,3 +353,17 @@ def test_the_best_constant_answer_of_several_labels_is_the_frequency(photos: Pat
         found = torch.tensor(plan.class_weights, dtype=torch.float64)
         assert float(found.mean()) == pytest.approx(1)
         assert (found * frequency).tolist() == pytest.approx([float(found[0] * frequency[0])] * 3)
+
+
+def test_a_part_that_is_named_loss_does_not_hide_the_total(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def losses(job: ClassificationTraining, model: Network, batch: Any, epoch: int) -> dict[str, torch.Tensor]:
+        zero = sum(parameter.sum() for parameter in model.parameters()) * 0.0
+        return {"loss": zero + 1.0, "other": zero + 2.0}
+
+    monkeypatch.setattr(ClassificationTraining, "losses", losses)
+    run = train("classification", data=str(photos), out=str(tmp_path / "run"), **{**SMALL, "epochs": 1})
+    rows = [row for row in MetricsFile(run.metrics_csv).read() if row["split"] == "train"]
+    assert {float(row["value"]) for row in rows if row["name"] == "loss"} == {3.0}
+    assert {float(row["value"]) for row in rows if row["name"] == "other"} == {2.0}

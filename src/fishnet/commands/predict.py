@@ -117,10 +117,11 @@ def _earlier_pictures(results: Path) -> set[Path]:
     """Return the pictures that results.json lists; only these may be replaced or removed without asking."""
     try:
         listed = json.loads(results.read_text("utf-8"))["pictures"]
-        relative = [Path(name) for name in listed]
+        relative = [Path(name) for name in listed] if isinstance(listed, list) else []
     except (OSError, ValueError, KeyError, TypeError):
         return set()
-    return {results.parent / name for name in relative if not name.is_absolute() and ".." not in name.parts}
+    inside = [results.parent / name for name in relative if not name.is_absolute() and ".." not in name.parts]
+    return {path for path in inside if path.is_file()}
 
 
 def _check_pictures(folder: Path, painter: Painter, files: list[Path], earlier: set[Path], overwrite: bool) -> None:
@@ -147,15 +148,17 @@ def _make(folder: Path) -> None:
 
 def read_names(classes: str | None) -> list[str] | None:
     """Return the class names in a text file, or None if no file is given."""
+    from fishnet.data.folders import read_lines
+
     if classes is None:
         return None
     try:
-        names = [line.strip() for line in Path(classes).read_text(encoding="utf-8-sig").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
+        names = read_lines(Path(classes))
+    except (OSError, FishnetError) as error:
         raise UsageError(f"cannot read the class names in {classes}: {error}") from error
-    if not any(names):
+    if not names:
         raise UsageError(f"{classes} contains no class names; write one per line")
-    return [name for name in names if name]
+    return names
 
 
 def find_images(inputs: Sequence[str | Path], leave_out: Path | None = None) -> list[Path]:

@@ -58,4 +58,4 @@ class Pictures:
         self.drawn += 1
 
     def finish(self) -> None:
-        """Do nothing: every picture is written as soon as it is drawn."""
+        """Do nothing, since `add` has already written every picture."""
