@@ -13,7 +13,8 @@ import timm
 import torch
 
 from fishnet.errors import UsageError
-from fishnet.models.trunk import STRIDES, build_trunk
+from fishnet.models.build_trunk import build_trunk
+from fishnet.models.trunk import STRIDES
 
 PAGE = Path(__file__).resolve().parent / "trunks.md"
 HEAD = f"""# Trunks

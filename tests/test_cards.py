@@ -215,12 +215,12 @@ def test_files_without_a_card_need_task_and_model(tmp_path: Path, name: str, suf
         load_model(path, task="clasification", model=name)
     loaded, found = load_model(path, task="classification", model=name)
     assert found.architecture.heads["image"].num_classes == 7
-    assert found.head().classes == list("0123456")
-    assert found.head().details == {"unnamed_classes": True}
+    assert found.heads["image"].classes == list("0123456")
+    assert found.heads["image"].details == {"unnamed_classes": True}
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(logits(loaded, images), model(images))
-    named = load_model(path, task="classification", model=name, classes=list("abcdefg"))[1].head()
+    named = load_model(path, task="classification", model=name, classes=list("abcdefg"))[1].heads["image"]
     assert (named.classes, named.details) == (list("abcdefg"), {})
     with pytest.raises(UsageError, match=r"2 class names are given.* 7 classes"):
         load_model(path, task="classification", model=name, classes=["a", "b"])

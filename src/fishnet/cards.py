@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import get_args
 
@@ -19,6 +19,7 @@ from fishnet.config import Interpolation, NormalizeConfig, PreprocessConfig
 from fishnet.errors import FishnetError, UsageError
 from fishnet.files import Json, atomic_path
 from fishnet.models.build import Architecture
+from fishnet.models.heads.types import count_classes
 
 FORMAT_VERSION = 2
 CARD_KEY = "model.json"
@@ -31,8 +32,8 @@ REFUSED_OPTIONS = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "ch
 class HeadCard:
     """Description of one head."""
 
-    classes: list[str]
-    """Names in the order of the head's outputs."""
+    classes: list[str] = field(default_factory=list)
+    """Names in the order of the head's outputs; empty if it does not predict classes."""
     details: Json = field(default_factory=dict)
     """What the task of the head adds, as JSON values; free for whoever wrote the file."""
 
@@ -62,10 +63,10 @@ class ModelCard:
         """Name of the backbone."""
         return self.architecture.backbone
 
-    def head(self) -> HeadCard:
-        """Return the card of the only head."""
-        (card,) = self.heads.values()
-        return card
+    @property
+    def classes(self) -> dict[str, list[str]]:
+        """Class names of every head, by the name of the head."""
+        return {name: head.classes for name, head in self.heads.items()}
 
     def to_dict(self) -> Json:
         """Return the card as JSON values."""
@@ -130,13 +131,6 @@ class ModelCard:
         card.check()
         return card
 
-    def at_size(self, size: int) -> ModelCard:
-        """Return the card for another input size; the maximum of the longer side (`longest`) is scaled with it."""
-        details = dict(self.details)
-        if "longest" in details:
-            details["longest"] = round(details["longest"] * size / self.size)
-        return replace(self, size=size, details=details)
-
     def check(self) -> None:
         """Raise ValueError if the fields contradict each other."""
         if not isinstance(self.task, str) or not self.task:
@@ -144,7 +138,8 @@ class ModelCard:
         if not isinstance(self.model, str) or ":" in self.model:
             raise ValueError(f"{self.model!r} is not the name of a model")
         numbers = {"size": self.size, "in_chans": self.architecture.in_chans, "format_version": self.format_version}
-        numbers |= {f"num_classes of {name}": plan.num_classes for name, plan in self.architecture.heads.items()}
+        counts = {name: count_classes(plan) for name, plan in self.architecture.heads.items()}
+        numbers |= {f"num_classes of {name}": count for name, count in counts.items() if count is not None}
         for name, value in numbers.items():
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} is {value!r}, not a positive integer")
@@ -153,8 +148,7 @@ class ModelCard:
         for name, head in self.heads.items():
             if not all(isinstance(text, str) for text in head.classes):
                 raise ValueError("class names must be strings")
-            if len(head.classes) != self.architecture.heads[name].num_classes:
-                count = self.architecture.heads[name].num_classes
+            if len(head.classes) != (count := counts.get(name) or 0):
                 raise ValueError(f"{len(head.classes)} class names for {count} outputs of {name}")
         interpolation = getattr(self.preprocess, "interpolation", "bilinear")
         if interpolation not in get_args(Interpolation):

@@ -1,9 +1,10 @@
-"""Run, model file, weights file or tag -> network and card."""
+"""Run, model file, weights file or tag -> network and card, or what runs the network."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -14,8 +15,13 @@ from fishnet.errors import FishnetError, UsageError
 from fishnet.models.build import build_network
 from fishnet.models.checkpoints.weights import locate_weights
 from fishnet.models.network import Network
+from fishnet.models.precision import guard_bf16_on_cpu
 from fishnet.runs import RunFolder
 from fishnet.tasks import get_task
+from fishnet.tasks.base import Runtime, TorchRuntime
+
+RuntimeName = Literal["torch"]
+"""Inference backends."""
 
 
 def resolve_device(device: str = "auto") -> torch.device:
@@ -71,8 +77,45 @@ def load_model(
     if size is not None:
         if size < 1:
             raise UsageError(f"--size must be at least 1 pixel, not {size}")
-        card = card.at_size(size)
+        card = get_task(card.task).at_size(card, size)
     return network.to(target).eval(), card
+
+
+def load_runtime(
+    source: str | Path,
+    runtime: RuntimeName = "torch",
+    device: str = "auto",
+    precision: str = "fp32",
+    task: str | None = None,
+    model: str | None = None,
+    classes: Sequence[str] | None = None,
+    size: int | None = None,
+) -> tuple[Runtime, ModelCard]:
+    """Return what runs a network, and the card of the network.
+
+    Args:
+        source: See `load_model`.
+        runtime: Inference backend: `torch`.
+        device: `auto` (a GPU where there is one), `cpu`, `cuda`, `cuda:1`, ...
+        precision: Arithmetic: fp32, bf16, fp16, or auto for that of the validation during training.
+        task: Task of a file without a card.
+        model: Backbone of a file without a card.
+        classes: Class names of a file without a card.
+        size: Input size in pixels instead of that of the card.
+
+    Raises:
+        FishnetError: The file is missing, damaged, or does not fit the architecture.
+        UsageError: An unknown backend, or see `load_model`.
+    """
+    if runtime not in (known := get_args(RuntimeName)):
+        raise UsageError(f"unknown runtime {runtime!r}; runtimes are {', '.join(known)}")
+    target = resolve_device(device)
+    network, card = load_model(source, device, task=task, model=model, classes=classes, size=size)
+    network.to(memory_format=torch.channels_last)
+    precision = card.precision if precision == "auto" else precision
+    if precision == "bf16" and target.type == "cpu":
+        guard_bf16_on_cpu(network)  # as in training
+    return TorchRuntime(network, target, precision), card
 
 
 def _compare(flag: str, given: str | None, written: str, path: Path) -> None:

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from fishnet.data.images import bad_image, explain, read_image, to_rgb
 from fishnet.errors import FishnetError, UsageError
-from fishnet.loading import load_model, resolve_device
+from fishnet.loading import RuntimeName, load_runtime
 from fishnet.tasks import get_task, make_task
-from fishnet.tasks.base import Answer, TorchRuntime
+from fishnet.tasks.base import Answer
 
 ImageLike = str | Path | Image.Image | np.ndarray | Tensor
 
@@ -40,8 +40,9 @@ class Predictor:
         classes: Class names of a weights file that has none.
         size: Input size in pixels instead of that of the model. For a detector it is the shorter side, and the maximum
             of the longer side is scaled with it.
-        options: How to answer, depending on the task: `top` and `threshold` of a classifier, `score`, `max_detections`,
-            `tile` and `overlap` of a detector.
+        runtime: Inference backend.
+        options: Prediction options of the task: `top` and `threshold` of a classifier, `score`, `max_detections`, `tile`
+            and `overlap` of a detector.
 
     Raises:
         FishnetError: The source is missing or damaged; see `fishnet.loading.load_model`.
@@ -56,17 +57,18 @@ class Predictor:
         model: str | None = None,
         classes: Sequence[str] | None = None,
         size: int | None = None,
+        runtime: RuntimeName = "torch",
         **options: Any,
     ) -> None:
-        self.model, self.card = load_model(source, device, task=task, model=model, classes=classes, size=size)
-        self.model.to(memory_format=torch.channels_last)
-        self.runtime = TorchRuntime(self.model, resolve_device(device))
+        self.runtime, self.card = load_runtime(
+            source, runtime, device, task=task, model=model, classes=classes, size=size
+        )
         self.task = make_task(self.card, **options)
 
     @property
     def classes(self) -> list[str]:
-        """Class names in the order of the model's outputs."""
-        return self.card.head().classes
+        """Class names in the order of the model's outputs; `card.classes` has those of every head, this the first."""
+        return next(iter(self.card.classes.values()))
 
     def __call__(self, image: ImageLike) -> Answer:
         """Predict on one image.

@@ -66,7 +66,7 @@ def test_results_and_contact_sheet(run: str, photos: Path, tmp_path: Path, capsy
         "format_version": 1,
         "task": "classification",
         "model": "fishnet_nano",
-        "classes": CLASSES,
+        "classes": {"image": CLASSES},
     }
     files = sorted(photos.rglob("image*.PNG"))
     assert [entry["file"] for entry in document["images"]] == [path.as_posix() for path in files]
@@ -175,8 +175,10 @@ def test_weights_without_a_card_and_names_from_a_file(photos: Path, tmp_path: Pa
     given = {"task": "classification", "model": "resnet10t", "size": 64, "device": "cpu"}
     image = [str(photos / "image 00*")]
     named = predict(str(tmp_path / "w.pth"), image, str(tmp_path / "a"), classes=str(tmp_path / "names.txt"), **given)
-    assert named.document["classes"] == ["yes", "no"]
-    assert predict(str(tmp_path / "w.pth"), image, str(tmp_path / "b"), **given).document["classes"] == ["0", "1"]
+    assert named.document["classes"] == {"image": ["yes", "no"]}
+    assert predict(str(tmp_path / "w.pth"), image, str(tmp_path / "b"), **given).document["classes"] == {
+        "image": ["0", "1"]
+    }
     with pytest.raises(UsageError, match="cannot read the class names"):
         predict(str(tmp_path / "w.pth"), image, str(tmp_path / "c"), classes="absent.txt", **given)
 

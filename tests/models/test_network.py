@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fishnet import create_model
 from fishnet.cards import HeadCard, ModelCard, save_model
 from fishnet.errors import UsageError
-from fishnet.models.build import Architecture, as_network, build_network
+from fishnet.models.build import HEADS, Architecture, HeadKind, as_network, build_network
 from fishnet.models.checkpoints.weights import load_weights
 from fishnet.models.heads.detectors import RegionPlan
 from fishnet.models.heads.image import ClassifierPlan
@@ -77,6 +78,101 @@ def test_heads_share_one_pass_of_the_trunk_and_keep_their_losses_apart() -> None
         torch.testing.assert_close(torch.stack(answers["image"]), torch.stack(alone(batch)["image"]))
 
 
+@pytest.mark.parametrize(
+    "model", ["resnet18", "convnext_atto", "mobilenetv3_small_050", "swin_tiny_patch4_window7_224"]
+)
+@torch.no_grad()
+def test_a_timm_network_classifies_and_gives_maps_in_one_pass(model: str) -> None:
+    both = network(model, image=CLASSIFIER, region=DETECTOR).eval()
+    assert both.trunk.strides == [4, 8, 16, 32]
+    batch = torch.randn(2, 3, 96, 160)
+    features = both.trunk(batch)
+    # the classifier sees what it sees in a network of its own, the pyramid what timm's feature network gives it
+    alone = network(model, image=CLASSIFIER).eval()
+    kept = ("necks.", "heads.region.")
+    alone.load_state_dict({name: value for name, value in both.state_dict().items() if not name.startswith(kept)})
+    if "swin" not in model:  # alone it takes images of one size
+        assert torch.equal(both.raw(batch)["image"]["logits"], alone.raw(batch)["image"]["logits"])
+    maps = network(model, region=DETECTOR).eval()
+    own = plain_names(both)
+    renamed = {name: own[plain_name(name)] for name in maps.trunk.state_dict()}
+    maps.trunk.load_state_dict(renamed)
+    for found, expected in zip(features.maps, maps.trunk(batch).maps, strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_published_weights_start_both_inputs_of_the_heads(tmp_path: Path) -> None:
+    source = network("resnet18", seed=1, image=CLASSIFIER)
+    path = tmp_path / "whole.safetensors"
+    save_model(path, source, card("resnet18", "image", CLASSIFIER))
+    plans = {"image": CLASSIFIER, "region": DETECTOR}
+    both = build_network(Architecture("resnet18", plans), str(path))
+    assert all(torch.equal(value, both.state_dict()[name]) for name, value in source.state_dict().items())
+
+
+def test_every_classifier_has_a_last_layer_of_its_own() -> None:
+    breed, pose = CLASSIFIER, ClassifierPlan(num_classes=2)
+    for model in ("fishnet_nano", "resnet18"):
+        both = network(model, breed=breed, pose=pose, age=breed).eval()
+        answers = both(torch.randn(2, 3, 64, 64))
+        assert [answers[name][0].shape for name in ("breed", "pose", "age")] == [(4,), (2,), (4,)]
+        assert not torch.equal(answers["breed"][0], answers["age"][0])
+
+
+@dataclass(frozen=True)
+class MeanPlan:
+    """Plan of a head without classes."""
+
+    kind: str = "mean"
+
+
+class Mean(nn.Module):
+    """One number per image, from its pooled features or from its maps."""
+
+    def raw(self, features: Any) -> dict[str, Tensor]:
+        maps = features.values() if isinstance(features, dict) else [features[:, :, None, None]]
+        return {"mean": torch.stack([level.mean((1, 2, 3)) for level in maps]).sum(0)}
+
+    def losses(self, raw: dict[str, Tensor], frame: Frame, targets: Tensor) -> dict[str, Tensor]:
+        return {"loss": (raw["mean"] - targets).square().mean()}
+
+    def decode(self, raw: dict[str, Tensor], frame: Frame) -> list[Tensor]:
+        return list(raw["mean"])
+
+
+@pytest.mark.parametrize("takes", ["maps", "vector"])
+def test_a_head_without_a_neck_takes_what_its_kind_says(takes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(HEADS, "mean", HeadKind(MeanPlan, lambda plan, trunk: (None, Mean()), takes=takes))
+    for model in ("fishnet_nano", "resnet18"):
+        one = network(model, mean=MeanPlan()).eval()
+        batch = torch.randn(2, 3, 64, 64)
+        features = one.trunk(batch)
+        maps = features.maps if takes == "maps" else [features.vector[:, :, None, None]]
+        given = torch.stack([level.mean((1, 2, 3)) for level in maps]).sum(0)
+        torch.testing.assert_close(torch.stack(one(batch)["mean"]), given)
+    one.train()(batch, {"mean": torch.zeros(2)})["loss"].backward()
+    assert all(parameter.grad is not None for parameter in one.parameters() if parameter.requires_grad)
+
+
+def test_heads_without_targets_are_not_run_but_have_gradients_of_zero() -> None:
+    both = network(image=CLASSIFIER, region=DETECTOR).train()
+    before = {name: value.clone() for name, value in both.state_dict().items()}
+    losses = both(images((64, 64), (64, 64)), {"image": torch.tensor([1, 2])})
+    assert set(losses) == {"image_loss"}
+    losses["image_loss"].backward()
+    named = dict(both.named_parameters())
+    assert all(parameter.grad is not None for parameter in named.values())
+    region = [name for name in named if name.startswith(("necks.", "heads.region."))]
+    assert region
+    assert all(not named[name].grad.any() for name in region)
+    assert named["heads.image.classifier.weight"].grad.any()
+    after = both.state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in after if name.startswith("necks."))  # statistics
+    nothing = both(images((64, 64)), {})
+    assert {name: value.item() for name, value in nothing.items()} == {"loss": 0.0}
+    torch.stack(list(nothing.values())).sum().backward()
+
+
 @pytest.mark.parametrize("kind", ["mask_rcnn", "fcos", "retinanet"])
 @torch.no_grad()
 def test_raw_outputs_decode_to_the_answers(kind: str) -> None:
@@ -84,8 +180,8 @@ def test_raw_outputs_decode_to_the_answers(kind: str) -> None:
     pictures = images((60, 90))
     batch, frame = one.batcher(pictures)
     assert frame == Frame((64, 96), [(60, 90)])
-    raw = {name.removeprefix("region."): value.clone() for name, value in one.raw(batch).items()}
-    found = one.decode({"region": raw}, frame)["region"][0]
+    raw = {head: {name: value.clone() for name, value in outputs.items()} for head, outputs in one.raw(batch).items()}
+    found = one.decode(raw, frame)["region"][0]
     expected = one(pictures)["region"][0]
     assert len(expected["scores"]) > 0
     assert found.keys() == expected.keys()
@@ -126,5 +222,8 @@ def card(model: str, head: str, plan: Any, **fields: Any) -> ModelCard:
 
 def plain_names(one: Network) -> dict[str, Tensor]:
     """Return the trunk's tensors; timm's feature networks flatten the dots of containers."""
-    state = one.trunk.state_dict()
-    return {name.removeprefix("network.").replace(".", "_"): value for name, value in state.items()}
+    return {plain_name(name): value for name, value in one.trunk.state_dict().items()}
+
+
+def plain_name(name: str) -> str:
+    return name.removeprefix("network.").removeprefix("model.").replace(".", "_")

@@ -19,12 +19,12 @@ from fishnet.errors import FishnetError, UsageError
 from fishnet.loading import load_model
 from fishnet.models import create_model
 from fishnet.models.build import Architecture, as_network, build_network
+from fishnet.models.build_trunk import build_trunk
 from fishnet.models.checkpoints.weights import load_to_train, load_weights
 from fishnet.models.heads.detectors import RegionPlan
 from fishnet.models.heads.image import ClassifierPlan
 from fishnet.models.norms import apply_norm_policy, groups_of, has_batch_norms, hold_norms, note_loaded_norms
 from fishnet.models.pyramid import Pyramid
-from fishnet.models.trunk import build_trunk
 
 
 def images(*shape: int) -> Tensor:

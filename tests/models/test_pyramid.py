@@ -13,6 +13,7 @@ from fishnet.cards import HeadCard, ModelCard, save_model
 from fishnet.errors import UsageError
 from fishnet.models import FishNet, create_model
 from fishnet.models.build import Architecture, as_network
+from fishnet.models.build_trunk import build_trunk
 from fishnet.models.heads.image import ClassifierPlan
 from fishnet.models.norms import (
     SmallBatchWarning,
@@ -24,7 +25,7 @@ from fishnet.models.norms import (
     note_loaded_norms,
 )
 from fishnet.models.pyramid import Pyramid
-from fishnet.models.trunk import TAPS, FishTrunk, Trunk, build_trunk
+from fishnet.models.trunk import TAPS, FishTrunk, Trunk
 
 
 def images(*shape: int) -> Tensor:

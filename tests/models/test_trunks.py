@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from fishnet.errors import UsageError
+from fishnet.models.build_trunk import build_trunk
 from fishnet.models.norms import apply_norm_policy
-from fishnet.models.trunk import TimmTrunk, build_trunk
+from fishnet.models.timm_trunk import TimmTrunk
 from tests.models.heads.test_detectors import detector, losses_of, target
 from tests.models.test_norms import batch_norms, classifier, saved
 

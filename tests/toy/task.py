@@ -22,7 +22,7 @@ from fishnet.config import NOT_NEGATIVE, Rules, TrainConfig
 from fishnet.data.checks import CheckReport
 from fishnet.drawing.display import Display, Score, Section, Table
 from fishnet.models.build import Architecture, HeadKind, register_head
-from fishnet.models.heads.types import Frame, Losses, Maps, Raw
+from fishnet.models.heads.types import Answers, Frame, Losses, Maps, Raw
 from fishnet.models.network import Network
 from fishnet.models.pyramid import Pyramid
 from fishnet.models.trunk import Trunk
@@ -37,7 +37,6 @@ class BrightnessPlan:
     """What builds the head."""
 
     kind: str = "brightness"
-    num_classes: int = 1
     width: int = 16
     loss: str = "l1"
 
@@ -103,9 +102,6 @@ class BrightnessEvaluator:
     def __init__(self) -> None:
         self.pairs: list[tuple[float, float]] = []
 
-    def reset(self) -> None:
-        self.pairs = []
-
     def compute(self) -> BrightnessEvaluation:
         errors = np.abs([found - true for found, true in self.pairs])
         metrics = {"within": float((errors < 0.1).mean()), "error": float(errors.mean())}
@@ -164,9 +160,11 @@ class BrightnessTask:
     def evaluator(self, dataset: Photos, device: torch.device) -> BrightnessEvaluator:
         return BrightnessEvaluator()
 
-    def evaluate_batch(self, runtime: Runtime, batch: Batch, evaluator: BrightnessEvaluator) -> None:
-        found = torch.stack(list(runtime(batch["image"])[HEAD])).tolist()
-        evaluator.pairs += zip(found, batch["target"].tolist(), strict=True)
+    def network_inputs(self, batch: Batch) -> Tensor:
+        return batch["image"]
+
+    def update(self, evaluator: BrightnessEvaluator, answers: Answers, batch: Batch) -> None:
+        evaluator.pairs += zip(torch.stack(answers[HEAD]).tolist(), batch["target"].tolist(), strict=True)
 
     def describe(self, evaluation: BrightnessEvaluation) -> list[str]:
         return [f"  within 0.1: {evaluation.metrics['within']:.1%}"]
@@ -216,7 +214,7 @@ class BrightnessTraining:
         return Architecture(self.config.model, {HEAD: plan}, dict(self.config.model_option))
 
     def card(self) -> ModelCard:
-        heads = {HEAD: HeadCard(["brightness"])}
+        heads = {HEAD: HeadCard()}
         return ModelCard("brightness", self.architecture(), heads, self.config.size, self.config.preprocess)
 
     def losses(self, network: Network, batch: Batch, epoch: int) -> dict[str, Tensor]:

@@ -12,9 +12,8 @@ from fishnet.files import Json
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
-    from fishnet.tasks.base import Batch, Evaluation, Task
+    from fishnet.tasks.base import AnyTask, Batch, Evaluation, Runtime
 
 FORMAT_VERSION = 1
 
@@ -70,18 +69,19 @@ def evaluate(
         model: Backbone of a weights file that does not describe its network.
         classes: Text file with a class name per line, for a weights file without class names.
         out: Folder for the picture and the JSON file; by default the run folder, if RUN is one.
-        runtime: What runs the network.
+        runtime: Inference backend.
     """
     from fishnet.commands.predict import check_loading, read_names
-    from fishnet.loading import load_model, resolve_device
+    from fishnet.loading import load_runtime, resolve_device
     from fishnet.tasks import get_task, make_task
 
     check_loading(batch_size, workers)
-    network, card = load_model(run, device, task=task, model=model, classes=read_names(classes), size=size)
+    names = read_names(classes)
+    runner, card = load_runtime(run, runtime, device, precision, task=task, model=model, classes=names, size=size)
     kind = make_task(card)
     dataset = kind.open_split(Path(data), split, bad_images)
     images = get_task(card.task).batch_size if batch_size is None else batch_size
-    evaluation, documents, bad = _evaluate(network, resolve_device(device), kind, dataset, images, workers, precision)
+    evaluation, documents, bad = _evaluate(kind, runner, resolve_device(device), dataset, images, workers)
     document = {
         "format_version": FORMAT_VERSION,
         **{"source": str(run), "data": str(data), "split": split},
@@ -97,27 +97,14 @@ def evaluate(
 
 
 def _evaluate(
-    network: nn.Module,
-    device: torch.device,
-    task: Task,
-    dataset: Any,
-    batch_size: int,
-    workers: int,
-    precision: str,
+    task: AnyTask, runtime: Runtime, device: torch.device, dataset: Any, batch_size: int, workers: int
 ) -> tuple[Evaluation, Mapping[str, object], list[str]]:
     """Return the evaluation, the further documents of the evaluator, and the images left out."""
-    import torch
     from tqdm import tqdm
 
     from fishnet.data.loader import EvalBatches, make_loader, reraise_plainly
-    from fishnet.models.precision import autocast, guard_bf16_on_cpu
     from fishnet.tasks.base import evaluate_network
 
-    if precision == "auto":
-        precision = task.card.precision
-    network.to(memory_format=torch.channels_last)
-    if precision == "bf16" and device.type == "cpu":
-        network = guard_bf16_on_cpu(network)  # as in training
     batches = EvalBatches(len(dataset), batch_size)
     loader = make_loader(dataset, batches, workers, device.type == "cuda", collate=task.collate)
     bad = dict.fromkeys(dataset.bad_images)
@@ -130,11 +117,11 @@ def _evaluate(
                 yield batch
                 bar.update(len(batch["image"]))
 
-        evaluation = evaluate_network(task, network, device, watched(), evaluator, autocast(device, precision))
+        evaluation = evaluate_network(task, runtime, watched(), evaluator)
     return evaluation, task.documents(evaluator), list(bad)
 
 
-def summary(task: Task, evaluation: Evaluation, title: str, bad: Sequence[str] = ()) -> str:
+def summary(task: AnyTask, evaluation: Evaluation, title: str, bad: Sequence[str] = ()) -> str:
     """Return the result as text: what was evaluated, the figures, the images left out."""
     lines = [f"{title}: {evaluation.images} images" + (f", {len(bad)} unreadable left out" if bad else "")]
     lines += task.describe(evaluation)
@@ -145,7 +132,7 @@ def summary(task: Task, evaluation: Evaluation, title: str, bad: Sequence[str] =
 
 
 def _write(
-    task: Task,
+    task: AnyTask,
     evaluation: Evaluation,
     main: dict[Path | None, object],
     documents: Mapping[str, object],

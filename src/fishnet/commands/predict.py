@@ -69,7 +69,7 @@ def predict(
         task: Task of a weights file that does not describe its network.
         model: Backbone of a weights file that does not describe its network.
         classes: Text file with a class name per line, for a weights file without class names.
-        runtime: What runs the network.
+        runtime: Inference backend.
         options: How to answer, depending on the task, such as `top` or `score`; see `fishnet predict --help`.
     """
     from fishnet.files import atomic_write
@@ -84,7 +84,7 @@ def predict(
     earlier = _earlier_pictures(results)
     files = find_images(inputs, leave_out=folder)
     _make(folder)
-    predictor = Predictor(run, device, task, model, read_names(classes), size, **options)
+    predictor = Predictor(run, device, task, model, read_names(classes), size, runtime, **options)
     images = get_task(predictor.card.task).batch_size if batch_size is None else batch_size
     painter = predictor.task.painter(folder, len(files))
     _check_pictures(folder, painter, files, earlier, overwrite)
@@ -108,9 +108,7 @@ def check_loading(batch_size: int | None, workers: int) -> None:
 
 def _head(predictor: Predictor) -> Json:
     card = predictor.card
-    classes = {name: head.classes for name, head in card.heads.items()}
-    names = next(iter(classes.values())) if len(classes) == 1 else classes
-    return {"format_version": FORMAT_VERSION, "task": card.task, "model": card.model, "classes": names}
+    return {"format_version": FORMAT_VERSION, "task": card.task, "model": card.model, "classes": card.classes}
 
 
 def _earlier_pictures(results: Path) -> set[Path]:

@@ -9,19 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from importlib import metadata
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 from torch import nn
 
 from fishnet.errors import UsageError, did_you_mean
+from fishnet.models.build_trunk import build_trunk, split
 from fishnet.models.heads.detectors import DETECTORS, RegionPlan, build_region_head, check_region_plan
-from fishnet.models.heads.image import ClassifierPlan, ImageHead
+from fishnet.models.heads.image import ClassifierPlan, ImageHead, similar_layer
 from fishnet.models.heads.types import HeadPlan
 from fishnet.models.network import Batcher, Network
 from fishnet.models.norms import apply_norm_policy
 from fishnet.models.pyramid import Pyramid
 from fishnet.models.timm_types import ModelOptions
-from fishnet.models.trunk import Taps, Trunk, build_trunk, split
+from fishnet.models.trunk import Taps, Trunk
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Channel means and standard deviations of ImageNet images in 0..1."""
@@ -34,17 +35,21 @@ class HeadKind(NamedTuple, Generic[Plan]):
     """How heads of one kind are described and built."""
 
     plan: type[Plan]
-    """Frozen dataclass with the fields `kind` and `num_classes`."""
+    """Frozen dataclass with the field `kind`, and `num_classes` if the head predicts classes."""
     build: Callable[[Plan, Trunk], tuple[Pyramid | None, nn.Module]]
     """Plan and trunk -> neck (None if the head needs none) and head."""
     check: Callable[[Plan], None] | None = None
     """Raises UsageError for a plan from which no head can be built."""
+    takes: Literal["maps", "vector"] = "maps"
+    """Input of the head: maps, those of its neck if it has one, or the pooled features of the trunk."""
 
 
+CLASSIFIER = "classifier"
+"""Kind of the heads that take over the last layer of the backbone."""
 HEADS: dict[str, HeadKind[Any]] = {
     name: HeadKind(RegionPlan, build_region_head, check_region_plan) for name in DETECTORS
 }
-"""Every kind of head that takes maps, by name; other packages add theirs with `register_head`."""
+"""Every other kind of head by name; other packages add theirs with `register_head`."""
 
 
 def register_head(name: str, kind: HeadKind[Plan]) -> None:
@@ -52,12 +57,12 @@ def register_head(name: str, kind: HeadKind[Plan]) -> None:
 
     Args:
         name: Value of `kind` in the plans.
-        kind: How the heads are described and built; they take the maps of a neck.
+        kind: How the heads are described and built.
 
     Raises:
         UsageError: Another kind is registered under the name.
     """
-    if name == "classifier" or HEADS.get(name, kind) != kind:
+    if name == CLASSIFIER or HEADS.get(name, kind) != kind:
         raise UsageError(f"a head named {name!r} is already registered; choose another name")
     HEADS[name] = kind
 
@@ -102,7 +107,7 @@ def plan_of(values: Mapping[str, object]) -> HeadPlan:
         UsageError: Its kind or one of its fields is unknown.
     """
     kind = values.get("kind")
-    if kind == "classifier":
+    if kind == CLASSIFIER:
         return ClassifierPlan(**_known_fields(ClassifierPlan, values, "a classifier"))
     plan = _kind_of(kind).plan
     return plan(**_known_fields(plan, values, str(kind)))
@@ -110,12 +115,27 @@ def plan_of(values: Mapping[str, object]) -> HeadPlan:
 
 def _kind_of(name: object) -> HeadKind[Any]:
     if name not in HEADS:
-        for entry in metadata.entry_points(group="fishnet.tasks"):
-            entry.load()  # importing the task of another package registers its heads
-    if name not in HEADS:
-        known = ["classifier", *HEADS]
-        raise UsageError(f"unknown head {name!r}.{did_you_mean(str(name), known)} Known are {', '.join(known)}")
+        problems = _load_other_tasks()
+        if name not in HEADS:
+            known = [CLASSIFIER, *HEADS]
+            near = did_you_mean(str(name), known)
+            raise UsageError(f"unknown head {name!r}.{near} Known are {', '.join(known)}{problems}")
     return HEADS[name]
+
+
+def _load_other_tasks() -> str:
+    """Import the tasks of other packages, which registers their heads; return which could not be imported."""
+    problems = []
+    for entry in metadata.entry_points(group="fishnet.tasks"):
+        try:
+            entry.load()
+        except Exception as error:  # a package of somebody else may raise anything when it is imported
+            problems.append(f"; {entry.value} cannot be imported: {error}")
+    return "".join(problems)
+
+
+def _takes_vector(plan: HeadPlan) -> bool:
+    return plan.kind == CLASSIFIER or _kind_of(plan.kind).takes == "vector"
 
 
 def _known_fields(kind: type, values: Mapping[str, object], what: str) -> dict[str, Any]:
@@ -135,7 +155,7 @@ def build_network(
 
     Args:
         architecture: What to build.
-        weights: Run, checkpoint or tag to load the trunk from, and the classifier if it has the same size;
+        weights: Run, checkpoint or tag to load the trunk from, and the first classifier if it has the same size;
             `pretrained` loads the published weights. None initialises all weights.
         mean: Channel means of images in 0..1, for lists of images, which the network normalises itself.
         std: Channel standard deviations of these images.
@@ -146,13 +166,13 @@ def build_network(
     """
     plans = dict(architecture.heads)
     for plan in plans.values():
-        if plan.kind != "classifier" and (check := _kind_of(plan.kind).check):
+        if plan.kind != CLASSIFIER and (check := _kind_of(plan.kind).check):
             check(plan)
-    classifier = next((plan for plan in plans.values() if plan.kind == "classifier"), None)
-    maps = any(plan.kind != "classifier" for plan in plans.values())
+    classifier = next((plan for plan in plans.values() if plan.kind == CLASSIFIER), None)
     trunk, last = build_trunk(
         architecture.backbone,
-        taps=architecture.taps if maps else None,
+        taps=None if all(_takes_vector(plan) for plan in plans.values()) else architecture.taps,
+        vector=any(_takes_vector(plan) for plan in plans.values()),
         num_classes=classifier.num_classes if classifier else None,
         weights=weights,
         group_norm=architecture.group_norm,
@@ -183,17 +203,22 @@ def as_network(
 def _assemble(trunk: Trunk, last: nn.Module | None, architecture: Architecture, batcher: Batcher) -> Network:
     necks: dict[str, Pyramid] = {}
     heads: dict[str, nn.Module] = {}
+    taken = False
     for name, plan in architecture.heads.items():
-        if plan.kind == "classifier":
+        if plan.kind == CLASSIFIER:
             assert last is not None
-            heads[name] = ImageHead(last, plan)
+            heads[name] = ImageHead(similar_layer(last, plan.num_classes) if taken else last, plan)
+            taken = True
             continue
-        neck, heads[name] = HEADS[plan.kind].build(plan, trunk)
+        neck, heads[name] = _kind_of(plan.kind).build(plan, trunk)
         if neck is not None:
             necks[name] = neck
-    if necks:
-        trunk.freeze_idle(min(neck.finest for neck in necks.values()), architecture.in_chans)
-    network = Network(trunk, necks, heads, batcher)
+    pooled = [name for name, plan in architecture.heads.items() if _takes_vector(plan)]
+    # maps that only heads without a neck take are all used
+    finest = [necks[name].finest if name in necks else 0 for name in heads if name not in pooled]
+    if finest:
+        trunk.freeze_idle(min(finest), architecture.in_chans)
+    network = Network(trunk, necks, heads, batcher, pooled)
     if architecture.group_norm:
         apply_norm_policy(network, "group")
     return network

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, overload
 
 import torch
 from torch import Tensor, nn
 
 from fishnet.models.distributed import largest
-from fishnet.models.heads.types import Answers, Frame, Losses, Raw, Size, Targets
+from fishnet.models.heads.types import Answers, Frame, Losses, Maps, Raw, Size, Targets
 from fishnet.models.pyramid import Pyramid
 from fishnet.models.timm_types import LayerGroups
-from fishnet.models.trunk import Trunk
+from fishnet.models.trunk import Features, Trunk
 
 Images = Tensor | list[Tensor]
 """A normalised batch (N, C, H, W), or images (C, h, w) of any sizes, float in 0..1 or uint8."""
@@ -24,7 +24,7 @@ AnswerT = TypeVar("AnswerT")
 
 
 class Head(Protocol[FeaturesT, TargetsT, AnswerT]):
-    """A prediction head; it takes the feature maps of its neck or, without a neck, the pooled features of the trunk."""
+    """A prediction head, which takes feature maps (`Maps`) or the pooled features of the trunk (N, C)."""
 
     def raw(self, features: FeaturesT) -> Raw:
         """Return the outputs before decoding, by name. Must not branch on tensor values, so that it can be exported."""
@@ -100,14 +100,22 @@ class Network(nn.Module):
 
     Args:
         trunk: Backbone.
-        necks: Pyramid of each head that takes feature maps, by the name of the head.
+        necks: Pyramids by the name of the head; a head on maps without one takes those of the trunk.
         heads: Heads by name, such as `image` and `region`.
         batcher: Turns images into a batch.
+        pooled: Names of the heads that take the pooled features of the trunk instead of maps.
     """
 
-    def __init__(self, trunk: Trunk, necks: dict[str, Pyramid], heads: dict[str, nn.Module], batcher: Batcher) -> None:
+    def __init__(
+        self,
+        trunk: Trunk,
+        necks: Mapping[str, Pyramid],
+        heads: Mapping[str, nn.Module],
+        batcher: Batcher,
+        pooled: Collection[str],
+    ) -> None:
         super().__init__()
-        self.trunk, self.batcher = trunk, batcher
+        self.trunk, self.batcher, self.pooled = trunk, batcher, frozenset(pooled)
         self.necks, self.heads = nn.ModuleDict(necks), nn.ModuleDict(heads)
 
     if TYPE_CHECKING:
@@ -126,41 +134,53 @@ class Network(nn.Module):
 
         Args:
             images: Normalised batch, or a list of images.
-            targets: Targets by head; required in training mode.
+            targets: Targets by head; required in training mode. A head without targets is not run, in any process.
         """
         if self.training:
             assert targets is not None, "training needs targets"
             batch, frame = self.batcher(images, common=True)
-            return self._losses(self._raw(batch), frame, targets)
+            return self._losses(self.raw(batch, targets), frame, targets)
         answers: dict[str, dict[int, Any]] = {name: {} for name in self.heads}
         for places in [list(range(len(images)))] if isinstance(images, Tensor) else self.batcher.groups(images):
             batch, frame = self.batcher(images if isinstance(images, Tensor) else [images[place] for place in places])
-            for name, found in self.decode(self._raw(batch), frame).items():
+            for name, found in self.decode(self.raw(batch), frame).items():
                 answers[name].update(zip(places, found, strict=True))
         return {name: [found[place] for place in range(len(images))] for name, found in answers.items()}
 
-    def raw(self, batch: Tensor) -> Raw:
-        """Return the raw outputs of all heads for a normalised batch, by `<head>.<output>`; this is exported."""
-        outputs = self._raw(batch)
-        return {f"{head}.{name}": value for head, raw in outputs.items() for name, value in raw.items()}
+    def raw(self, batch: Tensor, heads: Collection[str] | None = None) -> dict[str, Raw]:
+        """Return the raw outputs of heads for a normalised batch, by head; this is what is exported.
+
+        Args:
+            batch: Normalised images (N, C, H, W).
+            heads: Names of the heads to run; None runs all.
+        """
+        features = self.trunk(batch)
+        chosen = [name for name in self.heads if heads is None or name in heads]
+        return {name: self._head(name).raw(self._input_of(name, features)) for name in chosen}
+
+    def _input_of(self, name: str, features: Features) -> Tensor | Maps | None:
+        if name in self.pooled:
+            return features.vector
+        if name in self.necks:
+            return self.necks[name](features.maps)
+        return {str(index): level for index, level in enumerate(features.maps)}
 
     def decode(self, raw: Mapping[str, Raw], frame: Frame) -> Answers:
         """Return the answers of every head from raw outputs by head, such as those of an exported network."""
         return {name: self._head(name).decode(outputs, frame) for name, outputs in raw.items()}
 
-    def _raw(self, batch: Tensor) -> dict[str, Raw]:
-        features = self.trunk(batch)
-        return {
-            name: self._head(name).raw(self.necks[name](features.maps) if name in self.necks else features.vector)
-            for name in self.heads
-        }
-
     def _losses(self, raw: dict[str, Raw], frame: Frame, targets: Targets) -> Losses:
         losses: Losses = {}
-        for name, target in targets.items():
+        for name, outputs in raw.items():
             prefix = f"{name}_" if len(self.heads) > 1 else ""
-            found = self._head(name).losses(raw[name], frame, target)
+            found = self._head(name).losses(outputs, frame, targets[name])
             losses |= {prefix + loss: value for loss, value in found.items()}
+        if len(raw) < len(self.heads):
+            # several processes wait for the gradient of every parameter, that of a head without targets too
+            parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
+            nothing = torch.stack([parameter.sum() for parameter in parameters]).sum() * 0
+            first = next(iter(losses), "loss")
+            losses[first] = losses.get(first, 0) + nothing
         return losses
 
     def _head(self, name: str) -> Head[Any, Any, object]:

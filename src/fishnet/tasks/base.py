@@ -7,9 +7,9 @@ from a model's card alone, evaluates and predicts; a `Training`, made from setti
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypedDict, TypeVar
 
@@ -27,6 +27,7 @@ from fishnet.files import Json
 from fishnet.models.build import Architecture
 from fishnet.models.heads.types import Answers
 from fishnet.models.network import Images, Network
+from fishnet.models.precision import autocast
 
 if TYPE_CHECKING:  # training draws nothing until its end
     from matplotlib.figure import Figure
@@ -69,17 +70,30 @@ class TorchRuntime:
     Args:
         network: Network in eval mode, on `device`.
         device: Device that images are moved to.
+        precision: Arithmetic: fp32, bf16 or fp16.
     """
 
-    def __init__(self, network: nn.Module, device: torch.device) -> None:
-        self.network, self.device = network, device
+    def __init__(self, network: nn.Module, device: torch.device, precision: str = "fp32") -> None:
+        self.network, self.device, self.precision = network, device, precision
 
     def __call__(self, images: Images) -> Answers:
         """Return the answers by head, on the device of the network."""
-        with torch.inference_mode():
+        with torch.inference_mode(), autocast(self.device, self.precision):
             if isinstance(images, Tensor):
                 return self.network(images.to(self.device, memory_format=torch.channels_last, non_blocking=True))
             return self.network([image.to(self.device, non_blocking=True) for image in images])
+
+
+@contextmanager
+def evaluation_mode(network: nn.Module) -> Iterator[None]:
+    """Set a network to eval mode; every module gets its own mode back afterwards."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 class Evaluation(Protocol):
@@ -108,11 +122,7 @@ class Evaluator(Protocol[ResultT]):
     primary: str
 
     def compute(self) -> ResultT:
-        """Return the `Evaluation` of all answers since the last reset. All processes must call it."""
-        ...
-
-    def reset(self) -> None:
-        """Forget all answers."""
+        """Return the `Evaluation` of all answers. All processes must call it."""
         ...
 
 
@@ -176,8 +186,12 @@ class Task(Protocol[DataT, EvaluatorT, EvaluationT, PreparedT]):
         """Return a new `Evaluator` for a data set."""
         ...
 
-    def evaluate_batch(self, runtime: Runtime, batch: Batch, evaluator: EvaluatorT) -> None:
-        """Predict one batch and pass the answers to the evaluator; images that could not be read are left out."""
+    def network_inputs(self, batch: Batch) -> Images:
+        """Return the images of a batch that could be read, in their order; there may be none."""
+        ...
+
+    def update(self, evaluator: EvaluatorT, answers: Answers, batch: Batch) -> None:
+        """Pass the answers for `network_inputs(batch)` to an evaluator, with the targets of the batch."""
         ...
 
     def describe(self, evaluation: EvaluationT) -> list[str]:
@@ -285,33 +299,21 @@ class Training(Protocol):
 
 
 def evaluate_network(
-    task: AnyTask,
-    network: nn.Module,
-    device: torch.device,
-    batches: Iterable[Batch],
-    evaluator: Evaluator[ResultT],
-    arithmetic: AbstractContextManager[object] | None = None,
+    task: AnyTask, runtime: Runtime, batches: Iterable[Batch], evaluator: Evaluator[ResultT]
 ) -> ResultT:
-    """Run a network in eval mode over all batches and return the `Evaluation`; training modes are restored afterwards.
+    """Run a network over all batches and return the `Evaluation`.
 
     Args:
         task: How a batch is evaluated.
-        network: Network on `device`.
-        device: Device that images are moved to.
+        runtime: Runs the network.
         batches: Batches of a data loader.
         evaluator: Evaluator of `task`; answers that it has already count too.
-        arithmetic: Autocast context; None computes in fp32.
     """
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    runtime = TorchRuntime(network, device)
-    try:
-        with torch.inference_mode(), arithmetic or nullcontext():
-            for batch in batches:
-                task.evaluate_batch(runtime, batch, evaluator)
-    finally:
-        for module, training in modes:
-            module.training = training
+    with torch.inference_mode():
+        for batch in batches:
+            images = task.network_inputs(batch)
+            if len(images):
+                task.update(evaluator, runtime(images), batch)
     return evaluator.compute()
 
 
@@ -333,6 +335,11 @@ class RecipeChoice(NamedTuple):
     name: str
     reason: str
     """Why, in a few words, such as "weights are given"."""
+
+
+def at_size(card: ModelCard, size: int) -> ModelCard:
+    """Return the card for another input size."""
+    return replace(card, size=size)
 
 
 @dataclass(frozen=True)
@@ -371,5 +378,7 @@ class TaskKind:
     """Implementation of `fishnet data convert`: takes source and output folder, then options as keywords."""
     can_convert: Callable[[Path], bool] | None = None
     """Whether a folder has a layout that `convert_data` reads."""
+    at_size: Callable[[ModelCard, int], ModelCard] = at_size
+    """Card and input size in pixels -> card for that size."""
     load_foreign: Callable[[Path, str, Sequence[str] | None], tuple[Network, ModelCard]] | None = None
     """Weights file without a card, backbone, class names -> network and card."""

@@ -28,7 +28,7 @@ from fishnet.models.network import Network
 from fishnet.models.norms import apply_norm_policy, check_norm_policy, has_batch_norms, hold_norms
 from fishnet.models.precision import guard_bf16_on_cpu
 from fishnet.runs import RunFolder
-from fishnet.tasks.base import Batch, Evaluation, Training, evaluate_network
+from fishnet.tasks.base import Batch, Evaluation, TorchRuntime, Training, evaluate_network, evaluation_mode
 from fishnet.training.optimizer import (
     PARAMETERS,
     Checkpoint,
@@ -258,7 +258,7 @@ class TrainingModule(pl.LightningModule):
         Returns:
             The name of the figure that decides which epoch is best, and the evaluation.
         """
-        task, trainer = self.job.task, self.trainer
+        task = self.job.task
         share_buffers(self)
         loader = self._val_loader = self._val_loader or self._make_val_loader()
         evaluator = task.evaluator(self.job.val_data, self.device)
@@ -268,8 +268,10 @@ class TrainingModule(pl.LightningModule):
                 self.bad_images.update(name for name in batch.get("bad", ()) if name)
                 yield batch
 
-        arithmetic = trainer.precision_plugin.forward_context()
-        found = evaluate_network(task, self.evaluated_model, self.device, batches(), evaluator, arithmetic)
+        network = self.evaluated_model
+        with evaluation_mode(network):
+            runtime = TorchRuntime(network, self.device, self.config.precision)
+            found = evaluate_network(task, runtime, batches(), evaluator)
         return evaluator.primary, found
 
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection.roi_heads import keypointrcnn_loss
 
+from fishnet.models.build_trunk import build_trunk
 from fishnet.models.heads.boxes import Anchors, drawn, generator_of
 from fishnet.models.heads.detectors import DETECTORS, RegionPlan, resolve_sizes
 from fishnet.models.heads.region import keypoint_loss
-from fishnet.models.trunk import build_trunk
 from tests.models.heads.test_detectors import detector, found_in, images, losses_of, region, target
 
 

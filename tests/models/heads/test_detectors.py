@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from fishnet.errors import UsageError
 from fishnet.models.build import Architecture, build_network, plan_of
+from fishnet.models.build_trunk import build_trunk
 from fishnet.models.heads.cascade import CascadeRegions
 from fishnet.models.heads.detectors import DETECTORS, WITH_MASKS, RegionPlan, resolve_sizes
 from fishnet.models.heads.image import ClassifierPlan
 from fishnet.models.heads.types import Detections, Losses
 from fishnet.models.network import Images, Network
-from fishnet.models.trunk import build_trunk
 from fishnet.training.module import freeze
 
 CLASSES, KEYPOINTS = 3, 5

@@ -22,7 +22,7 @@ from sklearn.metrics import (
 from torch import nn
 
 from fishnet.errors import FishnetError
-from fishnet.tasks.base import evaluate_network
+from fishnet.tasks.base import TorchRuntime, evaluate_network, evaluation_mode
 from fishnet.tasks.classification.evaluator import ClassificationEvaluator, good_items
 from fishnet.tasks.classification.task import ClassificationTask
 from tests.models_on_disk import classifier_card
@@ -251,7 +251,9 @@ def test_judging_runs_in_eval_mode_and_puts_every_mode_back() -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     model[1].eval()
     task = ClassificationTask(classifier_card(names(4)))
-    found = evaluate_network(task, model, torch.device("cpu"), batches, ClassificationEvaluator(names(4)))
+    with evaluation_mode(model):
+        runtime = TorchRuntime(model, torch.device("cpu"))
+        found = evaluate_network(task, runtime, batches, ClassificationEvaluator(names(4)))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert model.training
     assert not model[1].training

@@ -228,7 +228,7 @@ def test_categories_named_zero_and_images_without_objects_train(data: Path, tmp_
     run = train("detection", data=str(root), out=str(tmp_path / "run"), **QUICK)
     card = read_card(run.model_file)
     assert card is not None
-    assert card.head().details["category_ids"] == [0]
+    assert card.heads["region"].details["category_ids"] == [0]
 
 
 def test_keypoints_need_data_that_names_them(data: Path, tmp_path: Path) -> None:

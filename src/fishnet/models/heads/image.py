@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fishnet.errors import UsageError
 from fishnet.models.heads.types import Frame, Losses, Raw
 
 
@@ -60,3 +61,16 @@ class ImageHead(nn.Module):
     def decode(self, raw: Raw, frame: Frame) -> list[Tensor]:
         """Return the logits (classes,) of each image, in fp32."""
         return list(raw["logits"].float())
+
+
+def similar_layer(last: nn.Module, num_classes: int) -> nn.Module:
+    """Return a new last layer with the inputs of another one, for a further head on the same features.
+
+    Raises:
+        UsageError: The layer is neither linear nor a convolution.
+    """
+    if type(last) is nn.Linear:
+        return nn.Linear(last.in_features, num_classes, last.bias is not None)
+    if type(last) is nn.Conv2d:
+        return nn.Conv2d(last.in_channels, num_classes, last.kernel_size, bias=last.bias is not None)  # type: ignore[arg-type]
+    raise UsageError(f"a network whose last layer is a {type(last).__name__} can have one classifier only")

@@ -21,7 +21,7 @@ class Frame(NamedTuple):
 
 
 Maps = dict[str, Tensor]
-"""Feature maps (N, C, H, W) of a pyramid by name, the finest first."""
+"""Feature maps (N, C, H, W) by name, the finest first."""
 Raw = dict[str, Tensor]
 """Outputs of a head before decoding, by name, in fp32."""
 Losses = dict[str, Tensor]
@@ -67,14 +67,17 @@ Answers = dict[str, list[Any]]
 
 
 class HeadPlan(Protocol):
-    """Frozen dataclass that describes a head; the values of its fields are plain data."""
+    """Frozen dataclass that describes a head; the values of its fields are plain data.
+
+    A head that predicts classes has the field `num_classes`: their number, without background.
+    """
 
     @property
     def kind(self) -> str:
         """Name of the kind of head."""
         ...
 
-    @property
-    def num_classes(self) -> int:
-        """Number of classes, without background."""
-        ...
+
+def count_classes(plan: HeadPlan) -> int | None:
+    """Return the number of classes of a head, without background; None if it does not predict classes."""
+    return getattr(plan, "num_classes", None)

@@ -16,6 +16,7 @@ from fishnet.config import PreprocessConfig
 from fishnet.data.classification.dataset import ClassificationDataset, open_classification
 from fishnet.data.classification.transforms import eval_transform
 from fishnet.errors import FishnetError
+from fishnet.models.heads.types import Answers
 from fishnet.tasks.base import Answer, BadImages, Batch, Entry, Runtime
 from fishnet.tasks.classification.evaluator import DISPLAY, ClassificationEvaluator, Evaluation, good_items
 from fishnet.tasks.classification.options import ClassificationOptions
@@ -67,7 +68,7 @@ class ClassificationTask:
     def open_split(self, root: Path, split: str, bad_images: BadImages = "stop") -> ClassificationDataset:
         """Return a split with the preprocessing of the model; its targets are numbered as the outputs of the model.
 
-        A model without class names takes those of the data, if their number is equal; its card then has them.
+        A model without class names can have any, if their number is equal; figures then name those of the data.
 
         Raises:
             FishnetError: Split or classes do not fit.
@@ -78,7 +79,6 @@ class ClassificationTask:
                 raise FishnetError(
                     f"{root} has {len(dataset.classes)} classes, but the model has {len(self.classes)} classes"
                 )
-            self.head.classes = list(dataset.classes)
         else:
             dataset = open_classification(root, split, classes=self.classes, bad_images=bad_images)
         if dataset.multi_label != self.multi_label:
@@ -90,14 +90,17 @@ class ClassificationTask:
 
     def evaluator(self, dataset: ClassificationDataset, device: torch.device) -> ClassificationEvaluator:
         """Return a new evaluator."""
-        return ClassificationEvaluator(self.classes, self.multi_label, device=device)
+        return ClassificationEvaluator(dataset.classes, self.multi_label, device=device)
 
-    def evaluate_batch(self, runtime: Runtime, batch: Batch, evaluator: ClassificationEvaluator) -> None:
-        """Predict one batch and hand it to the evaluator; stand-ins for unreadable images are left out."""
-        batch = good_items(batch)
-        if len(batch["target"]):
-            logits = torch.stack(list(runtime(batch["image"])[HEAD])).float()
-            evaluator.update(logits, batch["target"].to(logits.device))
+    def network_inputs(self, batch: Batch) -> Tensor:
+        """Return the images of a batch (N, 3, H, W) that could be read."""
+        images: Tensor = good_items(batch)["image"]
+        return images
+
+    def update(self, evaluator: ClassificationEvaluator, answers: Answers, batch: Batch) -> None:
+        """Pass the logits of a batch and its targets to the evaluator."""
+        logits = torch.stack(answers[HEAD]).float()
+        evaluator.update(logits, good_items(batch)["target"].to(logits.device))
 
     def describe(self, evaluation: Evaluation) -> list[str]:
         """Return the figures, then a row per class (of more than 20 the worst)."""

@@ -8,7 +8,7 @@ from fishnet.tasks.base import TaskKind
 from fishnet.tasks.detection.check import check_data
 from fishnet.tasks.detection.evaluator import DISPLAY
 from fishnet.tasks.detection.options import DetectionConfig, DetectionOptions, choose_recipe
-from fishnet.tasks.detection.task import DetectionTask
+from fishnet.tasks.detection.task import DetectionTask, at_size
 from fishnet.tasks.detection.training import DetectionTraining
 
 TASK = TaskKind(
@@ -28,6 +28,7 @@ TASK = TaskKind(
     can_split=can_split,
     convert_data=convert_data,
     can_convert=can_convert,
+    at_size=at_size,
 )
 
 __all__ = ["TASK"]

@@ -51,9 +51,22 @@ def detect(runtime: Runtime, images: list[Tensor], sizes: Sequence[Size]) -> lis
         images: Prepared images (3, H, W).
         sizes: Height and width of each image before it was resized.
     """
+    return in_original_pixels(runtime(images)[HEAD], images, sizes)
+
+
+def in_original_pixels(
+    answers: Sequence[Detections], images: Sequence[Tensor], sizes: Sequence[Size]
+) -> list[Detections]:
+    """Return the detections of a network, on the CPU, with boxes and keypoints in pixels of the original images.
+
+    Args:
+        answers: Detections in pixels of the prepared images.
+        images: Prepared images (3, H, W).
+        sizes: Height and width of each image before it was resized.
+    """
     return [
         _original(found, (image.shape[-2], image.shape[-1]), size)
-        for found, image, size in zip(runtime(images)[HEAD], images, sizes, strict=True)
+        for found, image, size in zip(answers, images, sizes, strict=True)
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,9 +18,9 @@ from fishnet.data.detection.transforms import eval_pipeline, resized
 from fishnet.errors import FishnetError
 from fishnet.files import Json
 from fishnet.models.heads.detectors import WITH_MASKS
-from fishnet.models.heads.types import Detections, Size
+from fishnet.models.heads.types import Answers, Detections, Size
 from fishnet.tasks.base import Answer, BadImages, Batch, Entry, Runtime
-from fishnet.tasks.detection.detections import HEAD, Objects, as_objects, detect, select
+from fishnet.tasks.detection.detections import HEAD, Objects, as_objects, detect, in_original_pixels, select
 from fishnet.tasks.detection.evaluator import DetectionEvaluation, DetectionEvaluator
 from fishnet.tasks.detection.options import DetectionOptions
 from fishnet.tasks.detection.painter import Pictures
@@ -28,6 +29,10 @@ from fishnet.tasks.tables import class_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+LONGEST = 1333
+"""Maximum of the longer side of an image in pixels where a card does not say it, as in torchvision."""
 
 
 class Tile(NamedTuple):
@@ -55,6 +60,12 @@ def evaluated_kinds(detector: str) -> tuple[str, ...]:
     return ("box", "mask") if detector in WITH_MASKS else ("box",)
 
 
+def at_size(card: ModelCard, size: int) -> ModelCard:
+    """Return the card for another length of the shorter side; the maximum of the longer side is scaled with it."""
+    longest = round(card.details.get("longest", LONGEST) * size / card.size)
+    return replace(card, size=size, details={**card.details, "longest": longest})
+
+
 class DetectionTask:
     """Boxes, masks and keypoints of objects.
 
@@ -67,7 +78,7 @@ class DetectionTask:
 
     def __init__(self, card: ModelCard, options: DetectionOptions | None = None) -> None:
         self.card, self.options = card, options or DetectionOptions()
-        self.longest = int(card.details.get("longest", 1333))
+        self.longest = int(card.details.get("longest", LONGEST))
         self.classes = card.heads[HEAD].classes
         self.kinds = evaluated_kinds(card.architecture.heads[HEAD].kind)
 
@@ -81,13 +92,15 @@ class DetectionTask:
         """Return a new evaluator for a split."""
         return DetectionEvaluator(dataset.file, self.kinds)
 
-    def evaluate_batch(self, runtime: Runtime, batch: Batch, evaluator: DetectionEvaluator) -> None:
-        """Detect on one batch and pass the objects to the evaluator; images that could not be read are left out."""
+    def network_inputs(self, batch: Batch) -> list[Tensor]:
+        """Return the images of a batch that could be read."""
+        return [image for image, bad in zip(batch["image"], batch["bad"], strict=True) if not bad]
+
+    def update(self, evaluator: DetectionEvaluator, answers: Answers, batch: Batch) -> None:
+        """Pass the objects in the images of a batch to the evaluator."""
         good = [place for place, bad in enumerate(batch["bad"]) if not bad]
-        if not good:
-            return
         sizes = [tuple(batch["size"][place]) for place in good]
-        found = detect(runtime, [batch["image"][place] for place in good], sizes)
+        found = in_original_pixels(answers[HEAD], [batch["image"][place] for place in good], sizes)
         for place, size, detections in zip(good, sizes, found, strict=True):
             evaluator.add(int(batch["index"][place]), as_objects(detections, size))
 
