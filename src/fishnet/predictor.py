@@ -41,8 +41,8 @@ class Predictor:
         size: Input size in pixels instead of that of the model. For a detector it is the shorter side, and the maximum
             of the longer side is scaled with it.
         runtime: Inference backend.
-        options: Prediction options of the task: `top` and `threshold` of a classifier, `score`, `max_detections`, `tile`
-            and `overlap` of a detector.
+        options: Prediction options of the task: `top` and `threshold` of a classifier, `score`, `max_detections`,
+            `tile` and `overlap` of a detector.
 
     Raises:
         FishnetError: The source is missing or damaged; see `fishnet.loading.load_model`.
