@@ -12,30 +12,18 @@ tables can grow over several calls; an interrupted run is resumed. `tables` writ
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import shutil
 import statistics
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 from pathlib import Path
-from threading import Lock
 from typing import Any, NamedTuple
 
 from record import RESULTS, record
-from runs import fishnet, last, parse, series
-from torch import Tensor, nn
-
-from fishnet.environment import describe_hardware, source_commit
-from fishnet.loading import load_model
-from fishnet.models.complexity import count
-from fishnet.models.network import Network
+from runs import parse
+from trials import COUNTED_AT, Trial, Trials, sizes_of
 
 FIGURES = ("box_ap50", "box_ap", "mask_ap50", "mask_ap")
 FLOOR = {"box_ap50": 0.70, "mask_ap50": 0.65}
-COUNTED_AT = (224, 320)
-RUNS = RESULTS / "runs" / "pennfudan.json"
+RUNS = Trials(RESULTS / "runs" / "pennfudan.json", FIGURES)
 SEEDS = (0, 1)
 COMMON = ["--recipe", "scratch_small", "--workers", "1", "--heads.preset", "tiny"]
 SHORT = ["--epochs", "15", "--validate-every", "15"]
@@ -51,18 +39,6 @@ ABLATIONS: dict[str, str] = {
     "fishnet_nano": "--model fishnet_nano",
     "fishnet_nano, trunk from CIFAR-10": "--model fishnet_nano --weights {weights}",
 }
-
-
-class Levels(nn.Module):
-    """Trunk and neck of a network, whose work does not depend on what an image shows."""
-
-    def __init__(self, network: Network) -> None:
-        super().__init__()
-        self.trunk, self.neck = network.trunk, network.necks["region"]
-
-    def forward(self, batch: Tensor) -> dict[str, Tensor]:
-        """Return the levels of a batch (N, C, H, W) by name."""
-        return self.neck(self.trunk(batch).maps)
 
 
 class Job(NamedTuple):
@@ -90,57 +66,22 @@ class Job(NamedTuple):
 
 def jobs() -> Iterator[Job]:
     """Yield all runs, the most telling first."""
-    for seed in SEEDS:
-        for table, names in (("members", MEMBERS), ("ablations", tuple(ABLATIONS))):
+    for table, names in (("members", MEMBERS), ("ablations", tuple(ABLATIONS))):
+        for seed in SEEDS:
             for name in names:
                 for zero in (True, False):
                     yield Job(table, name, zero, seed)
 
 
-def read_runs() -> dict[str, dict[str, Any]]:
-    """Return the figures of all finished runs."""
-    return json.loads(RUNS.read_text("utf-8")) if RUNS.exists() else {}
-
-
-def train(job: Job, arguments: argparse.Namespace, more: list[str], lock: Lock) -> None:
-    """Train one run, or what is left of it, and add its figures to the file."""
-    out = arguments.out / "".join(c if c.isalnum() else "_" for c in job.key)
-    options = [option.format(weights=arguments.weights) for option in [*job.options(), *more]]
-    go_on = "--resume" if (out / "checkpoints" / "last.ckpt").exists() else "--overwrite"
-    threads = max(1, (os.cpu_count() or 1) // arguments.jobs) if arguments.jobs > 1 else None
-    fishnet("train", "detection", "--data", arguments.data, "--out", out, go_on, *options, threads=threads)
-    whole, _ = load_model(out)
-    seconds = [value for split in ("train", "val") for value in series(out, "seconds", split, "timing.csv")]
-    found = {
-        "options": " ".join([*job.options(), *more]).format(weights="RUN"),
-        "minutes": sum(seconds) / 60,
-        "jobs": arguments.jobs,
-        "params": sum(parameter.numel() for parameter in whole.parameters()),
-        "trunk": sum(parameter.numel() for parameter in whole.trunk.parameters()),
-        "macs": count(Levels(whole), COUNTED_AT).macs,
-        **{name: last(out, name) for name in FIGURES},
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": describe_hardware()["processor"],
-        "commit": source_commit(),
-    }
-    with lock:
-        RUNS.parent.mkdir(parents=True, exist_ok=True)
-        RUNS.write_text(json.dumps({**read_runs(), job.key: found}, indent=1) + "\n", "utf-8")
-    shutil.rmtree(out / "checkpoints")
-
-
 def run(arguments: argparse.Namespace, more: list[str]) -> None:
     """Train what is missing."""
-    done, lock = read_runs(), Lock()
-    missing = [job for job in jobs() if job.key not in done and arguments.only in job.key]
-    missing = [job for job in missing if arguments.weights or "{weights}" not in " ".join(job.options())]
-    with ThreadPoolExecutor(arguments.jobs) as pool:
-        list(pool.map(lambda job: train(job, arguments, more, lock), missing))
+    trials = [Trial(job.key, [*job.options(), *more]) for job in jobs() if arguments.only in job.key]
+    RUNS.train(trials, arguments.data, arguments.out, arguments.weights, arguments.jobs)
 
 
 def rows(table: str) -> list[dict[str, Any]]:
     """Return the lines of a table: a line per name and start, the figures of all seeds that are done."""
-    done, lines = read_runs(), []
+    done, lines = RUNS.done(), []
     for name in MEMBERS if table == "members" else ABLATIONS:
         for zero in (True, False):
             found = [done[key] for seed in SEEDS if (key := Job(table, name, zero, seed).key) in done]
@@ -151,8 +92,7 @@ def rows(table: str) -> list[dict[str, Any]]:
                         "model" if table == "members" else "setting": name,
                         "zero start": "on" if zero else "off",
                         **figures,
-                        "parameters (trunk)": f"{found[0]['params'] / 1e6:.2f} M ({found[0]['trunk'] / 1e6:.2f} M)",
-                        "multiply-adds": f"{found[0]['macs'] / 1e9:.2f} G",
+                        **sizes_of(found[0]),
                         "minutes": " / ".join(f"{one['minutes']:.1f}" for one in found),
                     }
                 )
@@ -161,7 +101,7 @@ def rows(table: str) -> list[dict[str, Any]]:
 
 def mean(table: str, name: str, zero: bool, figure: str) -> float:
     """Return the mean of a figure over the seeds that are done; NaN if none is."""
-    done = read_runs()
+    done = RUNS.done()
     values = [done[key][figure] for seed in SEEDS if (key := Job(table, name, zero, seed).key) in done]
     return statistics.fmean(values) if values else float("nan")
 

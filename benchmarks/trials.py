@@ -1,0 +1,115 @@
+"""Detectors trained one after the other or side by side, with the figures of all finished runs in one file."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from runs import fishnet, last, series
+from torch import Tensor, nn
+
+from fishnet.environment import describe_hardware, source_commit
+from fishnet.loading import load_model
+from fishnet.models.complexity import count
+from fishnet.models.network import Network
+
+COUNTED_AT = (224, 320)
+"""Height and width of the image for which multiply-adds are counted."""
+
+
+class Levels(nn.Module):
+    """Trunk and neck of a network, whose work does not depend on what an image shows."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.trunk, self.neck = network.trunk, network.necks["region"]
+
+    def forward(self, batch: Tensor) -> dict[str, Tensor]:
+        """Return the levels of a batch (N, C, H, W) by name."""
+        return self.neck(self.trunk(batch).maps)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training run."""
+
+    key: str
+    """Name in the file of all runs."""
+    options: list[str]
+    """Options of `fishnet train detection`; {weights} stands for the file or run to start from."""
+
+
+@dataclass
+class Trials:
+    """Runs whose figures are collected in a JSON file, so that they can grow over several calls.
+
+    Args:
+        file: Figures of the finished runs, by key.
+        figures: Names of the figures, those of the last epoch.
+    """
+
+    file: Path
+    figures: Sequence[str]
+    _lock: Lock = field(default_factory=Lock)
+
+    def done(self) -> dict[str, dict[str, Any]]:
+        """Return the figures of all finished runs."""
+        return json.loads(self.file.read_text("utf-8")) if self.file.exists() else {}
+
+    def train(self, trials: Sequence[Trial], data: Path, out: Path, weights: Path | None, jobs: int) -> None:
+        """Train the runs that are not finished; interrupted ones are resumed.
+
+        Args:
+            trials: Runs, in the order in which they are started.
+            data: COCO folder.
+            out: Folder of the run folders.
+            weights: What {weights} stands for; without it the trials that need it are left out.
+            jobs: Runs side by side, which share the cores.
+        """
+        done = self.done()
+        missing = [
+            one for one in trials if one.key not in done and (weights or "{weights}" not in " ".join(one.options))
+        ]
+        with ThreadPoolExecutor(jobs) as pool:
+            list(pool.map(lambda one: self._train(one, data, out, weights, jobs), missing))
+
+    def _train(self, trial: Trial, data: Path, out: Path, weights: Path | None, jobs: int) -> None:
+        folder = out / "".join(c if c.isalnum() else "_" for c in trial.key)
+        options = [option.format(weights=weights) for option in trial.options]
+        go_on = "--resume" if (folder / "checkpoints" / "last.ckpt").exists() else "--overwrite"
+        threads = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else None
+        fishnet("train", "detection", "--data", data, "--out", folder, go_on, *options, threads=threads)
+        network, _ = load_model(folder)
+        seconds = [value for split in ("train", "val") for value in series(folder, "seconds", split, "timing.csv")]
+        found = {
+            "options": " ".join(trial.options).format(weights="RUN"),
+            "minutes": sum(seconds) / 60,
+            "jobs": jobs,
+            "params": sum(parameter.numel() for parameter in network.parameters()),
+            "trunk": sum(parameter.numel() for parameter in network.trunk.parameters()),
+            "macs": count(Levels(network), COUNTED_AT).macs,
+            **{name: last(folder, name) for name in self.figures},
+            "date": datetime.now(UTC).date().isoformat(),
+            "machine": describe_hardware()["processor"],
+            "commit": source_commit(),
+        }
+        with self._lock:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            self.file.write_text(json.dumps({**self.done(), trial.key: found}, indent=1) + "\n", "utf-8")
+        shutil.rmtree(folder / "checkpoints")
+
+
+def sizes_of(run: dict[str, Any]) -> dict[str, str]:
+    """Return parameters and multiply-adds of a finished run as columns of a table."""
+    return {
+        "parameters (trunk)": f"{run['params'] / 1e6:.2f} M ({run['trunk'] / 1e6:.2f} M)",
+        "multiply-adds": f"{run['macs'] / 1e9:.2f} G",
+    }
