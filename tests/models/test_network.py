@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -171,6 +172,34 @@ def test_heads_without_targets_are_not_run_but_have_gradients_of_zero() -> None:
     nothing = both(images((64, 64)), {})
     assert {name: value.item() for name, value in nothing.items()} == {"loss": 0.0}
     torch.stack(list(nothing.values())).sum().backward()
+
+
+def _part_of_a_group(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    both = network(image=CLASSIFIER, region=DETECTOR).train()
+    module = torch.nn.parallel.DistributedDataParallel(both)
+    optimizer = torch.optim.SGD(both.parameters(), 1e-3)
+    generator = torch.Generator().manual_seed(rank)
+    pictures = [torch.rand(3, 64, 64, generator=generator) for _ in range(2)]
+    given: dict[str, Any] = {"image": torch.tensor([1, 2]), "region": [target([[8, 10, 40, 50]], (64, 64))] * 2}
+    for heads in ("image", "region", "", "image region"):
+        losses = module(pictures, {name: given[name] for name in heads.split()})
+        optimizer.zero_grad()
+        torch.stack(list(losses.values())).sum().backward()
+        optimizer.step()
+    torch.save({name: parameter.detach() for name, parameter in both.named_parameters()}, f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks, for speed; elsewhere forked processes are unreliable")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.timeout(240)
+def test_processes_do_not_wait_for_heads_without_targets(tmp_path: Path) -> None:
+    torch.multiprocessing.start_processes(_part_of_a_group, (str(tmp_path),), nprocs=2, start_method="fork")
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert all(torch.isfinite(value).all() for value in first.values())
 
 
 @pytest.mark.parametrize("kind", ["mask_rcnn", "fcos", "retinanet"])
