@@ -311,3 +311,10 @@ def test_devices() -> None:
 def test_reading_a_card_alone(model_file: Path, tmp_path: Path) -> None:
     assert read_card(model_file) == card()
     assert read_card(rewrite(model_file, tmp_path / "bare.safetensors", None)) is None
+
+
+def test_class_names_for_a_file_that_has_its_own_are_refused(model_file: Path) -> None:
+    names = ["ant", "bée", "猫 cat"]
+    assert load_model(model_file, classes=names)[1].classes == {"image": names}
+    with pytest.raises(UsageError, match="contains the names of its classes; leave --classes out"):
+        load_model(model_file, classes=["a", "b", "c"])

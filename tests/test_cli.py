@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from fishnet.cli import COMMANDS, main, normalise
+from fishnet.cli import COMMANDS, main
+from fishnet.cli_tasks import normalize
 
 
 def outcome(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
@@ -49,7 +50,9 @@ def test_bad_usage_is_one_line_with_exit_code_2(
 
 
 def test_options_as_people_type_them_become_those_of_the_parser() -> None:
-    flags = {"compile", "optim.nesterov", "channels_last"}
+    hints = dict.fromkeys(["compile", "optim.nesterov", "channels_last"], bool) | {
+        "batch_size": int, "freeze": list[str], "ema": float | None, "scale": tuple[float, float] | None,
+    }  # fmt: skip
     typed = [
         "--batch-size",
         "8",
@@ -59,9 +62,13 @@ def test_options_as_people_type_them_become_those_of_the_parser() -> None:
         "stem_stride=1",
         "--optim.nesterov",
     ]
-    assert normalise([*typed, "--out", "my-run"], flags) == [
-        "--batch_size", "8", "--compile=true", "--channels_last=false", "--model_option.stem_stride=1",
+    assert normalize([*typed, "--out", "my-run"], hints) == [
+        "--batch_size=8", "--compile=true", "--channels_last=false", "--model_option.stem_stride=1",
         "--optim.nesterov=true", "--out", "my-run",
+    ]  # fmt: skip
+    typed = ["--freeze", "stem,tail", "--freeze=[stem]", "--ema", "None", "--scale", "0.5,2", "--scale=none"]
+    assert normalize(typed, hints) == [
+        "--freeze=[stem,tail]", "--freeze=[stem]", "--ema=null", "--scale=[0.5,2]", "--scale=null",
     ]  # fmt: skip
 
 

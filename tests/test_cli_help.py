@@ -78,13 +78,26 @@ def test_settings_classes_are_plain_dataclasses() -> None:
 
 
 def test_a_value_that_is_called_like_a_task_is_not_the_task() -> None:
-    assert task_argument(["--data", "detection", "classification", "--out", "x"]) == "classification"
-    assert task_argument(["--out=x", "detection"]) == "detection"
-    assert task_argument(["--overwrite", "detection", "--data", "x"]) == "detection"
+    hints = {"data": str, "out": str, "overwrite": bool}
+    assert task_argument(["--data", "detection", "classification", "--out", "x"], hints) == "classification"
+    assert task_argument(["--out=x", "detection"], hints) == "detection"
+    assert task_argument(["--overwrite", "detection", "--data", "x"], hints) == "detection"
     with pytest.raises(UsageError, match="TASK is missing: one of classification, detection"):
-        task_argument(["--data", "x"])
+        task_argument(["--data", "x"], hints)
     with pytest.raises(UsageError, match="Did you mean 'detection'"):
-        task_argument(["detectoin", "--data", "x"])
+        task_argument(["detectoin", "--data", "x"], hints)
+
+
+def test_a_folder_in_place_of_the_task_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("photos", "detection"):
+        (tmp_path / name).mkdir()
+    assert main(["data", "check", "photos"]) == 2
+    assert "TASK is missing before photos: one of classification, detection" in capsys.readouterr().err
+    assert main(["data", "check", "--min-size", "8", "classification", "detection"]) == 1  # task, folder
+    assert "the data folder detection is empty" in capsys.readouterr().err
 
 
 def test_resume_by_folder_in_every_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -210,6 +210,18 @@ def test_many_damaged_recipes(tmp_path: Path) -> None:
     run(tmp_path, seed=1, count=3000)
 
 
+def test_one_value_is_a_list_of_one_and_none_is_null(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(
+        "freeze: stem, tail\nema: None\noptim: {step_at: 30, clip_grad: none}\npreprocess: {std: [1, 1, 1]}\n"
+    )
+    config = resolve(CLASSIFICATION, str(recipe), {})
+    assert config.freeze == ["stem", "tail"]
+    assert (config.ema, config.optim.clip_grad, config.optim.step_at) == (None, None, [30])
+    with pytest.raises(UsageError, match="epochs"):
+        resolve(CLASSIFICATION, None, {"epochs": "None"})
+
+
 def test_an_unknown_recipe_names_the_nearest() -> None:
     with pytest.raises(UsageError, match="Did you mean 'cifar10'"):
         read_recipe(CLASSIFICATION, "cifar", {})

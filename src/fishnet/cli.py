@@ -25,13 +25,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Command:
-    """Where a command lives and which of its arguments stand without a dash: name -> nargs."""
+    """Where a command lives, and its positional arguments: name -> nargs."""
 
     module: str
     summary: str
     positional: dict[str, str | None] = field(default_factory=dict)
     extensions: str | None = None
     """Name of the function in `fishnet.cli_tasks` that yields the options of tasks."""
+    required: str = ""
+    """Options of tasks that a call needs, for the usage line."""
 
     def load(self) -> Function:
         """Import the function; it has the name of its module."""
@@ -40,7 +42,7 @@ class Command:
 
 COMMANDS = {
     "info": Command("info", "the family, or one model: stages, costs, gradient flow, figure", {"model": "?"}),
-    "train": Command("train", "train or fine-tune a model", {"task": None}, "train_settings"),
+    "train": Command("train", "train or fine-tune a model", {"task": None}, "train_settings", "--data DIR --out RUN"),
     "evaluate": Command("evaluate", "evaluate a run or weights on a data set", {"run": None}),
     "predict": Command(
         "predict", "predict on images, folders and patterns", {"run": None, "inputs": "+"}, "answer_options"
@@ -53,7 +55,7 @@ COMMANDS = {
         "data_convert", "boxes between COCO, VOC and YOLO layouts", {"source": None, "dest": None}, "convert_options"
     ),
     "data split": Command("data_split", "make a stratified validation split", {"directory": None}, "split_options"),
-    "demo": Command("demo", "a real run on built-in data, from training to pictures"),
+    "demo": Command("demo", "train, evaluate and predict on built-in data"),
 }
 
 
@@ -119,7 +121,7 @@ def resume_by_folder(arguments: list[str]) -> list[str]:
     from pathlib import Path
 
     from fishnet.cli_help import function_options
-    from fishnet.cli_tasks import boolean_settings, positional
+    from fishnet.cli_tasks import class_hints, positional
     from fishnet.commands.train import train
     from fishnet.config import TrainConfig
     from fishnet.runs import RunFolder
@@ -129,9 +131,8 @@ def resume_by_folder(arguments: list[str]) -> list[str]:
     folder, names = arguments[place], task_names()
     config = RunFolder(Path(folder)).config_yaml
     others = [*arguments[: place - 1], *arguments[place + 1 :]]
-    flags = {name for name, option in function_options(train).items() if option.hint is bool}
-    spelled = normalise(others, flags | boolean_settings(TrainConfig))  # a flag has no value behind it
-    has_task = any(argument in names for argument in positional(spelled))
+    hints = class_hints(TrainConfig) | {name: option.hint for name, option in function_options(train).items()}
+    has_task = any(argument in names for argument in positional(others, hints))
     if folder in names and not has_task and not config.exists():
         return arguments  # `--resume TASK --out RUN`: a flag before the task
     rest = [*others, "--resume", "--out", folder]
@@ -168,7 +169,9 @@ def parse(name: str, command: Command, function: Function, arguments: list[str])
     from jsonargparse import ArgumentError, ArgumentParser
 
     from fishnet.cli_help import function_options
+    from fishnet.cli_tasks import normalize
 
+    hints = {key: option.hint for key, option in function_options(function).items()}
     if wants_help := any(argument in ("-h", "--help") for argument in arguments):
         arguments = [argument for argument in arguments if argument not in ("-h", "--help")]
         if "task" in command.positional and not arguments:
@@ -176,22 +179,21 @@ def parse(name: str, command: Command, function: Function, arguments: list[str])
             return None
     extensions: list[Extension] = []
     if command.extensions is not None:
-        extensions = list(getattr(importlib.import_module("fishnet.cli_tasks"), command.extensions)(arguments))
+        extensions = list(getattr(importlib.import_module("fishnet.cli_tasks"), command.extensions)(arguments, hints))
     if wants_help:
         print(command_help(name, command, function, extensions))
         return None
     parser = ArgumentParser(prog=f"fishnet {name}", exit_on_error=False, allow_abbrev=False)
-    hints = {key: option.hint for key, option in function_options(function).items()}
     for argument, nargs in command.positional.items():
         options: Json = {} if nargs is None else {"nargs": nargs}
         parser.add_argument(argument, type=str if nargs else hints[argument], **options)
-    kept = parser.add_function_arguments(function, as_group=False, skip={*command.positional, "settings", "options"})
-    flags = {option for option in kept if hints.get(option) is bool}
+    parser.add_function_arguments(function, as_group=False, skip={*command.positional, "settings", "options"})
     for extension in extensions:
-        flags |= extension.add_to(parser)
+        hints = {**extension.hints(), **hints}
+        extension.add_to(parser)
     try:
         # Defaults are left to the function; so a resumed run can tell what was asked for from what was not.
-        namespace = parser.parse_args(normalise(arguments, flags), defaults=False)
+        namespace = parser.parse_args(normalize(arguments, hints), defaults=False)
     except ArgumentError as error:
         raise UsageError(explain(str(error), parser)) from None
     missing = [key for key, nargs in command.positional.items() if nargs != "?" and namespace.get(key) is None]
@@ -219,41 +221,15 @@ def command_help(name: str, command: Command, function: Function, extensions: li
     task = extensions[0].task if "task" in command.positional and extensions else None
     positional = [options[argument] for argument in command.positional if not (task and argument == "task")]
     own = Group("Options", [option for key, option in options.items() if key not in command.positional])
-    words = [
-        argument.name.upper() + (" ..." if command.positional[argument.name] == "+" else "") for argument in positional
-    ]
+    forms = {"+": "{} [{} ...]", "?": "[{}]", None: "{}"}
+    words = [forms[command.positional[one.name]].replace("{}", one.name.upper()) for one in positional]
+    words += [f"{option.flag} {option.name.upper()}" for option in own.options if option.is_required]
     summary = (function.__doc__ or "").strip().split("\n\n")[0]
-    usage = " ".join(["fishnet", name, *([task] if task else []), *words, "[options]"])
+    required = [command.required] if command.required else []
+    usage = " ".join(["fishnet", name, *([task] if task else []), *words, *required, "[options]"])
     groups = [group for extension in extensions for group in extension.groups()]
     groups.insert(1 if task else 0, own)  # the most common settings of a task first
     return render(usage, summary, groups, positional)
-
-
-def normalise(arguments: list[str], flags: set[str]) -> list[str]:
-    """Turn the spelling of people into that of the parser.
-
-    `--batch-size 8` becomes `--batch_size 8`, a yes/no option alone means yes, `--no-NAME` means no, and
-    `--model-option KEY=VALUE` becomes `--model_option.KEY VALUE`.
-    """
-    spelled: list[str] = []
-    rest = list(arguments)
-    while rest:
-        argument = rest.pop(0)
-        if not argument.startswith("--") or argument == "--":
-            spelled.append(argument)
-            continue
-        option, equals, value = argument[2:].partition("=")
-        option = option.replace("-", "_")
-        if option == "model_option" and not equals and rest and "=" in rest[0]:
-            key, _, setting = rest.pop(0).partition("=")
-            spelled.append(f"--model_option.{key}={setting}")
-        elif option in flags and not equals and (not rest or rest[0].lower() not in ("true", "false")):
-            spelled.append(f"--{option}=true")
-        elif option.startswith("no_") and option[3:] in flags and not equals:
-            spelled.append(f"--{option[3:]}=false")
-        else:
-            spelled.append(f"--{option}{equals}{value}")
-    return spelled
 
 
 def explain(message: str, parser: ArgumentParser) -> str:

@@ -22,7 +22,7 @@ _INDENT = 26
 
 @dataclass(frozen=True)
 class Option:
-    """An option, or an argument without a dash."""
+    """An option, or a positional argument."""
 
     name: str
     """Full name in Python, such as optim.weight_decay."""
@@ -36,6 +36,11 @@ class Option:
     def flag(self) -> str:
         """The option as people type it."""
         return "--" + self.name.replace("_", "-")
+
+    @property
+    def is_required(self) -> bool:
+        """Whether it has no default."""
+        return self.default is inspect.Parameter.empty
 
 
 @dataclass(frozen=True)
@@ -100,7 +105,7 @@ def render(usage: str, summary: str, groups: Sequence[Group], positional: Sequen
         usage: How it is called.
         summary: What it does.
         groups: Options, the most common first.
-        positional: Arguments without a dash.
+        positional: Positional arguments.
     """
     width = max(60, min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns))
     lines = [f"usage: {usage}", "", *textwrap.wrap(summary, width)]
@@ -135,7 +140,7 @@ def _value(option: Option) -> list[str]:
     if origin is dict:
         return ["KEY=VALUE"]
     if origin in (list, tuple):
-        return ["[A,B,...]" if origin is list else "[LOW,HIGH]" if len(typing.get_args(hint)) == 2 else "[R,G,B]"]
+        return ["A,B,..." if origin is list else "LOW,HIGH" if len(typing.get_args(hint)) == 2 else "R,G,B"]
     return {bool: [], int: ["N"], float: ["X"]}.get(origin, ["TEXT"])
 
 
@@ -149,5 +154,5 @@ def _default(option: Option) -> str:
     if default is False:
         return ""
     if isinstance(default, list | tuple):
-        default = "[" + ",".join(f"{value:.4g}" if isinstance(value, float) else str(value) for value in default) + "]"
+        default = ",".join(f"{value:.4g}" if isinstance(value, float) else str(value) for value in default)
     return f" (default: {default})"

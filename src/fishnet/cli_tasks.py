@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, is_dataclass
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser
 
 from fishnet.cli_help import Group, class_groups, class_options, function_options
 from fishnet.config import SETTING_GROUPS
-from fishnet.errors import UsageError
+from fishnet.errors import FishnetError, UsageError
 from fishnet.tasks import get_task, loaded_tasks, task_names
 from fishnet.tasks.base import TaskKind
+
+Hints = dict[str, Any]
+"""Types of options by name."""
 
 
 @dataclass(frozen=True)
@@ -27,17 +33,24 @@ class Extension:
     def groups(self) -> list[Group]:
         """Return the options in groups, for the help."""
         title = f"Options for {self.task}"
-        found = class_options(self.source) if isinstance(self.source, type) else function_options(self.source).values()
-        return [Group(title, [option for option in found if option.name not in self.skip])]
+        if not isinstance(self.source, type):
+            options = function_options(self.source).values()
+            return [Group(title, [option for option in options if option.name not in self.skip])]
+        return [Group(title, list(class_options(self.source))), *class_groups(self.source)]
 
-    def add_to(self, parser: ArgumentParser) -> set[str]:
-        """Add the options to a parser and return the names of those that are flags."""
-        known: set[str | int] = {*(action.dest for action in parser._actions), *self.skip}
+    def hints(self) -> Hints:
+        """Return the types of the options by their full names, such as optim.lr."""
+        if isinstance(self.source, type):
+            return class_hints(self.source)
+        return {name: option.hint for name, option in function_options(self.source).items() if name not in self.skip}
+
+    def add_to(self, parser: ArgumentParser) -> None:
+        """Add the options to a parser, except those of a name that it knows already."""
+        known: set[str | int] = {*(action.dest.partition(".")[0] for action in parser._actions), *self.skip}
         if isinstance(self.source, type):
             parser.add_class_arguments(self.source, as_group=False, skip=known)
-            return boolean_settings(self.source)
-        parser.add_function_arguments(self.source, as_group=False, skip=known)
-        return {option.name for option in function_options(self.source).values() if option.hint is bool}
+        else:
+            parser.add_function_arguments(self.source, as_group=False, skip=known)
 
 
 class Settings(Extension):
@@ -52,66 +65,170 @@ class Settings(Extension):
         return [first, Group(f"Settings of {self.task}", own), *others, *class_groups(self.source)]
 
 
-def boolean_settings(kind: type, prefix: str = "") -> set[str]:
-    """Return the names of all yes/no fields of a dataclass and of the dataclasses in it."""
-    names: set[str] = set()
+def class_hints(kind: type, prefix: str = "") -> Hints:
+    """Return the types of all fields of a dataclass, and of the dataclasses in it, by their full names."""
+    found: Hints = {}
     for name, hint in typing.get_type_hints(kind).items():
-        if hint is bool:
-            names.add(prefix + name)
-        elif is_dataclass(hint) and isinstance(hint, type):
-            names |= boolean_settings(hint, f"{prefix}{name}.")
-    return names
+        if is_dataclass(hint) and isinstance(hint, type):
+            found |= class_hints(hint, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = hint
+    return found
 
 
-def positional(arguments: list[str]) -> list[str]:
-    """Return the arguments that do not follow an option, whose values they may be."""
-    free = [not before.startswith("--") or "=" in before for before in ["", *arguments]]
-    return [argument for argument, alone in zip(arguments, free, strict=False) if alone]
+def normalize(arguments: Sequence[str], hints: Hints) -> list[str]:
+    """Turn the spelling of people into that of the parser.
+
+    `--batch-size 8` becomes `--batch_size=8`, a yes/no option alone means yes, `--no-NAME` means no, `None` means null
+    where an option may have no value, lists need no brackets (`--freeze stem,tail`), and `--model-option KEY=VALUE`
+    becomes `--model_option.KEY=VALUE`.
+
+    Args:
+        arguments: Command line.
+        hints: Types of the options by name.
+    """
+    spelled: list[str] = []
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        if not argument.startswith("--") or argument == "--":
+            spelled.append(argument)
+            continue
+        option, equals, value = argument[2:].partition("=")
+        option = option.replace("-", "_")
+        hint = hints.get(option)
+        if option == "model_option" and (equals or (rest and "=" in rest[0])):
+            key, _, setting = (value or rest.pop(0)).partition("=")
+            spelled.append(f"--model_option.{key}={setting}")
+        elif hint is bool and not equals and (not rest or rest[0].lower() not in ("true", "false")):
+            spelled.append(f"--{option}=true")
+        elif option.startswith("no_") and hints.get(option[3:]) is bool and not equals:
+            spelled.append(f"--{option[3:]}=false")
+        elif hint is not None and (equals or (rest and not rest[0].startswith("--"))):
+            spelled.append(f"--{option}={spell_value(value if equals else rest.pop(0), hint)}")
+        else:
+            spelled.append(f"--{option}{equals}{value}")
+    return spelled
 
 
-def task_argument(arguments: list[str]) -> str:
-    """Return the task that a command line names.
+def spell_value(text: str, hint: Any) -> str:
+    """Return the value of an option as the parser takes it; `hint` is its type."""
+    kinds = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    if type(None) in kinds and text.lower() == "none":
+        return "null"
+    if not text.startswith("[") and text != "null" and {typing.get_origin(kind) for kind in kinds} & {list, tuple}:
+        return f"[{text}]"
+    return text
+
+
+def positional(arguments: Sequence[str], hints: Hints) -> list[str]:
+    """Return the positional arguments of a command line; `hints` has the types of the options by name."""
+    spelled = normalize(arguments, hints)  # a value stands behind its option with "=", unless the option is unknown
+    free = [not before.startswith("--") or "=" in before for before in ["", *spelled]]
+    return [argument for argument, alone in zip(spelled, free, strict=False) if alone and not argument.startswith("-")]
+
+
+def task_argument(arguments: Sequence[str], hints: Hints) -> str:
+    """Return the task that a command line names: its first positional argument that is one.
+
+    Args:
+        arguments: Command line.
+        hints: Types of the options by name.
 
     Raises:
         UsageError: It names none, or an unknown one.
     """
-    names, plain = task_names(), positional(arguments)
-    named = next((argument for argument in [*plain, *arguments] if argument in names), None)
-    named = named or next((argument for argument in plain if not argument.startswith("-")), None)
+    names, plain = task_names(), positional(arguments, hints)
+    named = next((argument for argument in plain if argument in names), None) or next(iter(plain), None)
     if named is None:
         raise UsageError(f"TASK is missing: one of {', '.join(names)}")
+    if named not in names and os.path.exists(named):  # noqa: PTH110  a name that is too long is no error
+        raise UsageError(f"TASK is missing before {named}: one of {', '.join(names)}")
     return get_task(named).name
 
 
-def train_settings(arguments: list[str]) -> Iterator[Extension]:
+def of_every_task(extension: Callable[[TaskKind], Extension | None]) -> Hints:
+    """Return the types of the options of all tasks, by name."""
+    found: Hints = {}
+    for kind in loaded_tasks():
+        if (one := extension(kind)) is not None:
+            found = {**one.hints(), **found}
+    return found
+
+
+def _settings(kind: TaskKind) -> Extension:
+    return Settings(kind.name, kind.config)
+
+
+def train_settings(arguments: Sequence[str], hints: Hints) -> Iterator[Extension]:
     """Yield the settings of the task that is trained."""
-    kind = get_task(task_argument(arguments))
-    yield Settings(kind.name, kind.config)
+    yield _settings(get_task(task_argument(arguments, {**of_every_task(_settings), **hints})))
 
 
-def check_options(arguments: list[str]) -> Iterator[Extension]:
+def _check(kind: TaskKind) -> Extension | None:
+    return kind.check_data and Extension(kind.name, kind.check_data, frozenset({"root", "progress"}))
+
+
+def check_options(arguments: Sequence[str], hints: Hints) -> Iterator[Extension]:
     """Yield the options of the data check of the task that is named."""
-    kind = get_task(task_argument(arguments))
-    if kind.check_data is not None:
-        yield Extension(kind.name, kind.check_data, frozenset({"root", "progress"}))
+    kind = get_task(task_argument(arguments, {**of_every_task(_check), **hints}))
+    if (found := _check(kind)) is not None:
+        yield found
 
 
-def of_all_tasks(part: Callable[[TaskKind], Any], *skip: str) -> Callable[[list[str]], Iterator[Extension]]:
-    """Return what yields the options of a part of every task.
+def of_all_tasks(
+    part: Callable[[TaskKind], Any], pick: Callable[[str], str | None], *skip: str
+) -> Callable[[Sequence[str], Hints], Iterator[Extension]]:
+    """Return what yields the options of a part of every task; where names clash, those of the task at hand count.
 
     Args:
         part: Task -> dataclass or function with the options, or None.
+        pick: First positional argument of the command -> task that it is for, or None if it does not say.
         skip: Parameters that are not options.
     """
 
-    def extensions(arguments: list[str]) -> Iterator[Extension]:
-        for kind in loaded_tasks():
-            if (source := part(kind)) is not None:
-                yield Extension(kind.name, source, frozenset(skip))
+    def extension(kind: TaskKind) -> Extension | None:
+        source = part(kind)
+        return None if source is None else Extension(kind.name, source, frozenset(skip))
+
+    def extensions(arguments: Sequence[str], hints: Hints) -> Iterator[Extension]:
+        hints = {**of_every_task(extension), **hints}
+        spelled = normalize(arguments, hints)
+        named = next((argument.partition("=")[2] for argument in spelled if argument.startswith("--task=")), None)
+        plain = positional(arguments, hints)
+        if named is None and plain:
+            named = pick(plain[0])
+        found = [one for kind in loaded_tasks() if (one := extension(kind)) is not None]
+        yield from sorted(found, key=lambda one: one.task != named)
 
     return extensions
 
 
-split_options = of_all_tasks(lambda kind: kind.split_data, "root", "progress")
-convert_options = of_all_tasks(lambda kind: kind.convert_data, "source", "dest")
-answer_options = of_all_tasks(lambda kind: kind.options)
+def _task_of_model(source: str) -> str | None:
+    """Return the task of a run folder or model file, or None if it does not say."""
+    from fishnet.cards import read_card
+    from fishnet.runs import RunFolder
+
+    path = RunFolder(Path(source)).model_file if Path(source).is_dir() else Path(source)
+    try:
+        card = read_card(path) if path.suffix == ".safetensors" and path.is_file() else None
+    except FishnetError:  # said when the file is loaded
+        return None
+    return None if card is None else card.task
+
+
+def _task_of_data(recognizer: Callable[[TaskKind], Callable[[Path], bool] | None]) -> Callable[[str], str | None]:
+    def pick(folder: str) -> str | None:
+        kinds = [kind for kind in loaded_tasks() if (fits := recognizer(kind)) is not None and fits(Path(folder))]
+        return kinds[0].name if kinds else None
+
+    return pick
+
+
+split_options = of_all_tasks(
+    lambda kind: kind.split_data, _task_of_data(lambda kind: kind.can_split), "root", "progress"
+)
+convert_options = of_all_tasks(
+    lambda kind: kind.convert_data, _task_of_data(lambda kind: kind.can_convert), "source", "dest"
+)
+answer_options = of_all_tasks(lambda kind: kind.options, _task_of_model)

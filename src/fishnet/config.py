@@ -111,7 +111,7 @@ class TrainConfig:
     freeze: list[str] = field(default_factory=list)
     """Parts of the model that are not trained, such as stem, tail or heads.region."""
     epochs: int = 100
-    """Passes over the training split."""
+    """Number of training epochs."""
     batch_size: int = 256
     """Images per optimizer step, over all devices and accumulated batches."""
     accumulate: int = 1

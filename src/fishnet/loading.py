@@ -61,7 +61,7 @@ def load_model(
 
     Raises:
         FishnetError: The file is missing, damaged, or does not fit the architecture.
-        UsageError: `task` or `model` is missing, or contradicts the card.
+        UsageError: `task` or `model` is missing, or one of `task`, `model` and `classes` contradicts the card.
     """
     target = resolve_device(device)
     path = Path(source).expanduser()
@@ -73,6 +73,8 @@ def load_model(
     else:
         _compare("--task", task, card.task, path)
         _compare("--model", model, card.model, path)
+        if classes is not None and list(classes) not in card.classes.values():
+            raise UsageError(f"{path} contains the names of its classes; leave --classes out")
         network = _load_own(path, card)
     if size is not None:
         if size < 1:

@@ -109,6 +109,7 @@ def build_config(config: ConfigClass, tree: Settings, where: str) -> Any:
         UsageError: An unknown setting or a value of the wrong type.
     """
     check_keys(config, tree, where)
+    tree = _spelled(config, tree)
     _check_plain(config, tree, where)
     parser = settings_parser(config)
     try:
@@ -116,6 +117,21 @@ def build_config(config: ConfigClass, tree: Settings, where: str) -> Any:
         return config(**vars(parser.instantiate(namespace)))
     except (ArgumentError, ArithmeticError, LookupError, RecursionError, TypeError, ValueError) as error:
         raise UsageError(f"{where}: {one_line(error)}") from None
+
+
+def _spelled(config: ConfigClass, tree: Settings) -> Tree:
+    """Return the settings with one value as a list where a list is meant, and the text None as null."""
+    hints, groups = typing.get_type_hints(config), groups_of(config)
+    spelled: Tree = {}
+    for name, value in tree.items():
+        if name in groups:
+            value = _spelled(groups[name], value)
+        elif typing.get_origin(hints[name]) is list and isinstance(value, str | int | float):
+            value = [part.strip() for part in value.split(",")] if isinstance(value, str) else [value]
+        elif value in ("None", "none") and type(None) in typing.get_args(hints[name]):
+            value = None
+        spelled[name] = value
+    return spelled
 
 
 def _check_plain(config: ConfigClass, tree: Settings, where: str) -> None:

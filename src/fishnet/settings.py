@@ -35,13 +35,13 @@ def resolve(kind: TaskKind, recipe: str | None, settings: Settings, base: Tree |
     """Return the settings of a run, an object of `kind.config`.
 
     They are, in increasing order of precedence: defaults, those of a saved run (`base`), those of a built-in recipe,
-    the preprocessing of the weights to start from, those of a recipe file, those given by hand. A built-in recipe
+    the preprocessing of the weights to start from, those of a recipe file, those set explicitly. A built-in recipe
     cannot know the weights; the author of a file can, and the file of a run (`config.yaml`) repeats it.
 
     Args:
         kind: Task.
         recipe: Name of a built-in recipe, a YAML file, or None.
-        settings: Settings given by hand.
+        settings: Settings that are set explicitly.
         base: Settings of the run that is resumed.
     """
     check_keys(kind.config, settings, "settings")
@@ -82,11 +82,11 @@ def weights_preprocessing(config: ConfigClass, tree: Settings) -> Tree:
 
 
 def describe_preprocessing(config: TrainConfig) -> str | None:
-    """Return in one line which preprocessing a run takes from its weights and which was set by hand, if any."""
+    """Return in one line which preprocessing a run takes from its weights and which was set explicitly, if any."""
     found = weights_preprocessing(type(config), vars(config))
     used = {name: getattr(config.preprocess, name) for name in found}
     parts = []
-    for title, same in (("taken over", True), ("set by hand", False)):
+    for title, same in (("taken over", True), ("set explicitly", False)):
         names = [name for name, value in found.items() if (tuple_of(used[name]) == tuple_of(value)) is same]
         if names:
             parts.append(f"{title}: {', '.join(f'{name} {used[name]}' for name in names)}")

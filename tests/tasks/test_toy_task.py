@@ -49,7 +49,10 @@ def test_the_shell_knows_the_task_and_its_settings(shell: dict[str, Any], photos
     assert "Settings of brightness:" in told
     assert "Standard deviation of the random change of brightness." in told
     assert "--label-smoothing" not in told
-    assert "--digits N" in run("predict", "--help", **shell)
+    told = run("predict", "--help", **shell)
+    assert "--digits N" in told
+    assert "--scale.factor X" in told
+    assert "usage: fishnet predict RUN INPUTS [INPUTS ...] --out OUT [options]" in told
     refused = run("train", "brightness", "--data", photos, "--out", home / "x", "--jitter", "-1", code=2, **shell)
     assert "jitter is -1.0; it must not be negative" in refused
     refused = run("train", "detection", "--data", photos, "--out", home / "x", "--jitter", "1", code=2, **shell)
@@ -93,8 +96,17 @@ def test_a_run_is_evaluated_predicted_and_reported(
     assert document["task"] == "brightness"
     assert all(entry["brightness"] == round(entry["brightness"], 1) for entry in document["images"])
     assert len(list((home / "found").glob("*_swatch.png"))) == 8
-    refused = run("predict", trained.path, photos / "val", "--out", home / "y", "--score", "0.5", code=2, **shell)
-    assert "--score is not an option of brightness; its options: --digits" in refused
+    # options of its own, one in a group, one of a name that another task has with another type
+    own = ("--scale.factor", "100", "--scale.unit", "%", "--score")
+    run("predict", trained.path, photos / "val", "--out", home / "scaled", "--digits", "0", *own, **shell)
+    scaled = json.loads((home / "scaled" / "results.json").read_text())["images"]
+    assert all(entry["brightness"] == round(entry["brightness"]) for entry in scaled)
+    assert max(entry["brightness"] for entry in scaled) > 1
+    assert {(entry["unit"], entry["score"]) for entry in scaled} == {("%", 1.0)}
+    refused = run("predict", trained.path, photos / "val", "--out", home / "y", "--overlap", "0.5", code=2, **shell)
+    assert "--overlap is not an option of brightness; its options: --digits, --scale, --score" in refused
+    refused = run("predict", trained.path, photos / "val", "--out", home / "y", "--scale.size", "2", code=2, **shell)
+    assert "unknown option --scale.size" in refused
 
     report = trained.report_html.read_text()
     assert "share within 0.1" in report

@@ -7,7 +7,7 @@ It is found through the entry point that `install` writes, as that of an install
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -79,11 +79,24 @@ class BrightnessConfig(TrainConfig):
 
 
 @dataclass
+class ScaleOptions:
+    """Scale of the answers."""
+
+    factor: float = 1.0
+    """Factor of every answer."""
+    unit: str | None = None
+    """Unit behind every answer."""
+
+
+@dataclass
 class BrightnessOptions:
     """How the model answers."""
 
     digits: int = 3
     """Digits behind the point."""
+    scale: ScaleOptions = field(default_factory=ScaleOptions)
+    score: bool = False
+    """Say how sure the answer is; detection has an option of that name that is a number."""
 
 
 @dataclass
@@ -181,7 +194,9 @@ class BrightnessTask:
 
     def answer(self, runtime: Runtime, prepared: Sequence[Tensor]) -> list[Answer]:
         values = runtime(torch.stack(list(prepared)))[HEAD]
-        return [{"brightness": round(float(value), self.options.digits)} for value in values]
+        scale = self.options.scale
+        more = ({"unit": scale.unit} if scale.unit else {}) | ({"score": 1.0} if self.options.score else {})
+        return [{"brightness": round(scale.factor * float(value), self.options.digits), **more} for value in values]
 
     def entry(self, answer: Answer) -> Entry:
         return dict(answer)

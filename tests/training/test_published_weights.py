@@ -65,7 +65,7 @@ def test_what_is_given_by_hand_or_in_a_file_wins_and_is_said(tmp_path: Path) -> 
     line = describe_preprocessing(by_hand)
     assert line is not None
     assert "taken over: std (0.5, 0.5, 0.5), interpolation bilinear" in line
-    assert "set by hand: mean (0.1, 0.2, 0.3), crop_pct 1.0" in line
+    assert "set explicitly: mean (0.1, 0.2, 0.3), crop_pct 1.0" in line
     # the settings of a run repeat it, whatever the weights say
     save_settings(tmp_path / "config.yaml", "classification", by_hand)
     assert resolve(CLASSIFICATION, str(tmp_path / "config.yaml"), {}) == by_hand

@@ -1,4 +1,4 @@
-"""`fishnet evaluate`: figures of a trained network on a split."""
+"""`fishnet evaluate`: metrics of a trained network on a split."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class EvaluationReport:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The figures of the whole split, by name."""
+        """Metrics of the whole split, by name."""
         return self.evaluation.metrics
 
 
@@ -51,13 +51,13 @@ def evaluate(
     out: str | None = None,
     runtime: Literal["torch"] = "torch",
 ) -> EvaluationReport:
-    """Evaluate a model on a split: figures, a table per class, a picture, and a JSON file.
+    """Evaluate a model on a split: metrics, a table per class, a picture, and a JSON file.
 
     Args:
         run: Run folder or weights file.
         data: Folder of the data set.
         split: Split to evaluate on.
-        json: File for the figures; by default evaluate_<split>.json in the run folder or in --out.
+        json: File for the metrics; by default evaluate_<split>.json in the run folder or in --out.
         device: auto, cpu, cuda, cuda:1, ...
         batch_size: Images per forward pass; the default depends on the task.
         workers: Worker processes that load images.
@@ -122,7 +122,7 @@ def _evaluate(
 
 
 def summary(task: AnyTask, evaluation: Evaluation, title: str, bad: Sequence[str] = ()) -> str:
-    """Return the result as text: what was evaluated, the figures, the images left out."""
+    """Return the result as text: what was evaluated, the metrics, the images left out."""
     lines = [f"{title}: {evaluation.images} images" + (f", {len(bad)} unreadable left out" if bad else "")]
     lines += task.describe(evaluation)
     lines += [f"skipped unreadable image {name}" for name in bad[:10]]
@@ -154,5 +154,5 @@ def _write(
         for name, figure in task.pictures(evaluation).items():
             pictures.append(save_figure(figure, folder / f"{name}_{split}.png"))
     written = [str(path) for path in (*contents, *pictures)]
-    print("written: " + ", ".join(written) if written else "nothing written; use --out or --json to save the figures")
+    print("written: " + ", ".join(written) if written else "nothing written; use --out or --json to save the metrics")
     return pictures

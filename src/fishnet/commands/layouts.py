@@ -19,7 +19,7 @@ def task_of(root: Path, named: str | None, fits: Callable[[TaskKind], Callable[[
         fits: Function of a task that recognises its layout.
 
     Raises:
-        UsageError: Several tasks recognise the layout.
+        UsageError: Several tasks recognise the layout, or none of several does.
     """
     if named is not None:
         return get_task(named)
@@ -28,4 +28,7 @@ def task_of(root: Path, named: str | None, fits: Callable[[TaskKind], Callable[[
     if len(fitting) > 1:
         names = ", ".join(kind.name for kind in fitting)
         raise UsageError(f"the layout of {root} fits several tasks ({names}); choose one with --task")
+    if not fitting and len(kinds) > 1:
+        known = "; ".join(f"{kind.name}: {kind.layouts}" for kind in kinds)
+        raise UsageError(f"no task recognises the layout of {root} ({known}); choose one with --task to learn more")
     return fitting[0] if fitting else kinds[0]

@@ -70,7 +70,7 @@ def predict(
         model: Backbone of a weights file that does not describe its network.
         classes: Text file with a class name per line, for a weights file without class names.
         runtime: Inference backend.
-        options: How to answer, depending on the task, such as `top` or `score`; see `fishnet predict --help`.
+        options: Prediction options of the task, such as `top` or `score`; see `fishnet predict --help`.
     """
     from fishnet.files import atomic_write
     from fishnet.predictor import Predictor

@@ -37,7 +37,7 @@ def train(
     allow_changes: bool = False,
     **settings: Any,
 ) -> RunFolder:
-    """Train a model and return its run folder.
+    """Train a model into a run folder; the recipe replaces many of the defaults that are listed here.
 
     Args:
         task: What to predict, such as classification or detection.

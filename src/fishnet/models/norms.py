@@ -133,6 +133,17 @@ def note_loaded_norms(model: nn.Module, loaded: Collection[str] | None = None) -
                 _mark(module, _LOADED)
 
 
+def loaded_modules(model: nn.Module) -> list[str]:
+    """Return the names of the modules that `note_loaded_norms` marked."""
+    return [name for name, module in model.named_modules() if _LOADED in module.__dict__]
+
+
+def mark_loaded_modules(model: nn.Module, names: Collection[str]) -> None:
+    """Mark modules as `note_loaded_norms` marked them in an equal network; the network itself has the name ""."""
+    for name in names:
+        _mark(model.get_submodule(name), _LOADED)
+
+
 def hold_norms(model: nn.Module) -> None:
     """Set frozen BatchNorms to eval mode, in which they use their running statistics without updating them."""
     for module in _batch_norms(model):

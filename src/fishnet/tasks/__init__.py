@@ -11,6 +11,8 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import sys
+import typing
+from collections.abc import Mapping
 from functools import cache
 from importlib import metadata
 from typing import Any
@@ -75,7 +77,7 @@ def make_task(card: ModelCard, **options: Any) -> AnyTask:
 
     Args:
         card: Card of a network.
-        options: How to answer, see `fishnet predict --help`; None stands for the default.
+        options: Prediction options, see `fishnet predict --help`; None stands for the default.
 
     Raises:
         UsageError: An option that the task does not have.
@@ -85,10 +87,23 @@ def make_task(card: ModelCard, **options: Any) -> AnyTask:
         kind = get_task(card.task)
     except UsageError as error:
         raise FishnetError(f"the model needs a task that is not installed: {error}") from None
-    given = {name: value for name, value in options.items() if value is not None}
-    known = {field.name for field in dataclasses.fields(kind.options)}
-    refuse_options(given, known, card.task)
-    return kind.make_task(card, kind.options(**given))
+    return kind.make_task(card, _as_dataclass(kind.options, options, card.task))
+
+
+def _as_dataclass(kind: type[Any], values: Mapping[str, Any], owner: str, prefix: str = "") -> Any:
+    """Return a dataclass from values by name, those of the dataclasses in it as mappings; None stands for the default.
+
+    Raises:
+        UsageError: A name that it does not have.
+    """
+    hints = typing.get_type_hints(kind)
+    given = {name: value for name, value in values.items() if value is not None}
+    known = [prefix + field.name for field in dataclasses.fields(kind)]
+    refuse_options([prefix + name for name in given], known, owner)
+    for name, value in given.items():
+        if dataclasses.is_dataclass(hints[name]) and isinstance(value, Mapping):
+            given[name] = _as_dataclass(hints[name], value, owner, f"{prefix}{name}.")
+    return kind(**given)
 
 
 def _others() -> dict[str, metadata.EntryPoint]:

@@ -100,7 +100,7 @@ class Evaluation(Protocol):
     """Result of an evaluation.
 
     Attributes:
-        metrics: Figures by name. Fractions are between 0 and 1; -1 marks a figure that the split does not determine.
+        metrics: Metrics by name. Fractions are between 0 and 1; -1 marks a metric that the split does not determine.
         images: Number of evaluated images.
     """
 
@@ -113,10 +113,10 @@ class Evaluation(Protocol):
 
 
 class Evaluator(Protocol[ResultT]):
-    """Collects the answers of a split, over all processes, and computes its figures.
+    """Collects the answers of a split, over all processes, and computes the metrics.
 
     Attributes:
-        primary: Name of the figure that decides which epoch is best; larger is better.
+        primary: Name of the metric that decides which epoch is best; larger is better.
     """
 
     primary: str
@@ -195,7 +195,7 @@ class Task(Protocol[DataT, EvaluatorT, EvaluationT, PreparedT]):
         ...
 
     def describe(self, evaluation: EvaluationT) -> list[str]:
-        """Return the figures as lines of text."""
+        """Return the metrics as lines of text."""
         ...
 
     def pictures(self, evaluation: EvaluationT) -> Mapping[str, Figure]:
@@ -294,7 +294,7 @@ class Training(Protocol):
         ...
 
     def fingerprint(self) -> Json:
-        """Return figures that change when the data set does."""
+        """Return values that change when the data set does."""
         ...
 
 
@@ -326,7 +326,7 @@ class DataReport(Protocol):
 
 
 Given = Mapping[str, Any]
-"""Settings given by hand, by name."""
+"""Explicitly set settings, by name."""
 
 
 class RecipeChoice(NamedTuple):
@@ -361,7 +361,7 @@ class TaskKind:
     recipes: str
     """Package that contains the recipes, one YAML file each."""
     choose_recipe: Callable[[Given], RecipeChoice]
-    """Settings given by hand -> recipe of a run that names none."""
+    """Explicitly set settings -> recipe of a run that names none."""
     tied: frozenset[str] = frozenset()
     """Settings besides the model that a checkpoint depends on; a resumed run cannot change them."""
     batch_size: int = 32
@@ -378,6 +378,8 @@ class TaskKind:
     """Implementation of `fishnet data convert`: takes source and output folder, then options as keywords."""
     can_convert: Callable[[Path], bool] | None = None
     """Whether a folder has a layout that `convert_data` reads."""
+    layouts: str = "see its documentation"
+    """Layouts of the folders that `split_data` and `convert_data` take, in a few words."""
     at_size: Callable[[ModelCard, int], ModelCard] = at_size
     """Card and input size in pixels -> card for that size."""
     load_foreign: Callable[[Path, str, Sequence[str] | None], tuple[Network, ModelCard]] | None = None

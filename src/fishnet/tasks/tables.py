@@ -1,4 +1,4 @@
-"""Tables of figures per class, as text."""
+"""Tables of metrics per class, as text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def class_table(rows: Sequence[Json], names: list[str], measure: str, weight: st
     """Return a table with a line per class; of more than 20 classes the worst by `measure`, the largest first if equal.
 
     Args:
-        rows: `class` and figures by name; None if the data does not determine a figure.
+        rows: `class` and metrics by name; None if the data does not determine a metric.
         names: Figures to show.
         measure: Figure that determines the worst classes.
         weight: Figure that determines the largest classes.

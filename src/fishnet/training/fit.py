@@ -42,7 +42,7 @@ def fit(job: Training, run: RunFolder, resume: bool = False) -> None:
             MetricsFile(run.timing_csv).cut(step, validated)
             write_environment(run.environment_json, job.fingerprint(), resume)
             print(f"resuming at step {step}" if checkpoint else f"writing to {run.path}", flush=True)
-        module = TrainingModule(job, run)
+        module = TrainingModule(job, run, checkpoint)
         trainer.fit(module, ckpt_path=checkpoint)
         keeper.finish(trainer, module)
         if trainer.is_global_zero:

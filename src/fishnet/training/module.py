@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence, Sized
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -25,7 +26,14 @@ from fishnet.errors import FishnetError, UsageError, did_you_mean
 from fishnet.metrics import MetricsFile
 from fishnet.models.build import build_network
 from fishnet.models.network import Network
-from fishnet.models.norms import apply_norm_policy, check_norm_policy, has_batch_norms, hold_norms
+from fishnet.models.norms import (
+    apply_norm_policy,
+    check_norm_policy,
+    has_batch_norms,
+    hold_norms,
+    loaded_modules,
+    mark_loaded_modules,
+)
 from fishnet.models.precision import guard_bf16_on_cpu
 from fishnet.runs import RunFolder
 from fishnet.tasks.base import Batch, Evaluation, TorchRuntime, Training, evaluate_network, evaluation_mode
@@ -39,6 +47,9 @@ from fishnet.training.optimizer import (
 )
 from fishnet.training.progress import with_progress
 from fishnet.training.trainer import runs_on_cpu
+
+LOADED = "modules_with_loaded_weights"
+"""Entry of a checkpoint: names of the modules whose norms came with the weights that the run started with."""
 
 
 def freeze(model: Network, parts: list[str]) -> None:
@@ -66,12 +77,17 @@ class TrainingModule(pl.LightningModule):
     Args:
         job: What to train.
         run: Run folder for metrics.
+        checkpoint: Checkpoint that the run is resumed from; its weights take the place of those that the run started
+            with, which need not exist any more.
     """
 
-    def __init__(self, job: Training, run: RunFolder):
+    def __init__(self, job: Training, run: RunFolder, checkpoint: Path | None = None):
         super().__init__()
         self.job, self.config, self.run_folder = job, job.config, run
-        self.model = build_model(job)
+        self.model = build_model(job, fresh=checkpoint is not None)
+        if checkpoint is not None:
+            state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+            mark_loaded_modules(self.model, state.get(LOADED, ()))
         self._prepare_model()
         self.ema = ModelEmaV3(self.model, decay=self.config.ema, use_warmup=True) if self.config.ema else None
         if self.ema is not None:
@@ -137,8 +153,9 @@ class TrainingModule(pl.LightningModule):
         return lambda step: lr_share(optim, step, steps, epochs)
 
     def on_save_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Save the names of the parameters, in the order of the optimizer state."""
+        """Save the names of the parameters, in the order of the optimizer state, and what came with weights."""
         checkpoint[PARAMETERS] = parameter_names(self.trainer.optimizers[0], self.model)
+        checkpoint[LOADED] = loaded_modules(self.model)
 
     def on_load_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Apply the settings of a resumed run, which may differ from those of the checkpoint."""
@@ -209,7 +226,7 @@ class TrainingModule(pl.LightningModule):
             self.publish(step, self.current_epoch, "train", {**values, "lr": rate, "grad_norm": float(norm)})
 
     def publish(self, step: int, epoch: int, split: str, values: dict[str, float]) -> None:
-        """Write figures to metrics.csv, and to TensorBoard if it is enabled."""
+        """Write metrics to metrics.csv, and to TensorBoard if it is enabled."""
         self.log_file.write(step, epoch, split, values)
         if self.trainer.logger is not None:
             self.trainer.logger.log_metrics({f"{split}/{name}": value for name, value in values.items()}, step=step)
@@ -284,11 +301,17 @@ def mean_losses(batches: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.stack([losses[name] for losses in batches if name in losses]).mean() for name in names}
 
 
-def build_model(job: Training) -> Network:
-    """Return the network of a training, on the CPU, with its initial weights."""
+def build_model(job: Training, fresh: bool = False) -> Network:
+    """Return the network of a training, on the CPU, with its initial weights.
+
+    Args:
+        job: What to train.
+        fresh: Whether to leave out the weights to start from.
+    """
     config = job.config
     torch.manual_seed(config.seed)
-    return build_network(job.architecture(), config.weights, config.preprocess.mean, config.preprocess.std)
+    weights = None if fresh else config.weights
+    return build_network(job.architecture(), weights, config.preprocess.mean, config.preprocess.std)
 
 
 def share_buffers(module: nn.Module) -> None:

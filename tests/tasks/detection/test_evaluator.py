@@ -1,4 +1,4 @@
-"""COCO's figures against pycocotools, on real annotations with perturbed predictions."""
+"""COCO's metrics against pycocotools, on real annotations with perturbed predictions."""
 
 from __future__ import annotations
 

@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 from fishnet.data.checks import quiet_pillow
 from fishnet.data.classification.checks import inspect_listings
 from fishnet.data.classification.layouts import Listing, available_splits, list_split
+from fishnet.data.folders import image_files
 from fishnet.errors import FishnetError, UsageError
 from fishnet.files import atomic_path, atomic_write
 
@@ -71,7 +72,12 @@ class SplitReport:
 
 def can_split(root: Path) -> bool:
     """Whether a folder has class folders, or a list of labels, that can be divided."""
-    return root.is_dir() and not any((root / "annotations").glob("instances_*.json"))
+    if not root.is_dir() or any((root / "annotations").glob("instances_*.json")):
+        return False
+    if (root / PLAN).exists() or available_splits(root):
+        return True
+    folders = [folder for folder in root.iterdir() if folder.is_dir() and next(image_files(folder), None) is not None]
+    return len(folders) > 1  # one is a folder of images without classes
 
 
 def split_classification(

@@ -25,6 +25,7 @@ TASK = TaskKind(
     check_data=check_classification,
     split_data=split_classification,
     can_split=can_split,
+    layouts="a folder per class, or train/ with one, or train/ with labels.csv",
     load_foreign=load_foreign,
 )
 

@@ -1,4 +1,4 @@
-"""Evaluation of classifiers: top-k accuracy, calibration, figures per class, mean average precision.
+"""Evaluation of classifiers: top-k accuracy, calibration, metrics per class, mean average precision.
 
 Everything is summed in states of torchmetrics, so the same object works in one process, in several (its states are
 gathered in `compute`) and on any device (it is an `nn.Module` without parameters).
@@ -40,7 +40,7 @@ class Evaluation:
     """Result of an evaluation.
 
     `metrics` are fractions between 0 and 1 (and `loss`, in nats), `per_class` has one row per class in the order of the
-    classes (None for figures that the split does not determine, such as the recall of a class without images), and
+    classes (None for metrics that the split does not determine, such as the recall of a class without images), and
     `confusion` is the number of images `confusion[true, predicted]` (None for several labels per image and for very
     many classes).
     """

@@ -1,4 +1,4 @@
-"""Settings of classification, and how a classifier answers."""
+"""Settings and prediction options of classification."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class ClassificationConfig(TrainConfig):
 
 @dataclass
 class ClassificationOptions:
-    """How a classifier answers."""
+    """Prediction options of a classifier."""
 
     top: int = 5
     """Number of classes per image, for models with one label per image."""
@@ -58,9 +58,11 @@ def choose_recipe(settings: Given) -> RecipeChoice:
         return RecipeChoice("finetune", "weights are given")
     root = Path(settings.get("data") or ".")
     if list(shard_paths(root, "train")):
-        return RecipeChoice("imagenet_cosine", "no weights are given, and shards hold large data sets")
+        return RecipeChoice("imagenet_cosine", "no weights are given, and the data set is in shards")
     folders = [folder for folder in sorted(root.glob("train*")) if folder.is_dir()]
     count = sum(1 for folder in folders for _ in islice(image_files(folder), SMALL_DATA))
     if count < SMALL_DATA:
-        return RecipeChoice("scratch_small", f"no weights are given, and {count:,} training images are few")
+        return RecipeChoice(
+            "scratch_small", f"no weights are given, and {count:,} training images are a small data set"
+        )
     return RecipeChoice("imagenet_cosine", "no weights are given, and the data set is large")

@@ -40,14 +40,14 @@ class ClassificationTask:
 
     Args:
         card: Card of the classifier.
-        options: How to answer.
+        options: Prediction options.
     """
 
     collate = None
 
     def __init__(self, card: ModelCard, options: ClassificationOptions | None = None) -> None:
         if not isinstance(card.preprocess, PreprocessConfig):
-            raise FishnetError(f"the card of {card.model} does not tell the crop of its images; write it again")
+            raise FishnetError(f"the card of {card.model} does not say how its images are cropped; write it again")
         channels = card.architecture.in_chans
         if channels != 3:
             raise FishnetError(f"{card.model} takes images of {channels} channels; fishnet reads images as RGB")
@@ -68,7 +68,7 @@ class ClassificationTask:
     def open_split(self, root: Path, split: str, bad_images: BadImages = "stop") -> ClassificationDataset:
         """Return a split with the preprocessing of the model; its targets are numbered as the outputs of the model.
 
-        A model without class names can have any, if their number is equal; figures then name those of the data.
+        A model without class names can have any, if their number is equal; metrics then name those of the data.
 
         Raises:
             FishnetError: Split or classes do not fit.
@@ -103,7 +103,7 @@ class ClassificationTask:
         evaluator.update(logits, good_items(batch)["target"].to(logits.device))
 
     def describe(self, evaluation: Evaluation) -> list[str]:
-        """Return the figures, then a row per class (of more than 20 the worst)."""
+        """Return the metrics, then a row per class (of more than 20 the worst)."""
         lines = []
         for name, value in evaluation.metrics.items():
             shown = f"{value:8.4f}" if name in ("loss", "ece") else f"{100 * value:7.2f} %"

@@ -26,6 +26,7 @@ TASK = TaskKind(
     check_data=check_data,
     split_data=split_coco,
     can_split=can_split,
+    layouts="annotations/instances_*.json",
     convert_data=convert_data,
     can_convert=can_convert,
     at_size=at_size,

@@ -1,4 +1,4 @@
-"""Evaluation of detectors: the figures of COCO for boxes, masks and keypoints, by faster-coco-eval.
+"""Evaluation of detectors: the metrics of COCO for boxes, masks and keypoints, by faster-coco-eval.
 
 https://cocodataset.org/#detection-eval. Average precision (AP) is the mean over ten overlaps from 0.5 to 0.95 unless a
 single one is named, average recall (AR) that at a given number of detections per image. A figure of a size or class
@@ -37,7 +37,7 @@ KEYPOINT_FIGURES = (
     "ap", "ap50", "ap75", "ap_medium", "ap_large",
     "ar", "ar50", "ar75", "ar_medium", "ar_large",
 )  # fmt: skip
-"""COCO's figures in COCO's order; each is written with the kind in front, such as box_ap50."""
+"""COCO's metrics in COCO's order; each is written with the kind in front, such as box_ap50."""
 _CURVES_AT = (0.5, 0.75)
 
 
@@ -103,7 +103,7 @@ class DetectionEvaluator:
         return [entry for image in sorted(self._found) for entry in self._found[image]]
 
     def compute(self) -> DetectionEvaluation:
-        """Return the figures over all images and processes; all processes must call it.
+        """Return the metrics over all images and processes; all processes must call it.
 
         Raises:
             FishnetError: There were no images.
@@ -162,7 +162,7 @@ def _rounded(values: ArrayLike) -> np.ndarray:
 
 
 def evaluate_detections(file: CocoFile, found: Found, kinds: Iterable[str] = ("box",)) -> DetectionEvaluation:
-    """Return COCO's figures for detections by the index of the image; images without an entry are left out."""
+    """Return COCO's metrics for detections by the index of the image; images without an entry are left out."""
     images = sorted(found)
     entries = [entry for image in images for entry in found[image]]
     evaluation = DetectionEvaluation({}, images=len(images), detections=len(entries))
@@ -275,11 +275,11 @@ def _rank() -> int:
 
 
 def _sections(evaluation: Mapping[str, object]) -> list[Section]:
-    """Return COCO's figures, precision over recall, and the table per class."""
+    """Return COCO's metrics, precision over recall, and the table per class."""
     metrics, curves, rows = (evaluation.get(name) for name in ("metrics", "curves", "per_class"))
     sections = []
     if isinstance(metrics, dict) and (table := _figures_table(metrics)).rows:
-        sections.append(Section("COCO's figures", table))
+        sections.append(Section("COCO's metrics", table))
     if curves and isinstance(metrics, dict):
         sections.append(Section("Precision and recall", _precision_recall(curves, metrics)))
     if isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows):
@@ -289,7 +289,7 @@ def _sections(evaluation: Mapping[str, object]) -> list[Section]:
 
 
 def _figures_table(metrics: Mapping[str, object]) -> Table:
-    """Return a row per kind with COCO's figures; a dash for figures without objects."""
+    """Return a row per kind with COCO's metrics; a dash for metrics without objects."""
     rows: dict[str, Json] = {}
     for name, value in metrics.items():
         kind, _, figure = name.partition("_")

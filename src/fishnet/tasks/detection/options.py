@@ -1,4 +1,4 @@
-"""Settings of detection, and how a detector answers."""
+"""Settings and prediction options of detection."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class DetectionConfig(TrainConfig):
 
 @dataclass
 class DetectionOptions:
-    """How a detector answers."""
+    """Prediction options of a detector."""
 
     score: float = 0.5
     """Minimum score of an object."""

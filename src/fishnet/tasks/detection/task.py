@@ -54,7 +54,7 @@ class PreparedImage(NamedTuple):
 
 
 def evaluated_kinds(detector: str) -> tuple[str, ...]:
-    """Return what the figures of a detector are about: boxes, and masks or keypoints where it predicts them."""
+    """Return what the metrics of a detector are about: boxes, and masks or keypoints where it predicts them."""
     if detector == "keypoint_rcnn":
         return ("box", "keypoint")
     return ("box", "mask") if detector in WITH_MASKS else ("box",)
@@ -71,7 +71,7 @@ class DetectionTask:
 
     Args:
         card: Card of the detector.
-        options: How to answer.
+        options: Prediction options.
     """
 
     collate = staticmethod(collate)
@@ -105,7 +105,7 @@ class DetectionTask:
             evaluator.add(int(batch["index"][place]), as_objects(detections, size))
 
     def describe(self, evaluation: DetectionEvaluation) -> list[str]:
-        """Return COCO's figures and a row per class (of more than 20 the worst)."""
+        """Return COCO's metrics and a row per class (of more than 20 the worst)."""
         lines = []
         for kind in self.kinds:
             figures = {n.removeprefix(f"{kind}_"): v for n, v in evaluation.metrics.items() if n.startswith(f"{kind}_")}
