@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from fishnet.errors import FishnetError
-from fishnet.files import atomic_path, atomic_write, sweep_partials
+from fishnet.files import atomic_path, atomic_write, sweep_partials, write_json
 
 
 def names(folder: Path) -> list[str]:
@@ -112,7 +113,7 @@ import resource, sys
 from pathlib import Path
 import torch
 from fishnet.errors import FishnetError
-from fishnet.files import atomic_path, atomic_write, sweep_partials
+from fishnet.files import atomic_path, atomic_write, sweep_partials, write_json
 from fishnet.models.checkpoints.files import write_checkpoint
 folder, state = Path(sys.argv[1]), {"a": torch.zeros(1_000_000)}
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
@@ -148,3 +149,14 @@ def test_sweep_removes_what_a_kill_left_and_nothing_else(tmp_path: Path) -> None
         (tmp_path / other).write_text("kept")
     sweep_partials(tmp_path)
     assert names(tmp_path) == [".hidden", ".notes-mine.part.txt", "last.ckpt"]
+
+
+def test_json_has_no_nan(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"x": float("nan"), "rows": [(1, float("inf")), {"y": 0.5}], "name": "é"})
+
+    def refuse(text: str) -> None:
+        raise AssertionError(text)
+
+    text = (tmp_path / "a.json").read_text("utf-8")
+    assert json.loads(text, parse_constant=refuse) == {"x": None, "rows": [[1, None], {"y": 0.5}], "name": "é"}
+    assert "é" in text

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from fishnet.files import Json, atomic_write
+from fishnet.files import Json, write_json
 from fishnet.version import __version__
 
 PACKAGES = ("torch", "torchvision", "timm", "pytorch-lightning", "torchmetrics", "numpy", "pillow", "safetensors")
@@ -76,7 +76,7 @@ def write_environment(path: Path, data: Json, resumed: bool) -> None:
         old = json.loads(path.read_text("utf-8"))
         before = [*old.pop("earlier", []), old]
     content = {**describe_environment(), "data": data, "earlier": before}
-    atomic_write(path, json.dumps(content, indent=2))
+    write_json(path, content)
 
 
 def is_main_process() -> bool:

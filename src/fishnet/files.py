@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -65,6 +67,27 @@ def atomic_write(path: str | os.PathLike[str], content: str | bytes) -> None:
     """Write text (UTF-8) or bytes to `path` through `atomic_path`."""
     with atomic_path(path) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def json_text(content: object, indent: int | None = 1) -> str:
+    """Return plain values as JSON; NaN and infinity, which JSON does not have, become null."""
+    try:
+        return json.dumps(content, ensure_ascii=False, indent=indent, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(content), ensure_ascii=False, indent=indent, allow_nan=False)
+
+
+def write_json(path: str | os.PathLike[str], content: object, indent: int | None = 1) -> None:
+    """Write plain values as JSON to `path` through `atomic_path`; see `json_text`."""
+    atomic_write(path, json_text(content, indent) + "\n")
+
+
+def _finite(content: object) -> object:
+    if isinstance(content, float):
+        return content if math.isfinite(content) else None
+    if isinstance(content, Mapping):
+        return {name: _finite(value) for name, value in content.items()}
+    return [_finite(value) for value in content] if isinstance(content, list | tuple) else content
 
 
 def _cannot_write(target: Path, reason: str) -> FishnetError:

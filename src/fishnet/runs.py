@@ -62,6 +62,29 @@ class RunFolder:
         """Weights of the best epoch with their card."""
         return self.path / "model.safetensors"
 
+    def evaluation_json(self, split: str = "val") -> Path:
+        """Metrics of the best epoch on a split, per class too."""
+        return self.path / f"evaluation_{split}.json"
+
+    @property
+    def train_batch_png(self) -> Path:
+        """First training batch as the network sees it."""
+        return self.path / "train_batch.png"
+
+    @property
+    def predictions_png(self) -> Path:
+        """Predictions of the best epoch for images of the validation split."""
+        return self.path / "predictions.png"
+
+    @property
+    def files(self) -> list[Path]:
+        """All files that training writes."""
+        return [
+            self.config_yaml, self.environment_json, self.metrics_csv, self.timing_csv, self.bad_images_txt,
+            self.model_file, self.report_html, self.train_batch_png, self.predictions_png, self.evaluation_json(),
+            self.last, self.best,
+        ]  # fmt: skip
+
     @property
     def report_html(self) -> Path:
         """Report with curves, tables and pictures."""

@@ -104,10 +104,10 @@ def test_what_is_written(judged: Judged, tmp_path: Path) -> None:
     found = evaluate(str(run), str(judged.data), **QUICK)
     assert sorted(path.name for path in run.iterdir()) == [
         "confusion_val.png",
-        "evaluate_val.json",
+        "evaluation_val.json",
         "model.safetensors",
     ]
-    document = json.loads((run / "evaluate_val.json").read_text(encoding="utf-8"))
+    document = json.loads((run / "evaluation_val.json").read_text(encoding="utf-8"))
     assert document == found.document
     assert document["metrics"] == found.metrics
     assert (document["split"], document["images"], document["bad_images"]) == ("val", len(judged.files), [])
@@ -123,7 +123,7 @@ def test_what_is_written(judged: Judged, tmp_path: Path) -> None:
     assert json.loads(elsewhere.json.read_text())["split"] == "train"
     assert len(list(run.iterdir())) == 3
     evaluate(str(run / "model.safetensors"), str(judged.data), out=str(tmp_path / "out"), **QUICK)
-    assert (tmp_path / "out" / "evaluate_val.json").is_file()
+    assert (tmp_path / "out" / "evaluation_val.json").is_file()
 
 
 def test_classes_in_another_order_are_matched_by_name(judged: Judged, tmp_path: Path) -> None:

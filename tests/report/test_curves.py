@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from fishnet.drawing import style
 from fishnet.drawing.confusion import draw_confusion
+from fishnet.drawing.display import Display, Score
 from fishnet.errors import FishnetError, UsageError
 from fishnet.report.curves import draw_curves, read_metrics, smooth
 from fishnet.tasks import get_task
@@ -163,3 +164,22 @@ def test_a_figure_is_saved_the_same_every_time(tmp_path: Path, suffix: str) -> N
 def test_an_unknown_picture_format_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="must end in"):
         style.save_figure(draw_confusion([[1]], ["a"]), tmp_path / "c.txt")
+
+
+def test_every_term_of_the_loss_is_drawn_whatever_its_head(tmp_path: Path) -> None:
+    rows: list[tuple[object, ...]] = []
+    for step in range(1, 5):
+        for name in ("image_loss", "region_loss_objectness", "loss", "lr", "grad_norm"):
+            rows.append((step, 0, "train", name, 1.0))
+    drawn = lines(draw_curves(write_rows(tmp_path / "metrics.csv", rows), DISPLAY))
+    assert {label for title, label in drawn if title == "Loss terms"} == {"image_loss", "region_loss_objectness"}
+
+
+def test_scores_that_are_no_fractions_are_not_drawn_in_percent(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "metrics.csv", [(step, 0, "val", "error", 0.5) for step in (1, 2)])
+    assert lines(draw_curves(path, Display({"error": Score("error", curve=True)})))["Validation", "error"][1] == [
+        0.5,
+        0.5,
+    ]
+    shown = Display({"error": Score("error", curve=True)}, fractions=frozenset({"error"}))
+    assert lines(draw_curves(path, shown))["Validation", "error"][1] == [50, 50]

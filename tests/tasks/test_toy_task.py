@@ -84,7 +84,7 @@ def test_a_run_is_evaluated_predicted_and_reported(
 ) -> None:
     said = run("evaluate", trained.path, "--data", photos, "--workers", "0", **shell)
     assert "within 0.1:" in said
-    found = json.loads((trained.path / "evaluate_val.json").read_text())
+    found = json.loads((trained.path / "evaluation_val.json").read_text())
     logged = {row["name"] for row in MetricsFile(trained.metrics_csv).read() if row["split"] == "val"}
     best = json.loads((trained.path / "evaluation_val.json").read_text())
     assert found["metrics"] == pytest.approx(best["metrics"])

@@ -110,8 +110,6 @@ class BrightnessEvaluation:
 
 
 class BrightnessEvaluator:
-    primary = "within"
-
     def __init__(self) -> None:
         self.pairs: list[tuple[float, float]] = []
 
@@ -129,6 +127,7 @@ def sections(evaluation: Mapping[str, Any]) -> list[Section]:
 DISPLAY = Display(
     scores={"within": Score("share within 0.1", curve=True), "error": Score("mean error")},
     primary=("within",),
+    fractions=frozenset({"within"}),
     sections=sections,
 )
 

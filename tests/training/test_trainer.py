@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from fishnet.config import TrainConfig
 from fishnet.training import trainer
+from fishnet.training.fit import quiet_lightning
 from fishnet.training.progress import progress_bars
 from fishnet.training.trainer import decide_precision
 
@@ -57,3 +59,15 @@ def test_bars_are_for_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
     assert progress_bars(10) == []
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     assert len(progress_bars(10)) == 1
+
+
+def test_the_level_of_lightnings_logger_is_restored() -> None:
+    logger = logging.getLogger("pytorch_lightning")
+    before = logger.level
+    logger.setLevel(logging.INFO)
+    try:
+        with quiet_lightning():
+            assert logger.level == logging.WARNING
+        assert logger.level == logging.INFO
+    finally:
+        logger.setLevel(before)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from json import dumps
 from pathlib import Path
 from typing import Any
 
 from fishnet.commands.hints import suggest
 from fishnet.data.checks import CheckReport
 from fishnet.errors import UsageError, refuse_options
-from fishnet.files import atomic_write
+from fishnet.files import write_json
 from fishnet.tasks import get_task
 
 
@@ -33,7 +32,7 @@ def data_check(task: str, directory: str, json: str | None = None, **options: An
     report = check(Path(directory), **options)
     print(report.describe())
     if json is not None:
-        atomic_write(json, dumps(report.to_dict(), indent=2) + "\n")
+        write_json(json, report.to_dict())
     if not report.exit_code:
         suggest("train", task, "--data", directory, "--out", f"runs/{Path(directory).resolve().name}")
     return report

@@ -13,6 +13,7 @@ from fishnet.files import Json
 if TYPE_CHECKING:
     import torch
 
+    from fishnet.runs import RunFolder
     from fishnet.tasks.base import AnyTask, Batch, Evaluation, Runtime
 
 FORMAT_VERSION = 1
@@ -57,7 +58,7 @@ def evaluate(
         run: Run folder or weights file.
         data: Folder of the data set.
         split: Split to evaluate on.
-        json: File for the metrics; by default evaluate_<split>.json in the run folder or in --out.
+        json: File for the metrics; by default evaluation_<split>.json in the run folder or in --out.
         device: auto, cpu, cuda, cuda:1, ...
         batch_size: Images per forward pass; the default depends on the task.
         workers: Worker processes that load images.
@@ -73,6 +74,7 @@ def evaluate(
     """
     from fishnet.commands.predict import check_loading, read_names
     from fishnet.loading import load_runtime, resolve_device
+    from fishnet.runs import RunFolder
     from fishnet.tasks import get_task, make_task
 
     check_loading(batch_size, workers)
@@ -86,14 +88,23 @@ def evaluate(
         "format_version": FORMAT_VERSION,
         **{"source": str(run), "data": str(data), "split": split},
         **evaluation.to_dict(),
+        **_epoch(RunFolder(Path(run))),
         "bad_images": bad,
         "card": card.to_dict(),
     }
     print(summary(kind, evaluation, f"{card.model} on {split} of {data}", bad))
     folder = Path(out) if out is not None else Path(run) if Path(run).is_dir() else None
-    target = Path(json) if json else folder and folder / f"evaluate_{split}.json"
+    target = Path(json) if json else folder and RunFolder(folder).evaluation_json(split)
     pictures = _write(kind, evaluation, {target: document}, documents, folder, split)
     return EvaluationReport(document, evaluation, target, pictures, bad)
+
+
+def _epoch(run: RunFolder) -> Json:
+    """Return the epoch of the network of a run, as training noted it; {} for a source that does not say it."""
+    try:
+        return {"epoch": int(json_module.loads(run.evaluation_json().read_text("utf-8"))["epoch"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def _evaluate(
@@ -140,14 +151,14 @@ def _write(
     split: str,
 ) -> list[Path]:
     """Write JSON and pictures, print their paths, and return those of the pictures."""
-    from fishnet.files import atomic_write
+    from fishnet.files import write_json
 
     contents: dict[Path, object] = {path: content for path, content in main.items() if path is not None}
     pictures: list[Path] = []
     if folder is not None:
         contents |= {folder / f"{name}_{split}.json": content for name, content in documents.items()}
     for path, content in contents.items():
-        atomic_write(path, json_module.dumps(content, ensure_ascii=False, indent=1, allow_nan=False))
+        write_json(path, content)
     if folder is not None:
         from fishnet.drawing.style import save_figure
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-import json as json_module
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fishnet.errors import UsageError
-from fishnet.files import Json
+from fishnet.files import Json, json_text
 
 if TYPE_CHECKING:
     from torch import nn
@@ -54,7 +53,7 @@ def info(
     _check(model, gradient_flow, compare, figure, size, weights, model_option)
     if model is None:
         document: Json = {"size": size, "models": family(size)}
-        print(json_module.dumps(document, indent=1) if json else _family_text(document))
+        print(json_text(document) if json else _family_text(document))
         return Info(document)
     options = dict(model_option or {})
     network = _build(model, weights, options)
@@ -68,7 +67,7 @@ def info(
         flows = _draw_gradient_flow([(label, network), *others], size, Path(gradient_flow))
         document["gradient_flow"] = [_flow_document(flow) for flow in flows]
         document["gradient_flow_figure"] = str(gradient_flow)
-    print(json_module.dumps(document, indent=1) if json else _model_text(document))
+    print(json_text(document) if json else _model_text(document))
     return Info(document)
 
 

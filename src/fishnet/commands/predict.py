@@ -72,7 +72,7 @@ def predict(
         runtime: Inference backend.
         options: Prediction options of the task, such as `top` or `score`; see `fishnet predict --help`.
     """
-    from fishnet.files import atomic_write
+    from fishnet.files import write_json
     from fishnet.predictor import Predictor
     from fishnet.tasks import get_task
 
@@ -93,7 +93,7 @@ def predict(
         old.unlink(missing_ok=True)
     drawn = [path.relative_to(folder).as_posix() for path in painter.written]
     document = _head(predictor) | {"images": entries, "bad_images": bad, "pictures": drawn}
-    atomic_write(results, json.dumps(document, ensure_ascii=False, indent=1))
+    write_json(results, document)
     _say(predictor, results, painter, entries, bad)
     return Prediction(document, results, painter.written, bad)
 

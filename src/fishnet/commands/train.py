@@ -22,11 +22,6 @@ from fishnet.tasks.base import TaskKind, Training
 FREE_TO_CHANGE = {"workers", "worker_start", "cache", "checkpoint_minutes", "tensorboard", "compile", "out"}
 # A checkpoint contains tensors that fit these only, and what the task adds.
 TIED_TO_CHECKPOINT = {"model", "optim.name"}
-RUN_FILES = (
-    "config.yaml", "environment.json", "metrics.csv", "timing.csv", "bad_images.txt", "model.safetensors",
-    "report.html", "train_batch.png", "predictions.png", "evaluation_val.json",
-    "checkpoints/last.ckpt", "checkpoints/best.ckpt",
-)  # fmt: skip
 
 
 def train(
@@ -80,12 +75,11 @@ def train(
 
 def _say_result(kind: TaskKind, run: RunFolder, config: TrainConfig) -> None:
     """Print the best score, the file of the weights, and what to do with them."""
-    best = run.path / "evaluation_val.json"
-    if best.exists():
-        found = json.loads(best.read_text("utf-8"))
-        named = next((name for name in kind.display.primary if name in found["metrics"]), None)
-        score = f": {kind.display.title(named)} {found['metrics'][named]:.4f}" if named else ""
-        print(f"best epoch {found['epoch'] + 1}{score}; weights: {run.model_file}", flush=True)
+    if run.evaluation_json().exists():
+        found = json.loads(run.evaluation_json().read_text("utf-8"))
+        named = kind.display.primary_of(found["metrics"])
+        score = f"{kind.display.title(named)} {kind.display.text(named, found['metrics'][named])}"
+        print(f"best epoch {found['epoch'] + 1}: {score}; weights: {run.model_file}", flush=True)
         suggest("evaluate", run.path, "--data", config.data)
         suggest("predict", run.path, "IMAGES", "--out", "predictions")
 
@@ -147,16 +141,16 @@ def refuse_old_run(run: RunFolder, overwrite: bool) -> None:
     """Refuse to mix a new run with an old one."""
     if run.path.exists() and not run.path.is_dir():
         raise UsageError(f"--out {run.path} is a file; give a folder")
-    present = [name for name in RUN_FILES if (run.path / name).exists()]
+    present = [path for path in run.files if path.exists()]
     if present and not overwrite:
-        raise UsageError(f"{run.path} contains a run ({present[0]}); use --resume, --overwrite or another --out")
+        raise UsageError(f"{run.path} contains a run ({present[0].name}); use --resume, --overwrite or another --out")
 
 
 def prepare_folder(run: RunFolder, resume: bool) -> None:
     """Create the run folder without the files of an older run; other files in it are kept."""
     try:
-        for name in () if resume else RUN_FILES:
-            (run.path / name).unlink(missing_ok=True)
+        for path in () if resume else run.files:
+            path.unlink(missing_ok=True)
         run.checkpoints.mkdir(parents=True, exist_ok=True)
         for folder in (run.path, run.checkpoints):
             sweep_partials(folder)

@@ -6,9 +6,14 @@ the mean of one large batch only if it is divided by the number of items in all 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, TypeVar
+
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
+
+Item = TypeVar("Item")
 
 
 def world_size() -> int:
@@ -60,6 +65,36 @@ def largest(values: list[int], device: torch.device) -> list[int]:
     found = torch.tensor(values, device=device)
     torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MAX)
     return found.tolist()
+
+
+def gathered(own: Item) -> list[Item]:
+    """Return the objects of all processes in the first process, and an empty list in the others."""
+    if not _is_distributed():
+        return [own]
+    first = torch.distributed.get_rank() == 0
+    parts: list[Item] = [own] * world_size() if first else []
+    torch.distributed.gather_object(own, parts if first else None, dst=0)
+    return parts
+
+
+def first_process(work: Callable[[], Item]) -> Item:
+    """Return what `work` returns in the first process, in all of them; it runs there only.
+
+    Raises:
+        Exception: Whatever `work` raises, in all processes, so that none waits for the others.
+    """
+    if not _is_distributed():
+        return work()
+    outcome: list[Any] = [None, None]
+    if torch.distributed.get_rank() == 0:
+        try:
+            outcome[0] = work()
+        except Exception as error:
+            outcome[1] = error
+    torch.distributed.broadcast_object_list(outcome, src=0)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
 
 
 def _is_distributed() -> bool:

@@ -19,6 +19,8 @@ from fishnet.errors import FishnetError
 from fishnet.metrics import MetricsFile
 
 _FEW, _MOST = 25, 6
+_NO_LOSS_TERMS = ("loss", "lr", "grad_norm")
+"""Metrics of the training split that are not terms of the loss."""
 
 
 @dataclass
@@ -78,7 +80,7 @@ def draw_curves(metrics_csv: Path, display: Display | None = None) -> Figure:
     names = _score_names(series, display)
     scores = {display.title(name): found for name in names if (found := series.get(("val", name)))}
     panels = [("loss", bool({("train", "loss"), ("val", "loss")} & series.keys())), ("scores", bool(scores))]
-    parts = {n: found for (split, n), found in series.items() if split == "train" and n.startswith("loss_")}
+    parts = {n: found for (split, n), found in series.items() if split == "train" and n not in _NO_LOSS_TERMS}
     panels += [("lr", ("train", "lr") in series), ("parts", bool(parts))]
     shown = [name for name, present in panels if present]
     columns = 2 if len(shown) == 4 else max(len(shown), 1)
@@ -92,7 +94,7 @@ def draw_curves(metrics_csv: Path, display: Display | None = None) -> Figure:
             if name == "loss":
                 _draw_loss(axes, series)
             elif name == "scores":
-                _draw_scores(axes, scores)
+                _draw_scores(axes, scores, display.fractions.issuperset(names))
             elif name == "parts":
                 _draw_parts(axes, parts)
             else:
@@ -127,9 +129,8 @@ def _draw_loss(axes: Axes, series: dict[tuple[str, str], Series]) -> None:
     axes.legend(loc="best")  # explicit, since the default warns for long runs
 
 
-def _draw_scores(axes: Axes, scores: dict[str, Series]) -> None:
+def _draw_scores(axes: Axes, scores: dict[str, Series], percent: bool) -> None:
     axes.set_title("Validation")
-    percent = all(-1e-9 <= v <= 1 + 1e-9 for s in scores.values() for v in s.values if math.isfinite(v))
     for name, found in scores.items():
         values = np.asarray(found.values) * (100 if percent else 1)
         label = style.middle(name, 24)

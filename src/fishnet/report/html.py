@@ -24,7 +24,6 @@ from fishnet.tasks import get_task
 Metrics = Mapping[tuple[str, str], Series]
 _MOST_ROWS = 1000
 _MOST_BYTES = 600_000
-_COUNTS = {"images", "predicted", "correct"}
 
 _CSS = """
 :root { color-scheme: light; --ink: #1f2933; --muted: #5d6874; --rule: #d9dee4; --tint: #f5f7f9; --accent: #0072b2; }
@@ -76,7 +75,7 @@ def write_report(run: RunFolder, display: Display | None = None) -> Path:
         raise FishnetError(f"the run folder {run.path} does not exist")
     metrics = read_metrics(run.metrics_csv)
     config = _read_config(run.config_yaml)
-    evaluation, note = _read_json(run.path / "evaluation_val.json")
+    evaluation, note = _read_json(run.evaluation_json())
     environment, environment_note = _read_json(run.environment_json)
     name, task = run.path.resolve().name, _task(run)
     display = display or _display_of(task)
@@ -86,9 +85,9 @@ def write_report(run: RunFolder, display: Display | None = None) -> Path:
         _section("Curves", _figure(draw_curves(run.metrics_csv, display), "Loss, scores and learning rate")),
         _section("Epochs", _epochs_table(metrics, best, display)),
         _section("Evaluation", note),
-        *(_section(part.title, _content(part)) for part in display.sections(evaluation)),
-        _section("Predictions", _picture(run.path / "predictions.png", "Images with the highest-scoring predictions")),
-        _section("Augmented training batch", _picture(run.path / "train_batch.png", "Augmented images")),
+        *(_section(part.title, _content(part, display)) for part in display.sections(evaluation)),
+        _section("Predictions", _picture(run.predictions_png, "Images with the highest-scoring predictions")),
+        _section("Augmented training batch", _picture(run.train_batch_png, "Augmented images")),
         _section("Skipped images", _bad_images(run.bad_images_txt)),
         _section("Settings", _text_file(run.config_yaml)),
         _section("Environment", environment_note + _environment(environment)),
@@ -113,14 +112,14 @@ def _headline(
     name: str,
     task: str,
     config: Mapping[str, object],
-    scores: list[tuple[str, str, float]],
+    scores: list[tuple[str, str]],
     metrics: Metrics,
     best: int | None,
     timing_csv: Path,
 ) -> str:
     facts = [task, config.get("model"), config.get("data") and f"on {config['data']}"]
     lead = " · ".join(escape(style.printable(str(fact))) for fact in facts if fact)
-    cards = [(_number(key, value), f"val {title}") for key, title, value in scores]
+    cards = [(value, f"val {title}") for title, value in scores]
     seconds = _seconds(timing_csv)
     epochs = {e for (split, _), series in metrics.items() if split in ("train", "val") for e in series.epochs}
     if epochs:
@@ -151,21 +150,22 @@ def _display_of(task: str) -> Display:
         return Display()
 
 
-def _content(part: Section) -> str:
+def _content(part: Section, display: Display) -> str:
     if isinstance(part.content, str):
         return _note(part.content)
     if isinstance(part.content, Table):
         table = part.content
         text = {place for place in range(len(table.head)) if any(isinstance(row[place], str) for row in table.rows)}
-        body = [[_number(name, value) for name, value in zip(table.names, row, strict=True)] for row in table.rows]
+        fractions = [name in display.fractions for name in table.names]
+        body = [[_number(value, one) for value, one in zip(row, fractions, strict=True)] for row in table.rows]
         return _table(table.head, body, text=text)
     return _figure(part.content, part.title)
 
 
 def _best_scores(
     metrics: Metrics, evaluation: Mapping[str, object], best: int | None, display: Display
-) -> list[tuple[str, str, float]]:
-    """Return name, title and value of the metrics of the best epoch, the most important first."""
+) -> list[tuple[str, str]]:
+    """Return title and value, as text, of the metrics of the best epoch, the most important first."""
     measured = evaluation.get("metrics")
     found: dict[str, object] = measured if isinstance(measured, dict) else {}
     if not isinstance(measured, dict):
@@ -174,7 +174,9 @@ def _best_scores(
                 found[name] = series.values[series.epochs.index(best)]
     names = [name for name in display.order(list(found)) if not display.is_detail(name)]
     return [
-        (name, display.title(name), float(value)) for name in names if isinstance(value := found[name], int | float)
+        (display.title(name), _number(float(value), name in display.fractions))
+        for name in names
+        if isinstance(value := found[name], int | float)
     ]
 
 
@@ -212,11 +214,11 @@ def _epochs_table(metrics: Metrics, best: int | None, display: Display) -> str:
     epochs = sorted({epoch for column in columns.values() for epoch in column})
     if not epochs:
         return ""
-    keys = ["loss", *names, "lr"] if train else [*names, "lr"]
+    kinds = [name in display.fractions for name in (["loss", *names, "lr"] if train else [*names, "lr"])]
     rows = [
         [
             str(epoch + 1),
-            *(_number(key, column.get(epoch)) for key, column in zip(keys, columns.values(), strict=False)),
+            *(_number(column.get(epoch), kind) for kind, column in zip(kinds, columns.values(), strict=False)),
         ]
         for epoch in epochs
     ]
@@ -298,17 +300,15 @@ def _note(text: str) -> str:
     return f'<p class="note">{escape(text)}</p>'
 
 
-def _number(name: str, value: object) -> str:
-    """Format a value: fractions in percent, losses and learning rates with four significant digits."""
+def _number(value: object, fraction: bool = False) -> str:
+    """Format a value: fractions in percent, other numbers with four significant digits."""
     if value is None:
         return "–"
     if isinstance(value, str | bool) or not isinstance(value, int | float):
         return style.printable(str(value))
-    if isinstance(value, int) or name in _COUNTS:
-        return f"{value:,}"
-    if math.isfinite(value) and 0 <= value <= 1 and name not in ("loss", "lr", "grad_norm"):
+    if fraction and math.isfinite(value):
         return f"{100 * value:.2f} %"
-    return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
 def _duration(seconds: float) -> str:

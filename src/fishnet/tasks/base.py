@@ -113,13 +113,7 @@ class Evaluation(Protocol):
 
 
 class Evaluator(Protocol[ResultT]):
-    """Collects the answers of a split, over all processes, and computes the metrics.
-
-    Attributes:
-        primary: Name of the metric that decides which epoch is best; larger is better.
-    """
-
-    primary: str
+    """Collects the answers of a split, over all processes, and computes the metrics."""
 
     def compute(self) -> ResultT:
         """Return the `Evaluation` of all answers. All processes must call it."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import time
@@ -12,7 +11,7 @@ import torch
 
 from fishnet.cards import save_model
 from fishnet.errors import Interrupted
-from fishnet.files import atomic_path, atomic_write
+from fishnet.files import atomic_path, atomic_write, write_json
 from fishnet.metrics import MetricsFile
 from fishnet.runs import RunFolder
 from fishnet.tasks.base import Batch
@@ -79,7 +78,7 @@ class RunKeeper(pl.Callback):
         if trainer.global_step == 0 and batch_idx == 0 and trainer.is_global_zero:
             torch.manual_seed(pl_module.config.seed)
             first = {key: value.cpu() if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
-            with atomic_path(self.run.path / "train_batch.png") as partial:
+            with atomic_path(self.run.train_batch_png) as partial:
                 pl_module.job.draw_batch(first).save(partial)
 
     def on_train_batch_end(
@@ -147,8 +146,9 @@ class RunKeeper(pl.Callback):
 
     def _validate(self, trainer: pl.Trainer, module: TrainingModule, epoch: int) -> None:
         started = time.perf_counter()
-        evaluator_primary, evaluation = module.evaluate_split(progress=trainer.is_global_zero)
-        value = evaluation.metrics[evaluator_primary]
+        evaluation = module.evaluate_split(progress=trainer.is_global_zero)
+        primary = module.display.primary_of(evaluation.metrics)
+        value = evaluation.metrics[primary]
         better = is_better(value, self.best)
         if better:
             self.best, self.best_epoch = value, epoch
@@ -158,9 +158,9 @@ class RunKeeper(pl.Callback):
             if better:
                 save_model(self.run.model_file, module.evaluated_model, module.job.card())
                 content = {"split": "val", "epoch": epoch, **evaluation.to_dict()}
-                atomic_write(self.run.path / "evaluation_val.json", json.dumps(content, indent=1))
+                write_json(self.run.evaluation_json(), content)
             self._list_bad_images(module)
-            self._tell(trainer, epoch, evaluation.metrics, evaluator_primary)
+            self._tell(trainer, epoch, evaluation.metrics, primary)
         self.last_values = dict(evaluation.metrics)
         self.validated = True
         if not better:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -62,19 +65,18 @@ def finish_report(job: Training, run: RunFolder) -> None:
 
     model, _ = load_model(run.path)
     picture = job.task.draw_examples(TorchRuntime(model, torch.device("cpu")), job.val_data)
-    with atomic_path(run.path / "predictions.png") as partial:
+    with atomic_path(run.predictions_png) as partial:
         picture.save(partial)
     print(f"report: {write_report(run)}", flush=True)
 
 
-class quiet_lightning(warnings.catch_warnings):  # reads as what it does: `with quiet_lightning():`
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
     """Silence hints of Lightning that do not apply here."""
-
-    def __enter__(self) -> list[warnings.WarningMessage] | None:
-        entered = super().__enter__()
-        import logging
-
-        logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    logger = logging.getLogger("pytorch_lightning")
+    level = logger.level
+    with warnings.catch_warnings():
+        logger.setLevel(logging.WARNING)
         for message in (
             r".*does not have many workers.*",
             r".*`?isinstance\(treespec, LeafSpec\)`? is deprecated.*",
@@ -83,4 +85,7 @@ class quiet_lightning(warnings.catch_warnings):  # reads as what it does: `with 
             r".*module\(s\) in eval mode at the start of training.*",
         ):
             warnings.filterwarnings("ignore", message=message)
-        return entered
+        try:
+            yield
+        finally:
+            logger.setLevel(level)

