@@ -10,8 +10,9 @@ import yaml
 
 import fishnet.recipes
 from fishnet.cli import COMMANDS, find_command, parse
+from fishnet.data.augmentation import eval_pipeline
 from fishnet.data.classification.transforms import eval_transform, train_transform
-from fishnet.data.detection.transforms import eval_pipeline, train_pipeline
+from fishnet.data.detection.transforms import train_pipeline
 from fishnet.errors import UsageError
 from fishnet.recipes import list_recipes, read_recipe
 from fishnet.schema import build_config
