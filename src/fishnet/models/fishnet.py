@@ -99,8 +99,9 @@ class FishNet(nn.Module):
     def init_weights(self) -> None:
         """Initialize the weights: Kaiming-normal convolutions (fan out), identity norms, a classifier near zero.
 
-        With `zero_init_last` the last convolution of every block is zero, as in timm's ResNets: the network then
-        consists of shortcuts, projections and resampling at first (Goyal et al., arXiv 1706.02677, section 5.1).
+        With `zero_init_last`, the default, the last convolution of every block is zero, as in timm's ResNets: the
+        network then consists of shortcuts, projections and resampling at first (Goyal et al., arXiv 1706.02677, section
+        5.1).
         """
         self.apply(_init_weights)
         if self.config.zero_init_last:

@@ -27,8 +27,8 @@ def read_recipe(kind: TaskKind, recipe: str, given: Settings) -> Tree:
     """Return the settings of a built-in recipe of a task or of a YAML file.
 
     A recipe may have groups `by_<setting>`, such as `by_detector` or `by_optim.name`, with settings for some values of
-    that setting. Those for the value in use replace what the recipe says otherwise; where the data decides (`auto`), those
-    for `auto`.
+    that setting. Those for the value in use replace what the recipe says otherwise. Where the data decides, the value
+    in use is `auto`.
 
     Args:
         kind: Task whose recipes are known by name.
