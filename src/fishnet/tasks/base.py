@@ -200,12 +200,21 @@ class Task(Protocol[DataT, EvaluatorT, EvaluationT, PreparedT]):
         """Return further JSON documents to save, by name."""
         ...
 
+    def transform(self, image: Image.Image) -> Tensor:
+        """Return an RGB image as the network takes it; a network takes a batch or a list of them."""
+        ...
+
     def prepare(self, image: Image.Image) -> PreparedT:
-        """Return what the model sees of an RGB image."""
+        """Return what `answer` takes of an RGB image, such as its tiles."""
         ...
 
     def answer(self, runtime: Runtime, prepared: Sequence[PreparedT]) -> list[Answer]:
         """Return what the model predicts for prepared images."""
+        ...
+
+    @property
+    def about(self) -> Json:
+        """What results.json says about its entries, such as the format of boxes."""
         ...
 
     def entry(self, answer: Answer) -> Entry:

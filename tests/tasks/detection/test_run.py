@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+import fishnet
 from fishnet import Predictor
 from fishnet.cards import HeadCard, ModelCard, read_card
 from fishnet.commands.evaluate import evaluate
@@ -119,9 +120,26 @@ def test_predicting_writes_boxes_masks_and_pictures(trained: RunFolder, data: Pa
     one = entry["predictions"][0]
     assert one["label"] == "person"
     assert one["mask"]["size"] == [entry["height"], entry["width"]]
-    assert one["box"][0] + one["box"][2] <= entry["width"] + 0.01
+    assert 0 <= one["box"][0] < one["box"][2] <= entry["width"] + 0.01
+    assert found.document["box_format"].startswith("xyxy")
+    with Image.open(files[found.images.index(entry)]) as photo:
+        answer = Predictor(trained.path, device="cpu", score=0.011, max_detections=3)(photo)
+    assert [one["box"] for one in entry["predictions"]] == [pytest.approx(box, abs=0.01) for box in answer["boxes"]]
     with Image.open(found.pictures[0]) as picture:
         assert picture.size == (found.images[0]["width"], found.images[0]["height"])
+
+
+def test_the_parts_of_a_detector_serve_own_code(trained: RunFolder) -> None:
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (70, 130, 3), dtype=np.uint8))
+    network, transform, classes, _ = fishnet.load(trained.path)
+    assert classes == ["person"]
+    seen = transform(photo)
+    with torch.no_grad():
+        found = network([seen])["region"][0]
+    answer = Predictor(trained.path, device="cpu", score=0.0)(photo)
+    assert answer["scores"] == pytest.approx(found["scores"].tolist())
+    factor = torch.tensor([130 / seen.shape[2], 70 / seen.shape[1]] * 2)
+    torch.testing.assert_close(torch.tensor(answer["boxes"]), found["boxes"] * factor)
 
 
 def test_a_predictor_answers_with_boxes(trained: RunFolder) -> None:
