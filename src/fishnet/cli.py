@@ -41,7 +41,9 @@ class Command:
 
 
 COMMANDS = {
-    "info": Command("info", "the family, or one model: stages, costs, gradient flow, figure", {"model": "?"}),
+    "info": Command(
+        "info", "the family, a model (stages, costs, figures), recipes, detectors", {"model": "?", "name": "?"}
+    ),
     "train": Command("train", "train or fine-tune a model", {"task": None}, "train_settings", "--data DIR --out RUN"),
     "evaluate": Command("evaluate", "evaluate a run or weights on a data set", {"run": None}),
     "predict": Command(

@@ -70,7 +70,7 @@ def test_a_run_leaves_what_the_contract_names(photos: Path, tmp_path: Path) -> N
     assert environment["data"]["train"]["images"] == 60
     rows = MetricsFile(run.metrics_csv).read()
     assert [int(r["step"]) for r in rows if r["name"] == "loss" and r["split"] == "train"] == [1, 2, 3, 4, 5, 6]
-    assert [int(r["epoch"]) for r in rows if r["name"] == "top1"] == [0, 1]
+    assert [int(r["epoch"]) for r in rows if r["name"] == "top1"] == [1, 2]
 
 
 @pytest.mark.parametrize("workers", [0, 1])

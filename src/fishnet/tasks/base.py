@@ -381,6 +381,8 @@ class TaskKind:
     """Implementation of `fishnet data convert`: takes source and output folder, then options as keywords."""
     can_convert: Callable[[Path], bool] | None = None
     """Whether a folder has a layout that `convert_data` reads."""
+    topics: Mapping[str, Callable[[], str]] = field(default_factory=dict)
+    """What `fishnet info TOPIC` prints, by topic."""
     layouts: str = "see its documentation"
     """Layouts of the folders that `split_data` and `convert_data` take, in a few words."""
     at_size: Callable[[ModelCard, int], ModelCard] = at_size

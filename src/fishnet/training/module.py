@@ -225,10 +225,10 @@ class TrainingModule(pl.LightningModule):
         if self.trainer.is_global_zero:
             rate = max(group["lr"] for group in optimizer.param_groups)
             values = {name: float(value) for name, value in losses.items()}
-            self.publish(step, self.current_epoch, "train", {**values, "lr": rate, "grad_norm": float(norm)})
+            self.publish(step, self.current_epoch + 1, "train", {**values, "lr": rate, "grad_norm": float(norm)})
 
     def publish(self, step: int, epoch: int, split: str, values: dict[str, float]) -> None:
-        """Write metrics to metrics.csv, and to TensorBoard if it is enabled."""
+        """Write metrics to metrics.csv, and to TensorBoard if it is enabled; epochs in files count from 1."""
         self.log_file.write(step, epoch, split, values)
         if self.trainer.logger is not None:
             self.trainer.logger.log_metrics({f"{split}/{name}": value for name, value in values.items()}, step=step)
@@ -248,7 +248,7 @@ class TrainingModule(pl.LightningModule):
         entry = entry or self._unchecked
         if entry is not None and not bool(torch.isfinite(entry[1])):
             raise FishnetError(
-                f"loss is {float(entry[1])} at step {entry[0]} (epoch {self.current_epoch}); checkpoints hold an "
+                f"loss is {float(entry[1])} at step {entry[0]} (epoch {self.current_epoch + 1}); checkpoints hold an "
                 f"earlier state. Try a lower --lr, --optim.clip_grad 1, or --precision bf16 or fp32"
             )
 
