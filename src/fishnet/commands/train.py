@@ -166,7 +166,7 @@ def refuse_old_run(run: RunFolder, overwrite: bool) -> None:
     if run.path.exists() and not run.path.is_dir():
         raise UsageError(f"--out {run.path} is a file; give a folder")
     present = [path for path in run.files if path.exists()]
-    if present and not overwrite:
+    if run.has_begun and not overwrite:  # a start that failed leaves settings only
         raise UsageError(f"{run.path} contains a run ({present[0].name}); use --resume, --overwrite or another --out")
 
 

@@ -35,7 +35,7 @@ from tests.processes import assert_equal_runs
 
 QUICK: dict[str, Any] = {
     "model": "fishnet_nano", "epochs": 1, "max_steps": 2, "batch_size": 2, "size": 64, "longest": 96, "workers": 0,
-    "log_every": 1, "accelerator": "cpu", "norm": "group", "augment": {"short_edges": [64], "scale_jitter": None},
+    "log_every": 1, "device": "cpu", "norm": "group", "augment": {"short_edges": [64], "scale_jitter": None},
     "heads": {"preset": "nano", "proposals": 40, "samples": 16, "score": 0.01},
 }  # fmt: skip
 
@@ -317,7 +317,7 @@ def test_a_classifier_with_group_norms_starts_a_detector_with_group_norms(data: 
         (photos / place).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (40, 40), (30 * index, 90, 0)).save(photos / place)
     quick = {"model": "fishnet_nano", "size": 32, "epochs": 1, "max_steps": 1, "batch_size": 4, "workers": 0}
-    common = {**quick, "model_option": {"stem_stride": 2}, "accelerator": "cpu", "data": str(photos)}
+    common = {**quick, "model_option": {"stem_stride": 2}, "device": "cpu", "data": str(photos)}
     first = train("classification", out=str(tmp_path / "first"), norm="group", **common)
     second = train("classification", out=str(tmp_path / "second"), weights=str(first.path), norm="group", **common)
     options = {**QUICK, "weights": str(second.path), "model_option": {"stem_stride": 2}, "data": str(data)}
