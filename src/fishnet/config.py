@@ -119,7 +119,7 @@ class TrainConfig:
     """Keyword arguments of the backbone, such as stem_stride=1 or drop_path_rate=0.1."""
     weights: str | None = None
     """Weights to start from: a run folder, a checkpoint, a tag such as osmr_in1k, or "pretrained" to download those
-    that timm or this library publishes for --model. Heads that do not fit start fresh."""
+    that timm or this library publishes for --model. Heads that do not fit start anew."""
     freeze: list[str] = field(default_factory=list)
     """Parts of the model that are not trained, such as stem, tail or heads.region."""
     epochs: int = 100

@@ -49,6 +49,7 @@ from fishnet.training.optimizer import (
 )
 from fishnet.training.progress import with_progress
 from fishnet.training.trainer import runs_on_cpu
+from fishnet.training.warm_start import start_heads
 
 LOADED = "modules_with_loaded_weights"
 """Entry of a checkpoint: names of the modules whose norms came with the weights that the run started with."""
@@ -313,7 +314,9 @@ def build_model(job: Training, fresh: bool = False) -> Network:
     config = job.config
     torch.manual_seed(config.seed)
     weights = None if fresh else config.weights
-    return build_network(job.architecture(), weights, config.preprocess.mean, config.preprocess.std)
+    network = build_network(job.architecture(), weights, config.preprocess.mean, config.preprocess.std)
+    start_heads(network, weights, job.card())
+    return network
 
 
 def share_buffers(module: nn.Module) -> None:

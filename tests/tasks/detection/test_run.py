@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -329,6 +330,36 @@ def test_a_classifier_with_group_norms_starts_a_detector_with_group_norms(data: 
         torch.testing.assert_close(state[key], given[key], rtol=0, atol=1e-6)
     with pytest.raises(UsageError, match="has group norms in place of BatchNorms: add --norm group"):
         train("detection", out=str(tmp_path / "other"), **{**options, "norm": "train"})
+
+
+@pytest.mark.parametrize(
+    ("change", "says"), [("", ""), ("classes", "its classes are others"), ("kind", "it is a mask_rcnn")]
+)
+def test_a_detector_starts_another(
+    trained: RunFolder, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: str, says: str
+) -> None:
+    root = tmp_path / "data"
+    shutil.copytree(data, root, symlinks=True)
+    if change == "classes":
+        for file in (root / "annotations").iterdir():
+            document = json.loads(file.read_text())
+            document["categories"][0]["name"] = "somebody"
+            file.write_text(json.dumps(document))
+    detector = "faster_rcnn" if change == "kind" else "mask_rcnn"
+    settings = {**QUICK, "max_steps": 1, "lr": 1e-12, "detector": detector, "seed": 9}
+    run = train("detection", data=str(root), out=str(tmp_path / "run"), weights=str(trained.path), **settings)
+    told = capsys.readouterr().out
+    before, after = load_file(trained.model_file), load_file(run.model_file)
+    kept = {key for key in after if key in before and torch.allclose(after[key], before[key], rtol=0, atol=1e-7)}
+    changed = {key for key in after if key not in kept}
+    if change:
+        assert changed
+        assert all(key.startswith("heads.region.") for key in changed)
+        assert "region: trunk and neck from" in told
+        assert f"the head starts anew: {says}" in told
+    else:
+        assert not changed
+        assert "region: trunk and neck and head from" in told
 
 
 @pytest.mark.parametrize("factor", [3, 0.5])
