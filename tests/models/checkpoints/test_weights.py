@@ -479,3 +479,26 @@ def test_create_model_loads_weights(nano: nn.Module, tmp_path: Path) -> None:
     torch.save(convert_state(nano.state_dict(), "pytorchcv"), tmp_path / "nano.pth")
     model = create_model("fishnet_nano", weights=tmp_path / "nano.pth", num_classes=10).eval()
     assert torch.equal(logits(model), logits(nano))
+
+
+def test_weights_of_another_model_say_whose_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "r18.pth"
+    torch.save(timm.create_model("resnet18", num_classes=7).state_dict(), path)
+    with pytest.raises(FishnetError, match="These tensors are those of resnet18: use --model resnet18"):
+        load_weights(create_model("fishnet_nano"), path)
+    with pytest.raises(FishnetError, match="use --model resnet18"):
+        load_weights(timm.create_model("resnet50"), path, skip_classifier=True)
+    fish = tmp_path / "fish.pth"
+    torch.save(create_model("fishnet_nano").state_dict(), fish)
+    with pytest.raises(FishnetError, match=r"\(--model fishnet_nano\)"):
+        load_weights(create_model("fishnet_tiny"), fish)
+
+
+def test_every_candidate_is_recognized_as_itself() -> None:
+    from fishnet.models.checkpoints.guess import CANDIDATES, guess_timm_model
+
+    for name in CANDIDATES[::6]:
+        with torch.device("meta"):
+            state = timm.create_model(name, num_classes=11).state_dict()
+        assert guess_timm_model(state) == name
+    assert guess_timm_model({"a.weight": torch.zeros(3)}) is None

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fishnet.errors import FishnetError, UsageError, did_you_mean
 from fishnet.models.checkpoints.files import SUFFIXES, save_state
+from fishnet.models.checkpoints.guess import guess_timm_model
 from fishnet.models.checkpoints.layouts import (
     CLASSIFIER,
     FIRST_CONV,
@@ -113,7 +114,10 @@ def load_weights(
     if cut:  # remove necks and heads; stages that the heads do not need may be missing
         (classifier, *_) = [*_names(model, "classifier", _CLASSIFIERS), CLASSIFIER.fishnet]
         state, _ = whole_of(state, own, classifier)
-    layout, state = _to_model_layout(state, own, path)
+    try:
+        layout, state = _to_model_layout(state, own, path)
+    except FishnetError as error:
+        raise FishnetError(f"{error}{_whose(state)}") from error
     report = LoadReport(layout or "as is", source=str(path), group_norms=_has_group_norms(model, state))
     if report.group_norms and follow_norms:
         model = apply_norm_policy(model, "group")
@@ -358,8 +362,15 @@ def _explain_mismatch(
         sides.append(f"{len(differing)} differ in shape: {listing(shapes)}")
     return (
         f"{report.source} (layout {report.layout}) does not fit the model{': ' if looks else ''}{', '.join(looks)}. "
-        f"{'; '.join(sides)}. Build the model that the file belongs to, or load what fits with strict=False."
+        f"{'; '.join(sides)}. Build the model that the file belongs to{f' (--model {theirs})' if theirs else ''}, or "
+        f"load what fits with strict=False.{'' if theirs else _whose(state)}"
     )
+
+
+def _whose(state: Mapping[str, Tensor]) -> str:
+    """Return which model a state dict belongs to, as a sentence; empty if that is not known."""
+    name = guess_timm_model(state)
+    return f" These tensors are those of {name}: use --model {name}." if name else ""
 
 
 def _explain_norms(model: nn.Module, state: Mapping[str, Tensor], report: LoadReport) -> str | None:
