@@ -87,6 +87,10 @@ def create_model(
         weights = published_weights(name)
     if weights == PUBLISHED:
         weights, config = None, {**config, "pretrained": True}
+    if config.get("pretrained") and name not in VARIANTS and "pretrained_cfg_overlay" not in config:
+        from fishnet.models.checkpoints.hub import check_published
+
+        check_published(name)
     try:
         model = timm.create_model(name, num_classes=num_classes, in_chans=in_chans, **config)
     except TypeError as error:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import time
+import urllib.error
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -502,3 +505,37 @@ def test_every_candidate_is_recognized_as_itself() -> None:
             state = timm.create_model(name, num_classes=11).state_dict()
         assert guess_timm_model(state) == name
     assert guess_timm_model({"a.weight": torch.zeros(3)}) is None
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [("imagenet", "--weights pretrained downloads those of --model"), ("resnet18", "--model resnet18 --weights pretr")],
+)
+def test_names_that_are_no_weights_lead_to_the_published_ones(given: str, says: str) -> None:
+    with pytest.raises(UsageError, match=f"unknown weights '{given}'.*{says}"):
+        load_weights(create_model("fishnet_nano"), given)
+
+
+@pytest.mark.parametrize("model", ["resnet18", "resnet18.fb_swsl_ig1b_ft_in1k", "convnext_atto"])
+def test_published_weights_out_of_reach_are_one_line_in_seconds(
+    model: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise urllib.error.URLError("Name or service not known")
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    monkeypatch.setattr("fishnet.models.checkpoints.hub.try_to_load_from_cache", lambda *names: None)
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
+    begin = time.perf_counter()
+    with pytest.raises(FishnetError, match=rf"weights of {model} from https://.*Name or service.*--weights FILE"):
+        create_model(model, "pretrained")
+    assert time.perf_counter() - begin < 10
+
+
+def test_a_server_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fishnet.models.checkpoints.hub.SECONDS", 0.2)
+    monkeypatch.setattr("urllib.request.urlopen", lambda *arguments, **options: nullcontext(time.sleep(1)))
+    monkeypatch.setattr("fishnet.models.checkpoints.hub.try_to_load_from_cache", lambda *names: None)
+    with pytest.raises(FishnetError, match=r"no answer within 0\.2 seconds"):
+        create_model("resnet18", "pretrained")
+    time.sleep(1)  # the thread ends before its stand-ins do

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import timm
 from torch import Tensor, nn
 
 from fishnet.errors import FishnetError, UsageError, did_you_mean
@@ -199,7 +200,15 @@ def locate_weights(source: str | Path) -> Path:
         raise UsageError(f"there is no file {path}.{did_you_mean(path.name, beside)}")
     raise UsageError(
         f"unknown weights {str(source)!r}: neither a file, nor a run folder, nor one of the tags "
-        f"{', '.join(PRETRAINED)}.{did_you_mean(str(source), PRETRAINED)}"
+        f"{', '.join(PRETRAINED)}.{did_you_mean(str(source), PRETRAINED)} {_downloads(str(source))}"
+    )
+
+
+def _downloads(source: str) -> str:
+    model = f"--model {source} " if timm.is_model(source.partition(".")[0]) else ""
+    of = "them" if model else "those of --model"
+    return (
+        f"Weights that are published are downloaded by name of the model: {model}--weights pretrained downloads {of}."
     )
 
 
