@@ -115,10 +115,7 @@ def load_weights(
     if cut:  # remove necks and heads; stages that the heads do not need may be missing
         (classifier, *_) = [*_names(model, "classifier", _CLASSIFIERS), CLASSIFIER.fishnet]
         state, _ = whole_of(state, own, classifier)
-    try:
-        layout, state = _to_model_layout(state, own, path)
-    except FishnetError as error:
-        raise FishnetError(f"{error}{_whose(state)}") from error
+    layout, state = _to_model_layout(state, own, path)
     report = LoadReport(layout or "as is", source=str(path), group_norms=_has_group_norms(model, state))
     if report.group_norms and follow_norms:
         model = apply_norm_policy(model, "group")
@@ -282,7 +279,7 @@ def _to_model_layout(
         try:
             layout = detect_layout(state)
         except FishnetError as error:
-            raise FishnetError(f"{path}: {error}") from None
+            raise FishnetError(f"{path}: {error}{_whose(state)}") from None
         raise FishnetError(
             f"{path} contains a FishNet (layout {layout}), but the model has other tensors: {listing(own)}."
         )
