@@ -28,7 +28,7 @@ def seconds(model: nn.Module, images: Tensor) -> float:
 
 
 def main() -> None:
-    """Measure both in turns and record the median of the ratios of neighbouring passes."""
+    """Measure both in turns and record the median of the ratios of neighboring passes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=15)
     rounds = parser.parse_args().rounds
@@ -61,7 +61,7 @@ def main() -> None:
             }
             for name, taken in times.items()
         ],
-        "The ratio is the median over neighbouring passes; ours in channels-last memory, pytorchcv's in its default.",
+        "The ratio is the median over neighboring passes; ours in channels-last memory, pytorchcv's in its default.",
     )
 
 

@@ -172,7 +172,7 @@ def test_a_task_of_another_version_is_refused_where_it_is_needed(model_file: Pat
 def test_unknown_fields_of_the_same_format_are_ignored(model_file: Path, tmp_path: Path) -> None:
     def add(raw: dict) -> None:
         raw["note"] = 1
-        raw["preprocessing"]["crop_mode"] = "centre"
+        raw["preprocessing"]["crop_mode"] = "center"
 
     assert load_model(rewrite(model_file, tmp_path / "more.safetensors", add))[1] == card()
 

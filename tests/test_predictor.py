@@ -96,17 +96,17 @@ def test_every_form_of_an_image_gives_the_same(model_file: Path, pixels: np.ndar
         assert answer["scores"] == pytest.approx(wanted["scores"], abs=1e-6)
 
 
-def test_greyscale_in_every_form(model_file: Path, pixels: np.ndarray) -> None:
+def test_grayscale_in_every_form(model_file: Path, pixels: np.ndarray) -> None:
     predictor = Predictor(model_file, device="cpu")
-    grey = pixels[:, :, 0]
-    wanted = predictor(np.repeat(grey[:, :, None], 3, axis=2))
-    opaque = np.stack([grey, np.full_like(grey, 255)], axis=2)
+    gray = pixels[:, :, 0]
+    wanted = predictor(np.repeat(gray[:, :, None], 3, axis=2))
+    opaque = np.stack([gray, np.full_like(gray, 255)], axis=2)
     forms = [
-        grey,
-        grey[:, :, None],
-        Image.fromarray(grey),
-        torch.from_numpy(grey),
-        torch.from_numpy(grey)[None],
+        gray,
+        gray[:, :, None],
+        Image.fromarray(gray),
+        torch.from_numpy(gray),
+        torch.from_numpy(gray)[None],
         opaque,
     ]
     for answer in predictor.batch(forms):
@@ -129,7 +129,7 @@ BROKEN = {
     "floats": (np.zeros((8, 8, 3)), "uint8, not float64"),
     "planes": (np.zeros((3, 8, 8), np.uint8), r"\(3, 8, 8\) is not an image"),
     "empty": (np.zeros((0, 8, 3), np.uint8), "is not an image"),
-    "normalised": (torch.full((3, 8, 8), -1.0), "between 0 and 1"),
+    "normalized": (torch.full((3, 8, 8), -1.0), "between 0 and 1"),
     "not a number": (torch.full((3, 8, 8), float("nan")), "between 0 and 1"),
     "batch": (torch.zeros(1, 3, 8, 8), "is not an image"),
     "text file": (__file__, "it is not an image"),
@@ -151,9 +151,9 @@ def test_bad_settings(model_file: Path, network: nn.Module, tmp_path: Path) -> N
         Predictor(model_file, top=0)
     with pytest.raises(UsageError, match="--threshold must be"):
         Predictor(model_file, threshold=2)
-    grey = create_model("fishnet_nano", num_classes=len(CLASSES), in_chans=1, stem_stride=1)
+    gray = create_model("fishnet_nano", num_classes=len(CLASSES), in_chans=1, stem_stride=1)
     with pytest.raises(FishnetError, match=r"1 channels.*as RGB"):
-        Predictor(write_model(tmp_path / "grey.safetensors", grey, in_chans=1))
+        Predictor(write_model(tmp_path / "gray.safetensors", gray, in_chans=1))
 
 
 def test_damaged_weights_give_no_answer(tmp_path: Path, pixels: np.ndarray) -> None:

@@ -10,8 +10,9 @@ import yaml
 
 import fishnet.recipes
 from fishnet.cli import COMMANDS, find_command, parse
+from fishnet.data.augmentation import eval_pipeline
 from fishnet.data.classification.transforms import eval_transform, train_transform
-from fishnet.data.detection.transforms import eval_pipeline, train_pipeline
+from fishnet.data.detection.transforms import train_pipeline
 from fishnet.errors import UsageError
 from fishnet.recipes import list_recipes, read_recipe
 from fishnet.schema import build_config
@@ -92,6 +93,21 @@ def test_settings_by_detector_follow_the_detector_wherever_it_is_named(tmp_path:
         file.write_text(text)
         with pytest.raises(UsageError, match=f"mine.yaml.*{says}"):
             read({})
+
+
+def test_settings_by_a_setting_of_a_group(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("optim: {name: sgd, lr: 0.1}\nby_optim.name: {adamw: {optim: {lr: 0.001}}, lamb: {epochs: 7}}\n")
+    assert resolve(CLASSIFICATION, str(recipe), {}).optim.lr == 0.1
+    assert resolve(CLASSIFICATION, str(recipe), {"optim": {"name": "adamw"}}).optim.lr == 0.001
+    assert resolve(CLASSIFICATION, str(recipe), {"optim": {"name": "lamb"}}).epochs == 7
+    assert resolve(CLASSIFICATION, str(recipe), {"optim": {"name": "adamw", "lr": 3.0}}).optim.lr == 3.0
+    recipe.write_text("by_optim.name: {adamw: {optim: {name: sgd}}}\n")
+    with pytest.raises(UsageError, match=r"by_optim.name.adamw must be a mapping of settings other than optim.name"):
+        resolve(CLASSIFICATION, str(recipe), {})
+    recipe.write_text("by_optim.speed: {fast: {epochs: 1}}\n")
+    with pytest.raises(UsageError, match=r"by_optim.speed needs a setting with a fixed list of values"):
+        resolve(CLASSIFICATION, str(recipe), {})
 
 
 def test_settings_given_by_hand_win_over_the_recipe_and_groups_merge() -> None:

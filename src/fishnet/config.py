@@ -33,7 +33,7 @@ DECAY = Rule("must be between 0 and 1, such as 0.999", lambda value: 0 < value <
 
 @dataclass
 class NormalizeConfig:
-    """Channel statistics that images are normalised with."""
+    """Channel statistics that images are normalized with."""
 
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Channel means, for images in 0..1."""
@@ -49,6 +49,18 @@ class PreprocessConfig(NormalizeConfig):
     """Fraction of the resized image that the center crop keeps; 1 keeps all of it."""
     interpolation: Interpolation = "bilinear"
     """Interpolation of the resize."""
+
+
+@dataclass
+class PyramidConfig:
+    """Feature pyramid with strides 4 to 32, for heads that take maps."""
+
+    taps: Literal["head", "body", "tail"] = "head"
+    """Part of a FishNet that the maps are taken from."""
+    neck: Literal["fpn", "none"] = "fpn"
+    """fpn: feature pyramid network; none: 1x1 projections only."""
+    norm_relu: bool | None = None
+    """BatchNorm and ReLU before the neck; None: if the maps are raw sums, as those of a FishNet."""
 
 
 @dataclass
@@ -145,7 +157,7 @@ class TrainConfig:
     ema: float | None = None
     """EMA decay of the weights per optimizer step, such as 0.999; None disables it."""
     norm: Literal["train", "frozen", "sync", "group"] = "train"
-    """BatchNorm layers: train them; freeze those that came with weights; synchronise them over GPUs; or use
+    """BatchNorm layers: train them; freeze those that came with weights; synchronize them over GPUs; or use
     GroupNorm."""
     checkpoint_minutes: float = 5.0
     """Maximum time between two checkpoints, in minutes."""

@@ -75,7 +75,7 @@ class Predictor:
 
         Args:
             image: Path, PIL image, NumPy array (H, W) or (H, W, 1..4) of uint8, or tensor (H, W) or (1..4, H, W) of
-                uint8 or of floats between 0 and 1. Grayscale and alpha are converted; do not resize or normalise.
+                uint8 or of floats between 0 and 1. Grayscale and alpha are converted; do not resize or normalize.
 
         Returns:
             Lists of equal length, the best first; see the class.
@@ -134,7 +134,7 @@ def _tensor_to_array(image: Tensor) -> np.ndarray:
     image = image.detach().cpu()
     if image.is_floating_point():
         if not ((image >= 0) & (image <= 1)).all():
-            raise FishnetError("a float tensor must have values between 0 and 1, before normalisation")
+            raise FishnetError("a float tensor must have values between 0 and 1, before normalization")
         image = image.float().mul(255).round().to(torch.uint8)
     return image.numpy()
 

@@ -13,8 +13,8 @@ from torch import nn
 from fishnet.cards import read_card
 from fishnet.config import Interpolation, PreprocessConfig
 from fishnet.files import Json
-from fishnet.models import PUBLISHED, published_weights
 from fishnet.models.checkpoints.pretrained import PRETRAINED
+from fishnet.models.create import PUBLISHED, published_weights
 from fishnet.runs import RunFolder
 
 

@@ -12,7 +12,7 @@ import yaml
 from fishnet.config import TrainConfig
 from fishnet.errors import FishnetError, UsageError
 from fishnet.files import atomic_write
-from fishnet.models import PUBLISHED, published_weights
+from fishnet.models.create import PUBLISHED, published_weights
 from fishnet.preprocessing import preprocessing_of_weights
 from fishnet.recipes import TASK_KEY, list_recipes, parse_settings, read_recipe
 from fishnet.schema import (

@@ -79,7 +79,7 @@ def test_one_bad_file(clean, capsys, name, content, kind, code):
     assert f"train/bee/{name}" in capsys.readouterr().out
 
 
-def test_sixteen_bit_colour_is_seen_though_pillow_reads_eight(clean):
+def test_sixteen_bit_color_is_seen_though_pillow_reads_eight(clean):
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 

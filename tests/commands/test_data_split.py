@@ -212,7 +212,7 @@ def test_label_lists_are_divided(tmp_path):
         ),
         (lambda root: class_folders(root, {"test": {"a": 2}}), "has the splits test but no train"),
         (lambda root: class_folders(root, {"train": {"a": 0}}), "contains no images"),
-        (lambda root: put(root / "notes.txt", b"x"), "no task recognises the layout"),
+        (lambda root: put(root / "notes.txt", b"x"), "no task recognizes the layout"),
         (
             lambda root: write_shard(root / "train-0.tar", [("1.jpg", encode(noise(0))), ("1.cls", b"0")]),
             "cannot split shards",
@@ -395,6 +395,6 @@ def test_a_folder_that_no_task_knows_is_not_touched(tmp_path, capsys):
     put(tmp_path / "photos" / "1.jpg", encode(noise(0)))
     put(tmp_path / "xml" / "1.xml", b"<annotation/>")
     before = files(tmp_path)
-    with pytest.raises(UsageError, match=r"no task recognises.*classification: a folder per class.*detection: anno"):
+    with pytest.raises(UsageError, match=r"no task recognizes.*classification: a folder per class.*detection: anno"):
         data_split(str(tmp_path))
     assert files(tmp_path) == before

@@ -11,7 +11,7 @@ from PIL import Image
 
 
 def noise(seed: int, width: int = 40, height: int = 36) -> Image.Image:
-    """Return a picture of large coloured blocks that survives JPEG well enough to be told from others."""
+    """Return a picture of large colored blocks that survives JPEG well enough to be told from others."""
     small = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
     return Image.fromarray(small).resize((width, height), Image.Resampling.BILINEAR)
 

@@ -49,7 +49,7 @@ def random_box(generator: np.random.Generator) -> tuple[int, int, int, int]:
 
 
 def centroid(weights: Tensor) -> Tensor:
-    """Return (x, y) of the centre of mass in continuous coordinates."""
+    """Return (x, y) of the center of mass in continuous coordinates."""
     values = plain(weights).double()
     rows, columns = (torch.arange(side, dtype=torch.float64) + 0.5 for side in values.shape)
     return torch.stack([(values.sum(0) * columns).sum(), (values.sum(1) * rows).sum()]) / values.sum()
@@ -104,7 +104,7 @@ def test_image_and_all_targets_stay_together(step: Step, mapping: Callable[[Tens
 
 
 @pytest.mark.parametrize("size", [(32, 43), (127, 151), (90, 60)], ids=str)
-def test_masks_are_sampled_at_pixel_centres(size: tuple[int, int]) -> None:
+def test_masks_are_sampled_at_pixel_centers(size: tuple[int, int]) -> None:
     generator = np.random.default_rng(1)
     for _ in range(10):
         x1, y1, x2, y2 = box = random_box(generator)

@@ -74,27 +74,27 @@ def test_alpha_is_composed_on_white():
     assert shown[1, 0].tolist() == [204, 204, 204]
 
 
-def test_transparent_palette_and_grey_with_alpha():
+def test_transparent_palette_and_gray_with_alpha():
     palette = Image.new("P", (2, 1), 0)
     palette.putpalette([10, 20, 30, 40, 50, 60])
     palette.putpixel((1, 0), 1)
     assert pixels(read_image(encode(palette, "PNG")))[0].tolist() == [[10, 20, 30], [40, 50, 60]]
     assert pixels(read_image(encode(palette, "PNG", transparency=1)))[0].tolist() == [[10, 20, 30], [255, 255, 255]]
-    grey = Image.fromarray(np.array([[[100, 255], [100, 0]]], dtype=np.uint8), "LA")
-    assert pixels(read_image(encode(grey, "PNG")))[0].tolist() == [[100] * 3, [255] * 3]
+    gray = Image.fromarray(np.array([[[100, 255], [100, 0]]], dtype=np.uint8), "LA")
+    assert pixels(read_image(encode(gray, "PNG")))[0].tolist() == [[100] * 3, [255] * 3]
     keyed = Image.new("RGB", (1, 1), (1, 2, 3))
     assert pixels(read_image(encode(keyed, "PNG", transparency=(1, 2, 3))))[0, 0].tolist() == [255] * 3
 
 
-def test_grey_and_bilevel_become_three_equal_channels():
-    grey = Image.fromarray(np.arange(12, dtype=np.uint8).reshape(3, 4) * 20)
-    shown = pixels(read_image(encode(grey, "PNG")))
-    assert (shown == np.asarray(grey)[..., None]).all()
+def test_gray_and_bilevel_become_three_equal_channels():
+    gray = Image.fromarray(np.arange(12, dtype=np.uint8).reshape(3, 4) * 20)
+    shown = pixels(read_image(encode(gray, "PNG")))
+    assert (shown == np.asarray(gray)[..., None]).all()
     assert pixels(read_image(encode(Image.new("1", (2, 2), 1), "PNG"))).min() == 255
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
-def test_sixteen_bit_grey_is_scaled(kind):
+def test_sixteen_bit_gray_is_scaled(kind):
     values = np.array([[0, 128, 257, 32768, 65535]], dtype=np.uint16)
     shown = pixels(read_image(encode(Image.fromarray(values), kind)))
     assert shown[0, :, 0].tolist() == np.rint(values[0].astype(float) * 255 / 65535).astype(int).tolist()
@@ -112,7 +112,7 @@ def test_floating_point_is_refused():
         read_image(content)
 
 
-def test_cmyk_jpeg_shows_its_colours():
+def test_cmyk_jpeg_shows_its_colors():
     image = noise(4)
     shown = pixels(read_image(encode(image.convert("CMYK"), "JPEG", quality=95)))
     assert abs(shown - pixels(image)).mean() < 6

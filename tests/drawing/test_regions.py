@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from fishnet.drawing.regions import class_colour, draw_regions, sheet
+from fishnet.drawing.regions import class_color, draw_regions, sheet
 
 WHITE = torch.full((3, 60, 80), 255, dtype=torch.uint8)
 
@@ -19,25 +19,25 @@ def found(*corners: tuple[int, int, int, int], labels: list[int] | None = None) 
     return {"boxes": boxes, "labels": torch.tensor(labels or [0] * len(corners)), "masks": masks}
 
 
-def colour_at(picture: Image.Image, x: int, y: int) -> np.ndarray:
+def color_at(picture: Image.Image, x: int, y: int) -> np.ndarray:
     return np.asarray(picture)[y, x].astype(int)
 
 
-def test_where_masks_overlap_the_colour_of_the_stronger_stays() -> None:
+def test_where_masks_overlap_the_color_of_the_stronger_stays() -> None:
     alone = draw_regions(WHITE, found((10, 20, 50, 55)), ["a", "b"], longest=None)
     both = draw_regions(WHITE, found((10, 20, 50, 55), (30, 30, 70, 58), labels=[0, 1]), ["a", "b"], longest=None)
     # inside both masks, away from the frames of the boxes
-    assert np.abs(colour_at(alone, 40, 45) - colour_at(both, 40, 45)).max() <= 1
-    assert (colour_at(alone, 40, 45) != 255).any()
-    second = 0.55 * 255 + 0.45 * np.array(class_colour(1))
-    assert np.abs(colour_at(both, 60, 45) - second).max() <= 2
+    assert np.abs(color_at(alone, 40, 45) - color_at(both, 40, 45)).max() <= 1
+    assert (color_at(alone, 40, 45) != 255).any()
+    second = 0.55 * 255 + 0.45 * np.array(class_color(1))
+    assert np.abs(color_at(both, 60, 45) - second).max() <= 2
 
 
 def test_two_objects_of_one_class_are_told_apart_by_their_rims() -> None:
     two = found((5, 20, 40, 55), (40, 20, 75, 55))
     two["boxes"] = torch.tensor([[1.0, 1, 79, 59]] * 2)  # so that no frame lies on a rim
     picture = draw_regions(WHITE, two, ["a"], longest=None)
-    rim, inside = colour_at(picture, 40, 45), colour_at(picture, 60, 45)
+    rim, inside = color_at(picture, 40, 45), color_at(picture, 60, 45)
     assert np.abs(rim - inside).max() > 30
 
 
@@ -61,8 +61,8 @@ def test_keypoints_are_drawn_where_they_are_seen() -> None:
     points = torch.tensor([[[20.0, 30, 2], [60, 30, 0]]])
     one = {"boxes": torch.tensor([[1.0, 20, 78, 58]]), "labels": torch.tensor([0]), "keypoints": points}
     picture = draw_regions(black, one, ["a"], longest=None)
-    assert colour_at(picture, 20, 30).min() > 200
-    assert colour_at(picture, 60, 30).max() == 0
+    assert color_at(picture, 20, 30).min() > 200
+    assert color_at(picture, 60, 30).max() == 0
 
 
 def test_a_sheet_holds_every_tile() -> None:
@@ -72,7 +72,7 @@ def test_a_sheet_holds_every_tile() -> None:
         assert ((page == (i * 40, 0, 0)).all(-1)).sum() == (30 + 10 * i) * 20
 
 
-def test_colours_of_classes_differ_and_stay() -> None:
-    colours = [class_colour(i) for i in range(80)]
-    assert len(set(colours)) == 80
-    assert colours == [class_colour(i) for i in range(80)]
+def test_colors_of_classes_differ_and_stay() -> None:
+    colors = [class_color(i) for i in range(80)]
+    assert len(set(colors)) == 80
+    assert colors == [class_color(i) for i in range(80)]

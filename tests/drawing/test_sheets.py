@@ -15,7 +15,7 @@ from fishnet.errors import FishnetError
 PREPROCESS = PreprocessConfig()
 
 
-def normalised(pixels: np.ndarray) -> torch.Tensor:
+def normalized(pixels: np.ndarray) -> torch.Tensor:
     """Return (N, H, W, 3) bytes as the network would get them."""
     mean, std = np.array(PREPROCESS.mean), np.array(PREPROCESS.std)
     return torch.from_numpy(((pixels / 255 - mean) / std).transpose(0, 3, 1, 2)).float()
@@ -27,7 +27,7 @@ def colors(image: Image.Image) -> set[tuple[int, ...]]:
 
 def test_batch_shows_the_original_pixels_enlarged() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3))
-    sheet = np.asarray(draw_batch(normalised(pixels), ["a", "b", "c"], PREPROCESS))
+    sheet = np.asarray(draw_batch(normalized(pixels), ["a", "b", "c"], PREPROCESS))
     for number in range(3):
         left = 8 + number * 168
         tile = sheet[8:168, left : left + 160]
@@ -62,7 +62,7 @@ def entry(target: object = None, **changes: object) -> dict[str, object]:
     return {"image": Image.new("RGB", (40, 30), "gray"), "title": "a.jpg", "lines": lines, "target": target, **changes}
 
 
-def test_sheet_tells_right_from_wrong_by_colour_and_text() -> None:
+def test_sheet_tells_right_from_wrong_by_color_and_text() -> None:
     green, red = (tuple(bytes.fromhex(color[1:])) for color in (style.GREEN, style.VERMILION))
     unknown, right, wrong = (contact_sheet([entry(target)]) for target in (None, "cat", "dog"))
     assert not {green, red} & colors(unknown)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 import json
 import runpy
@@ -449,4 +450,8 @@ def test_a_zero_start_leaves_every_block_its_shortcut_and_still_trains() -> None
     assert torch.equal(identity(x), identity.reduce(x))
     model(torch.randn(4, 3, 64, 64)).square().mean().backward()
     assert all(block.conv3.weight.grad is not None and block.conv3.weight.grad.any() for block in blocks)
-    assert all(module.conv3.weight.any() for module in nano().modules() if isinstance(module, Block))
+    assert all(block.conv3.weight.any() for block in nano(zero_init_last=False).modules() if isinstance(block, Block))
+
+
+def test_a_zero_start_is_the_default() -> None:
+    assert {field.name: field.default for field in dataclasses.fields(FishConfig)}["zero_init_last"] is True

@@ -35,7 +35,7 @@ def test_block_that_changes_the_width_has_a_projection() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("k", [1, 2, 3])
-def test_channel_reduction_sums_neighbours(k: int) -> None:
+def test_channel_reduction_sums_neighbors(k: int) -> None:
     x = images(2, 4 * k, 3, 5)
     expected = torch.stack([sum(x[:, k * n + j] for j in range(k)) for n in range(4)], dim=1)
     torch.testing.assert_close(ChannelSum(k)(x), expected)

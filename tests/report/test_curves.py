@@ -114,7 +114,7 @@ def test_a_folder_is_no_metrics_file(tmp_path: Path) -> None:
         read_metrics(tmp_path)
 
 
-def test_smoothing_is_a_centred_mean_without_nan() -> None:
+def test_smoothing_is_a_centered_mean_without_nan() -> None:
     values = list(np.random.default_rng(0).normal(size=200))
     values[50] = math.nan
     half = 4

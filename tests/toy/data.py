@@ -1,4 +1,4 @@
-"""Photos of one colour each: DIR/{train,val}/<brightness>.png, the brightness in percent."""
+"""Photos of one color each: DIR/{train,val}/<brightness>.png, the brightness in percent."""
 
 from __future__ import annotations
 

@@ -138,7 +138,7 @@ def test_a_classifier_trains_and_predicts_with_their_preprocessing(
     assert (card.preprocess.mean, card.preprocess.std, card.preprocess.crop_pct) == (HALF, HALF, 0.95)
 
 
-def test_a_detector_normalises_as_its_trunk_was_trained(
+def test_a_detector_normalizes_as_its_trunk_was_trained(
     data: Path, tmp_path: Path, published: dict[str, torch.Tensor]
 ) -> None:
     run = train("detection", data=str(data), out=str(tmp_path / "run"), **{**QUICK, "max_steps": 1, **pretrained()})

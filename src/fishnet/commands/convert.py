@@ -71,7 +71,7 @@ def convert(
     from fishnet.models.checkpoints.files import WRITTEN_SUFFIXES, read_metadata, write_checkpoint
     from fishnet.models.checkpoints.layouts import CLASSIFIER, convert_state, detect_layout
     from fishnet.models.checkpoints.states import is_network, whole_of
-    from fishnet.models.checkpoints.weights import locate_weights, read_checkpoint, recognise_member
+    from fishnet.models.checkpoints.weights import locate_weights, read_checkpoint, recognize_member
 
     target = Path(dest).expanduser()
     if target.suffix not in WRITTEN_SUFFIXES:
@@ -94,7 +94,7 @@ def convert(
         dest=target,
         layout=layout,
         to=to,
-        member=recognise_member(state),
+        member=recognize_member(state),
         tensors=len(converted),
         parameters=sum(value.numel() for key, value in converted.items() if not key.endswith(_BUFFERS)),
         options=options,

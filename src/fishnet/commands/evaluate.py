@@ -6,7 +6,7 @@ import json as json_module
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from fishnet.files import Json
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from fishnet.runs import RunFolder
-    from fishnet.tasks.base import AnyTask, Batch, Evaluation, Runtime
+    from fishnet.tasks.base import AnyTask, Batch, Evaluation, Runtime, SplitData
 
 FORMAT_VERSION = 1
 
@@ -84,14 +84,9 @@ def evaluate(
     dataset = kind.open_split(Path(data), split, bad_images)
     images = get_task(card.task).batch_size if batch_size is None else batch_size
     evaluation, documents, bad = _evaluate(kind, runner, resolve_device(device), dataset, images, workers)
-    document = {
-        "format_version": FORMAT_VERSION,
-        **{"source": str(run), "data": str(data), "split": split},
-        **evaluation.to_dict(),
-        **_epoch(RunFolder(Path(run))),
-        "bad_images": bad,
-        "card": card.to_dict(),
-    }
+    about = {"format_version": FORMAT_VERSION, "source": str(run), "data": str(data), "split": split}
+    document = about | evaluation.to_dict() | _epoch(RunFolder(Path(run)))
+    document |= {"bad_images": bad, "card": card.to_dict()}
     print(summary(kind, evaluation, f"{card.model} on {split} of {data}", bad))
     folder = Path(out) if out is not None else Path(run) if Path(run).is_dir() else None
     target = Path(json) if json else folder and RunFolder(folder).evaluation_json(split)
@@ -108,7 +103,7 @@ def _epoch(run: RunFolder) -> Json:
 
 
 def _evaluate(
-    task: AnyTask, runtime: Runtime, device: torch.device, dataset: Any, batch_size: int, workers: int
+    task: AnyTask, runtime: Runtime, device: torch.device, dataset: SplitData, batch_size: int, workers: int
 ) -> tuple[Evaluation, Mapping[str, object], list[str]]:
     """Return the evaluation, the further documents of the evaluator, and the images left out."""
     from tqdm import tqdm

@@ -16,19 +16,19 @@ def task_of(root: Path, named: str | None, fits: Callable[[TaskKind], Callable[[
     Args:
         root: Folder of the data set.
         named: Task that the user named, if any.
-        fits: Function of a task that recognises its layout.
+        fits: Function of a task that recognizes its layout.
 
     Raises:
-        UsageError: Several tasks recognise the layout, or none of several does.
+        UsageError: Several tasks recognize the layout, or none of several does.
     """
     if named is not None:
         return get_task(named)
     kinds = [kind for kind in loaded_tasks() if fits(kind) is not None]
-    fitting = [kind for kind in kinds if (recognises := fits(kind)) is not None and recognises(root)]
+    fitting = [kind for kind in kinds if (recognizes := fits(kind)) is not None and recognizes(root)]
     if len(fitting) > 1:
         names = ", ".join(kind.name for kind in fitting)
         raise UsageError(f"the layout of {root} fits several tasks ({names}); choose one with --task")
     if not fitting and len(kinds) > 1:
         known = "; ".join(f"{kind.name}: {kind.layouts}" for kind in kinds)
-        raise UsageError(f"no task recognises the layout of {root} ({known}); choose one with --task to learn more")
+        raise UsageError(f"no task recognizes the layout of {root} ({known}); choose one with --task to learn more")
     return fitting[0] if fitting else kinds[0]

@@ -152,8 +152,10 @@ def read_names(classes: str | None) -> list[str] | None:
         return None
     try:
         names = read_lines(Path(classes))
-    except (OSError, FishnetError) as error:
-        raise UsageError(f"cannot read the class names in {classes}: {error}") from error
+    except OSError as error:
+        raise UsageError(f"cannot read the class names in {classes}: {error.strerror}") from error
+    except FishnetError as error:
+        raise UsageError(f"--classes: {error}") from error
     if not names:
         raise UsageError(f"{classes} contains no class names; write one per line")
     return names

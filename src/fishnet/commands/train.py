@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sized
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from fishnet.commands.hints import suggest
 from fishnet.config import TrainConfig
@@ -105,7 +104,7 @@ def fit_batch_size(job: Training) -> None:
 
     The learning rate follows where it is given per 256 images.
     """
-    config, images = job.config, len(cast(Sized, job.train_data))
+    config, images = job.config, len(job.train_data)
     parts = config.accumulate * config.devices * config.nodes
     if config.batch_size > images >= parts:
         batch = images - images % parts

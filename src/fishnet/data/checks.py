@@ -176,7 +176,7 @@ def _traits(image: Image.Image, name: str, min_size: int) -> Iterator[tuple[str,
         yield "small", f"{image.width}x{image.height}, below {min_size} pixels"
     if image.mode == "CMYK":
         yield "CMYK", ""
-    # Pillow reduces 16-bit colour to 8 bits; only the raw mode of its decoder shows the original depth
+    # Pillow reduces 16-bit color to 8 bits; only the raw mode of its decoder shows the original depth
     raw_modes = " ".join(str(tile[3]) for tile in getattr(image, "tile", ()))
     if image.mode.startswith("I") or ";16" in raw_modes:
         yield "16-bit", ""

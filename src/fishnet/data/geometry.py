@@ -5,7 +5,7 @@ A sample is a dictionary, possibly nested, whose values are `tv_tensors`: `Image
 numbers, plain tensors) is passed through unchanged. All operations return a new dictionary.
 
 Coordinates of boxes and keypoints are continuous: x runs from 0 at the left edge of the image to W at its right edge,
-and the centre of the first pixel is at 0.5. A horizontal flip therefore maps x to W - x for both. (torchvision's own
+and the center of the first pixel is at 0.5. A horizontal flip therefore maps x to W - x for both. (torchvision's own
 flip of `KeyPoints` maps x to W - 1 - x, which suits pixel indices, while its resize multiplies by the ratio of the
 sizes, which suits continuous coordinates.)
 
@@ -29,6 +29,8 @@ Moved = TypeVar("Moved", bound=Mapping[str, object])
 """Type of a sample; an operation returns the type that it receives."""
 Size = tuple[int, int]
 
+IGNORE = 255
+"""Value of label maps that losses and metrics ignore, by default."""
 VISIBILITY = "_visibility"
 """Suffix that turns the name of a keypoint tensor into the name of its visibility."""
 
@@ -49,7 +51,7 @@ def resize(sample: Moved, size: Size) -> Moved:
     """Resize to (height, width) pixels.
 
     Images are resized by antialiased bilinear interpolation; masks and label maps by NEAREST_EXACT, which takes the
-    pixel at the centre of the new one, so they stay aligned with the image.
+    pixel at the center of the new one, so they stay aligned with the image.
     """
     if tuple(size) == canvas_size(sample):
         return sample
@@ -113,7 +115,7 @@ def pad(sample: Moved, border: list[int], fill: float = 0, ignore: int | None = 
 
 
 def flip(sample: Moved) -> Moved:
-    """Flip horizontally; keypoints keep their order (see `fishnet.data.detection.mirroring`)."""
+    """Flip horizontally; keypoints keep their order (see `fishnet.data.mirroring`)."""
 
     def one(value: tv_tensors.TVTensor) -> Tensor:
         if not isinstance(value, tv_tensors.KeyPoints):
@@ -167,7 +169,7 @@ def _first(sample: Mapping[str, object], kind: type[Tensor]) -> Size | None:
 
 
 def _resized_mask(mask: tv_tensors.Mask, size: Size) -> Tensor:
-    """Resize a mask (..., H, W) to the nearest pixel centres.
+    """Resize a mask (..., H, W) to the nearest pixel centers.
 
     torchvision resizes masks with NEAREST, which takes the pixel at the corner of the new one: half a pixel off.
     """

@@ -90,8 +90,8 @@ def read_image(source: Path | str | bytes, name: str = "", upright: bool = True)
     """Decode an image file, or its bytes, completely to 8-bit RGB, as an image viewer shows it.
 
     The format is detected from the content. Of an animation the first frame is used. Transparency is composited on
-    white. 16-bit greyscale is scaled by 255/65535. CMYK is converted by Pillow (including Adobe's inverted values).
-    Palette, bilevel and greyscale images become RGB.
+    white. 16-bit grayscale is scaled by 255/65535. CMYK is converted by Pillow (including Adobe's inverted values).
+    Palette, bilevel and grayscale images become RGB.
 
     Args:
         source: Path of a file, or its content.

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 import multiprocessing
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
@@ -203,14 +203,27 @@ def _start_method(start: str, dataset: Dataset[object]) -> str | None:
     return "forkserver"
 
 
+class SplitData(Protocol):
+    """What training and evaluation need of a data set, a map-style `torch.utils.data.Dataset`."""
+
+    @property
+    def bad_images(self) -> Sequence[str]:
+        """Paths of the images that could not be read so far; only filled if they are skipped."""
+        ...
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        ...
+
+
 def make_loader(
-    dataset: Dataset[Item],
+    dataset: Dataset[object] | SplitData,
     batches: TrainBatches | EvalBatches,
     workers: int,
     pin_memory: bool = False,
     start: str = "default",
-    collate: Callable[[list[Item]], object] | None = None,
-) -> DataLoader[Item]:
+    collate: Callable[..., object] | None = None,
+) -> DataLoader[Any]:
     """Return a loader for the given batches.
 
     Args:
@@ -222,6 +235,7 @@ def make_loader(
             forkserver in distributed training.
         collate: Function from a list of samples to a batch; None stacks tensors (torch's default).
     """
+    dataset = cast(Dataset[Any], dataset)
     options: dict[str, Any] = {"num_workers": workers, "pin_memory": pin_memory, "collate_fn": collate}
     if workers:
         options |= {"persistent_workers": True, "prefetch_factor": 4}

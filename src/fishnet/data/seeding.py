@@ -17,7 +17,7 @@ from torch.utils.data import get_worker_info
 def sample_words(seed: int, epoch: int, index: int) -> tuple[int, int, int]:
     """Return three independent seeds of 64, 32 and 64 bits, equal on every platform and Python version.
 
-    They are words of a BLAKE2b hash of the three numbers, so the seeds of neighbouring indices are unrelated.
+    They are words of a BLAKE2b hash of the three numbers, so the seeds of neighboring indices are unrelated.
     """
     limit = (1 << 64) - 1
     packed = struct.pack("<QQQ", seed & limit, epoch & limit, index & limit)

@@ -1,4 +1,4 @@
-"""Draw boxes, masks and keypoints on images with torchvision; each class has the same colour in all images."""
+"""Draw boxes, masks and keypoints on images with torchvision; each class has the same color in all images."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from PIL import Image
 from torch import Tensor
 from torchvision.utils import draw_bounding_boxes, draw_keypoints, draw_segmentation_masks
 
-from fishnet.data.detection.types import RunLengths
+from fishnet.data.run_lengths import RunLengths
 from fishnet.drawing import style
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 _GAP = 8
 _PAPER = "#eef1f5"
 _FIRST = (style.BLUE, style.VERMILION, style.GREEN, style.ORANGE, style.PURPLE, style.SKY)
 
 
-def class_colour(index: int) -> Colour:
-    """Return the colour of a class: from the style's palette, then hues that are the golden angle apart."""
+def class_color(index: int) -> Color:
+    """Return the color of a class: from the style's palette, then hues that are the golden angle apart."""
     if index < len(_FIRST):
         text = _FIRST[index].lstrip("#")
         return int(text[0:2], 16), int(text[2:4], 16), int(text[4:6], 16)
@@ -46,13 +46,13 @@ def draw_regions(
     """
     canvas, ratio = _canvas(image, longest)
     labels = [int(label) for label in found["labels"]]
-    colours = [class_colour(label) for label in labels]
+    colors = [class_color(label) for label in labels]
     if not labels:
         return _as_picture(canvas)
     masks = _masks(found.get("masks"), tuple(canvas.shape[-2:]))
     if masks is not None:
-        canvas = draw_segmentation_masks(canvas, _apart(masks), alpha=0.45, colors=list(colours))
-        canvas = draw_segmentation_masks(canvas, _apart(_rims(masks)), alpha=0.9, colors=list(colours))
+        canvas = draw_segmentation_masks(canvas, _apart(masks), alpha=0.45, colors=list(colors))
+        canvas = draw_segmentation_masks(canvas, _apart(_rims(masks)), alpha=0.9, colors=list(colors))
     boxes = torch.as_tensor(found["boxes"]).float().clone()
     boxes[:, 0::2] *= ratio[1]
     boxes[:, 1::2] *= ratio[0]
@@ -61,17 +61,17 @@ def draw_regions(
     if "scores" in found:
         captions = [f"{name} {100 * float(score):.0f}" for name, score in zip(captions, found["scores"], strict=True)]
     size = max(10, min(canvas.shape[-2:]) // 28)
-    colours.reverse()  # objects with the highest scores are drawn last, so their captions are on top
+    colors.reverse()  # objects with the highest scores are drawn last, so their captions are on top
     canvas = draw_bounding_boxes(
         canvas,
         boxes.flip(0),
         captions[::-1],
-        colors=list(colours),
+        colors=list(colors),
         width=max(1, max(canvas.shape[-2:]) // 240),
         font=style.font_file(),
         font_size=size,
-        label_colors=[_ink_on(colour) for colour in colours],
-        label_background_colors=list(colours),
+        label_colors=[_ink_on(color) for color in colors],
+        label_background_colors=list(colors),
         fill_labels=True,
     )
     if "keypoints" in found and len(found["keypoints"]):
@@ -119,9 +119,9 @@ def _rims(masks: Tensor) -> Tensor:
     return masks & (inside < 0.5)
 
 
-def _ink_on(colour: Colour) -> str:
-    """Return black or white, whichever has more contrast to a colour."""
-    return "black" if 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 140 else "white"
+def _ink_on(color: Color) -> str:
+    """Return black or white, whichever has more contrast to a color."""
+    return "black" if 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] > 140 else "white"
 
 
 def _as_picture(image: Tensor) -> Image.Image:

@@ -27,7 +27,7 @@ def draw_batch(images: Tensor, captions: Sequence[str], preprocess: PreprocessCo
     Args:
         images: Normalised images (N, C, H, W); of more than 3 channels the first three are drawn, of 2 the first.
         captions: Caption of each image.
-        preprocess: Mean and standard deviation of the normalisation, which is undone.
+        preprocess: Mean and standard deviation of the normalization, which is undone.
 
     Raises:
         FishnetError: There are no images, or the number of captions differs.

@@ -1,7 +1,7 @@
 """Common style of all figures, using matplotlib's object interface instead of pyplot and its global state.
 
-The colours are those of Okabe and Ito ("Color Universal Design", 2008), which are distinguishable with the common kinds
-of colour blindness.
+The colors are those of Okabe and Ito ("Color Universal Design", 2008), which are distinguishable with the common kinds
+of color blindness.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ def shorten(text: str, width: float, face: ImageFont.FreeTypeFont | ImageFont.Im
 
 
 PARTS = {"stem": "#5f7d95", "tail": "#0072b2", "bridge": "#a8487f", "body": "#00805d", "head": "#bf5b00"}
-"""Colours of the parts of a FishNet, dark enough for white text."""
+"""Colors of the parts of a FishNet, dark enough for white text."""
 
 
 def part_of(stage: str) -> str:

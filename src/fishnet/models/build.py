@@ -156,8 +156,8 @@ def build_network(
     Args:
         architecture: What to build.
         weights: Run, checkpoint or tag to load the trunk from, and the first classifier if it has the same size;
-            `pretrained` loads the published weights. None initialises all weights.
-        mean: Channel means of images in 0..1, for lists of images, which the network normalises itself.
+            `pretrained` loads the published weights. None initializes all weights.
+        mean: Channel means of images in 0..1, for lists of images, which the network normalizes itself.
         std: Channel standard deviations of these images.
 
     Raises:
@@ -193,7 +193,7 @@ def as_network(
     Args:
         whole: FishNet or timm classifier.
         architecture: Architecture of the classifier.
-        mean: Channel means of images in 0..1, for lists of images, which the network normalises itself.
+        mean: Channel means of images in 0..1, for lists of images, which the network normalizes itself.
         std: Channel standard deviations of these images.
     """
     trunk, last = split(whole)

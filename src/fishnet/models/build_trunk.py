@@ -8,8 +8,9 @@ from typing import Any, cast
 from torch import nn
 
 from fishnet.errors import FishnetError, UsageError
-from fishnet.models import VARIANTS, create_model
 from fishnet.models.checkpoints.weights import load_to_train
+from fishnet.models.config import VARIANTS
+from fishnet.models.create import create_model
 from fishnet.models.fishnet import FishNet
 from fishnet.models.norms import apply_norm_policy, note_loaded_norms
 from fishnet.models.timm_trunk import WRAPPED, TimmTrunk, WholeTrunk, stages_beside_vector

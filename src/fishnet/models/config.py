@@ -77,11 +77,11 @@ class FishConfig:
     downsample: Downsample = "max2"
     """2x2 max-pool, 3x3 max-pool, 2x2 average pool, or strided 3x3 convolution (ablation)."""
     upsample: Upsample = "nearest"
-    """Nearest neighbour, bilinear, or transposed convolution (ablation)."""
+    """Nearest neighbor, bilinear, or transposed convolution (ablation)."""
     reduction: Reduction = "sum"
-    """How a body stage narrows its input: sum of neighbouring channels, or a 1x1 convolution (ablation)."""
-    zero_init_last: bool = False
-    """Initialise the last convolution of every block with zeros, so that each block starts as its shortcut."""
+    """How a body stage narrows its input: sum of neighboring channels, or a 1x1 convolution (ablation)."""
+    zero_init_last: bool = True
+    """Initialize the last convolution of every block with zeros, so that each block starts as its shortcut."""
     drop_path_rate: float = 0.0
     """Probability of dropping a residual branch in the deepest block; grows linearly from 0 in the first block."""
 

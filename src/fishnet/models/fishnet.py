@@ -97,10 +97,11 @@ class FishNet(nn.Module):
 
     @torch.jit.ignore
     def init_weights(self) -> None:
-        """Initialise the weights: Kaiming-normal convolutions (fan out), identity norms, a classifier near zero.
+        """Initialize the weights: Kaiming-normal convolutions (fan out), identity norms, a classifier near zero.
 
-        With `zero_init_last` the last convolution of every block is zero, as in timm's ResNets: the network then
-        consists of shortcuts, projections and resampling at first (Goyal et al., arXiv 1706.02677, section 5.1).
+        With `zero_init_last`, the default, the last convolution of every block is zero, as in timm's ResNets: the
+        network then consists of shortcuts, projections and resampling at first (Goyal et al., arXiv 1706.02677, section
+        5.1).
         """
         self.apply(_init_weights)
         if self.config.zero_init_last:
@@ -295,7 +296,7 @@ def _feature(config: FishConfig, name: str) -> FeatureEntry:
 
 
 def _init_weights(module: nn.Module) -> None:
-    """Initialise one layer; running statistics of norms are reset."""
+    """Initialize one layer; running statistics of norms are reset."""
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     elif isinstance(module, nn.Linear):

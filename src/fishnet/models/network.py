@@ -15,7 +15,7 @@ from fishnet.models.timm_types import LayerGroups
 from fishnet.models.trunk import Features, Trunk
 
 Images = Tensor | list[Tensor]
-"""A normalised batch (N, C, H, W), or images (C, h, w) of any sizes, float in 0..1 or uint8."""
+"""A normalized batch (N, C, H, W), or images (C, h, w) of any sizes, float in 0..1 or uint8."""
 
 
 FeaturesT = TypeVar("FeaturesT", contravariant=True)
@@ -31,7 +31,7 @@ class Head(Protocol[FeaturesT, TargetsT, AnswerT]):
         ...
 
     def losses(self, raw: Raw, frame: Frame, targets: TargetsT) -> Losses:
-        """Return the losses by name; their sum is minimised."""
+        """Return the losses by name; their sum is minimized."""
         ...
 
     def decode(self, raw: Raw, frame: Frame) -> list[AnswerT]:
@@ -68,7 +68,7 @@ class Batcher:
         batch = torch.zeros(len(images), len(images[0]), height, width, device=device)
         batch = batch.contiguous(memory_format=torch.channels_last)
         for place, image in zip(batch, images, strict=True):
-            place[:, : image.shape[-2], : image.shape[-1]] = self._normalised(image)
+            place[:, : image.shape[-2], : image.shape[-1]] = self._normalized(image)
         return batch, Frame((height, width), sizes)
 
     def groups(self, images: Images) -> list[list[int]]:
@@ -81,7 +81,7 @@ class Batcher:
             found.setdefault(tuple(-(-side // self.stride) for side in image.shape[-2:]), []).append(place)
         return list(found.values())
 
-    def _normalised(self, image: Tensor) -> Tensor:
+    def _normalized(self, image: Tensor) -> Tensor:
         values = image.float() if image.is_floating_point() else image.float() / 255
         mean, std = (torch.tensor(value, device=image.device)[:, None, None] for value in (self.mean, self.std))
         return (values - mean) / std
@@ -148,7 +148,7 @@ class Network(nn.Module):
         return {name: [found[place] for place in range(len(images))] for name, found in answers.items()}
 
     def raw(self, batch: Tensor, heads: Collection[str] | None = None) -> dict[str, Raw]:
-        """Return the raw outputs of heads for a normalised batch, by head; this is what is exported.
+        """Return the raw outputs of heads for a normalized batch, by head; this is what is exported.
 
         Args:
             batch: Normalised images (N, C, H, W).

@@ -2,7 +2,7 @@
 
 Detection and segmentation train on few large images per device, for which batch statistics are a poor estimate.
 Remedies: freeze the BatchNorms (with pretrained weights), share their statistics over all GPUs, or replace them by
-group norms, which normalise each image alone (Wu & He, Group Normalization, arXiv 1803.08494).
+group norms, which normalize each image alone (Wu & He, Group Normalization, arXiv 1803.08494).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """Return the normalised maps (N, C, H, W)."""
+        """Return the normalized maps (N, C, H, W)."""
         if not self.training or world_size() == 1:
             return super().forward(input)
         with torch.autocast(input.device.type, enabled=False):
@@ -49,11 +49,11 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
             size = x.new_tensor(x.numel() / x.shape[1])
             count = total(size)
             mean = total(x.sum((0, 2, 3))) / count
-            centred = x - mean[:, None, None]
-            variance = total(centred.square().sum((0, 2, 3))) / count
+            centered = x - mean[:, None, None]
+            variance = total(centered.square().sum((0, 2, 3))) / count
             self._follow(mean.detach(), variance.detach() * count / (count - 1))
             scale = self.weight * (variance + self.eps).rsqrt()
-            return (centred * scale[:, None, None] + self.bias[:, None, None]).to(input.dtype)
+            return (centered * scale[:, None, None] + self.bias[:, None, None]).to(input.dtype)
 
     def _follow(self, mean: Tensor, variance: Tensor) -> None:
         """Update the running statistics with those of a batch."""
@@ -101,7 +101,7 @@ def check_norm_policy(policy: NormPolicy, images_per_device: int, on_gpu: bool, 
         UsageError: `sync` on a CPU.
     """
     if policy == "sync" and not on_gpu:
-        raise UsageError("--norm sync needs GPUs: synchronised BatchNorm has no CPU version; use frozen or group")
+        raise UsageError("--norm sync needs GPUs: synchronized BatchNorm has no CPU version; use frozen or group")
     if policy not in ("train", "frozen") or images_per_device >= FEWEST_IMAGES or not has_batch_norms:
         return
     which, ways = "BatchNorm trains", "--norm frozen (with --weights), --norm group (from scratch), --norm sync (GPUs)"

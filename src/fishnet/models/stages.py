@@ -185,7 +185,7 @@ class Bridge(Stage):
 class BodyStage(Stage):
     """b(x, s) = [up(blocks(x)), transfer(s)]: (N, C, H, W), (N, S, H', W') -> (N, C' + S, H', W').
 
-    The first block sums neighbouring channels if x has more channels than the stage; x is upsampled to the size of s.
+    The first block sums neighboring channels if x has more channels than the stage; x is upsampled to the size of s.
     """
 
     def __init__(self, config: FishConfig, name: str, rates: list[float], **dd: Unpack[FactoryKwargs]) -> None:

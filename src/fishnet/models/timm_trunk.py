@@ -13,7 +13,7 @@ from timm.models import FeatureInfo
 from torch import Tensor, nn
 
 from fishnet.errors import UsageError
-from fishnet.models import check_name, create_model
+from fishnet.models.create import check_name, create_model
 from fishnet.models.timm_types import LayerGroups, ModelOptions, TimmClassifier, TimmFeatures
 from fishnet.models.trials import SIZES, find_fault
 from fishnet.models.trunk import STRIDES, Features, Trunk, with_prefix

@@ -22,7 +22,7 @@ class TimmClassifier(nn.Module):
 
     head_hidden_size: int
     pretrained_cfg: Mapping[str, object]
-    feature_info: list[dict[str, Any]]
+    feature_info: list[dict[str, object]]
     forward_intermediates: Callable[..., tuple[Tensor, list[Tensor]]]
     forward_features: Callable[[Tensor], Tensor]
     forward_head: Callable[..., Tensor]

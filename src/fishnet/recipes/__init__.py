@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import typing
 from importlib import resources
@@ -12,7 +13,7 @@ import yaml
 
 from fishnet.config import TrainConfig
 from fishnet.errors import UsageError, did_you_mean
-from fishnet.schema import Settings, Tree, check_keys, merge, one_line
+from fishnet.schema import Settings, Tree, check_keys, flat, merge, one_line, typed_settings
 from fishnet.tasks.base import TaskKind
 
 
@@ -25,8 +26,9 @@ def list_recipes(kind: TaskKind) -> list[str]:
 def read_recipe(kind: TaskKind, recipe: str, given: Settings) -> Tree:
     """Return the settings of a built-in recipe of a task or of a YAML file.
 
-    A recipe may have groups `by_<setting>`, such as `by_detector`, with settings for some values of that setting. Those
-    for the value in use replace what the recipe says otherwise.
+    A recipe may have groups `by_<setting>`, such as `by_detector` or `by_optim.name`, with settings for some values of
+    that setting. Those for the value in use replace what the recipe says otherwise. Where the data decides, the value
+    in use is `auto`.
 
     Args:
         kind: Task whose recipes are known by name.
@@ -54,7 +56,7 @@ def read_recipe(kind: TaskKind, recipe: str, given: Settings) -> Tree:
     for name, groups in special.items():
         setting = name.removeprefix(_BY)
         cases = _cases(kind.config, setting, groups, recipe)
-        value = given.get(setting, tree.get(setting, getattr(kind.config(), setting)))
+        value = flat(merge(dataclasses.asdict(kind.config()), tree, given))[setting]
         tree = merge(tree, cases.get(str(value), {}))
     return tree
 
@@ -66,7 +68,7 @@ TASK_KEY = "task"
 
 def _cases(config: type[TrainConfig], setting: str, groups: Any, where: str) -> dict[str, Tree]:
     """Return the settings that a recipe has for each of some values of a setting, checked."""
-    known = typing.get_args(typing.get_type_hints(config).get(setting))
+    known = typing.get_args(dict(typed_settings(config)).get(setting))
     if not known:
         raise UsageError(f"{where}: {_BY}{setting} needs a setting with a fixed list of values")
     if not isinstance(groups, dict):
@@ -75,7 +77,7 @@ def _cases(config: type[TrainConfig], setting: str, groups: Any, where: str) -> 
         if name not in known:
             near = did_you_mean(str(name), known)
             raise UsageError(f"{where}: unknown {setting} {name!r} in {_BY}{setting}.{near}")
-        if not isinstance(tree, dict) or setting in tree:
+        if not isinstance(tree, dict) or setting in flat(tree):
             raise UsageError(f"{where}: {_BY}{setting}.{name} must be a mapping of settings other than {setting}")
         check_keys(config, tree, f"{where}, {_BY}{setting}.{name}")
     return groups

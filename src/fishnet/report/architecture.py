@@ -28,7 +28,7 @@ _WATER = "#edf4f9"
 
 @dataclass(frozen=True)
 class _Box:
-    """Drawn stage: centre on the x axis, height and lines of text."""
+    """Drawn stage: center on the x axis, height and lines of text."""
 
     name: str
     part: str
@@ -136,10 +136,10 @@ def _draw_silhouette(axes: Axes, boxes: list[_Box]) -> None:
         axes.add_patch(_circle(eye, size, color))
 
 
-def _circle(centre: tuple[float, float], size: float, color: str) -> PathPatch:
+def _circle(center: tuple[float, float], size: float, color: str) -> PathPatch:
     """Return a circle that appears round although the axes have different scales; `size` is the radius in x units."""
     unit = Circle((0, 0), 1).get_path()
-    scaled = np.asarray(unit.vertices) * (size, size * _INCH[0] / _INCH[1]) + centre
+    scaled = np.asarray(unit.vertices) * (size, size * _INCH[0] / _INCH[1]) + center
     return PathPatch(Outline(scaled, unit.codes), facecolor=color, edgecolor=style.MUTED, linewidth=0.6, zorder=2)
 
 

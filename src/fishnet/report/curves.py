@@ -55,7 +55,7 @@ def read_metrics(path: Path) -> dict[tuple[str, str], Series]:
 
 
 def smooth(values: list[float], share: float = 0.02) -> np.ndarray:
-    """Return the centred moving average over a fraction `share` of the points, ignoring NaN and infinite values."""
+    """Return the centered moving average over a fraction `share` of the points, ignoring NaN and infinite values."""
     array = np.asarray(values, dtype=np.float64)
     window = np.ones(2 * int(len(array) * share / 2) + 1)
     finite = np.isfinite(array)

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from fishnet.cards import ModelCard
 from fishnet.config import TrainConfig
 from fishnet.data.checks import CheckReport
+from fishnet.data.loader import SplitData
 from fishnet.drawing.display import Display
 from fishnet.files import Json
 from fishnet.models.build import Architecture
@@ -247,12 +247,12 @@ class Training(Protocol):
         ...
 
     @property
-    def train_data(self) -> Dataset[Any]:
-        """Training split, a map-style data set."""
+    def train_data(self) -> SplitData:
+        """Training split."""
         ...
 
     @property
-    def val_data(self) -> Dataset[Any]:
+    def val_data(self) -> SplitData:
         """Validation split."""
         ...
 
@@ -274,7 +274,7 @@ class Training(Protocol):
         ...
 
     def losses(self, network: Network, batch: Batch, epoch: int) -> dict[str, Tensor]:
-        """Return the mean losses of a batch by name: scalars with gradient, whose sum is minimised.
+        """Return the mean losses of a batch by name: scalars with gradient, whose sum is minimized.
 
         Args:
             network: Network in training mode.

@@ -76,7 +76,7 @@ def quiet_lightning() -> Iterator[None]:
     logger = logging.getLogger("pytorch_lightning")
     level = logger.level
     with warnings.catch_warnings():
-        logger.setLevel(logging.WARNING)
+        logger.setLevel(max(level, logging.WARNING))
         for message in (
             r".*does not have many workers.*",
             r".*`?isinstance\(treespec, LeafSpec\)`? is deprecated.*",

@@ -7,9 +7,9 @@ so drop path and mixing do not depend on what ran before, and a resumed run equa
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
@@ -134,7 +134,7 @@ class TrainingModule(pl.LightningModule):
         """Return the batches of the training split for this process."""
         config, trainer = self.config, self.trainer
         rank, world = trainer.global_rank, trainer.world_size
-        length = len(cast(Sized, self.job.train_data))
+        length = len(self.job.train_data)
         order = self.job.train_order()
         return TrainBatches(length, config.batch_size, config.accumulate, rank, world, config.seed, **order)
 
@@ -266,7 +266,7 @@ class TrainingModule(pl.LightningModule):
     def _make_val_loader(self) -> DataLoader[Batch]:
         """Return the validation loader of this process; its workers are kept for the next validation."""
         config, world = self.config, self.trainer.world_size
-        length = len(cast(Sized, self.job.val_data))
+        length = len(self.job.val_data)
         batches = EvalBatches(length, max(1, config.batch_size // world), self.trainer.global_rank, world)
         collate = self.job.task.collate
         return make_loader(self.job.val_data, batches, config.workers, self.on_gpu, config.worker_start, collate)

@@ -350,7 +350,7 @@ def test_the_callers_generators_are_untouched(small):
     assert (random.random(), np.random.rand(), torch.rand(()).item()) == expected
 
 
-def test_draws_of_neighbours_are_independent(small):
+def test_draws_of_neighbors_are_independent(small):
     data = open_classification(small, "train")
     data.transform = lambda image: torch.tensor([random.random(), np.random.rand(), torch.rand(()).item()])
     draws = torch.stack([data[SampleKey(epoch, i)]["image"] for epoch in range(25) for i in range(40)]).double()

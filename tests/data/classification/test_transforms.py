@@ -12,7 +12,7 @@ from timm.data.auto_augment import rand_augment_transform
 from torchvision import transforms as classic
 
 from fishnet.config import PreprocessConfig
-from fishnet.data.classification.transforms import AugmentConfig, Lighting, denormalise, eval_transform, train_transform
+from fishnet.data.classification.transforms import AugmentConfig, Lighting, denormalize, eval_transform, train_transform
 from fishnet.data.images import read_image
 from fishnet.errors import UsageError
 from tests.data.makers import noise
@@ -142,11 +142,11 @@ def test_lighting_follows_the_principal_components():
         shifts = torch.stack([light(torch.zeros(3, 1, 1)).flatten() for _ in range(4000)]).double().numpy()
         strongest = np.linalg.svd(shifts, full_matrices=False)[2][0]
         along = abs(strongest @ VECTORS[:, 0])
-        # the first component is close to grey: all channels move together; the released axis mixes them up
+        # the first component is close to gray: all channels move together; the released axis mixes them up
         assert along > 0.999 if not released else along < 0.5
 
 
-def test_lighting_comes_before_normalisation():
+def test_lighting_comes_before_normalization():
     image = noise(7, 32, 32)
     preprocess = PreprocessConfig()
     seed(8)
@@ -171,14 +171,14 @@ def test_rand_augment_equals_timm():
     assert changed > 20  # each of two operations acts with probability 1/2
 
 
-def test_rand_augment_fills_with_the_mean_colour():
+def test_rand_augment_fills_with_the_mean_color():
     preprocess = PreprocessConfig()
     transform = train_transform(replace(PLAIN, rand_augment="rand-m9-n1-p1"), preprocess, 64)
     mean = torch.tensor([124, 116, 104], dtype=torch.uint8).view(3, 1, 1)
     filled = 0
     for number in range(60):
         seed(number)
-        shown = denormalise(transform(noise(9, 64, 64)), preprocess)
+        shown = denormalize(transform(noise(9, 64, 64)), preprocess)
         filled += bool((shown == mean).all(dim=0).sum() > 64)
     assert filled > 5  # rotations, shears and translations are 5 of 15 operations
 
@@ -191,7 +191,7 @@ def test_the_strongest_rand_augment_never_fails():
         assert torch.isfinite(transform(image)).all()
 
 
-def test_color_jitter_keeps_the_shape_and_changes_colours():
+def test_color_jitter_keeps_the_shape_and_changes_colors():
     image = noise(11, 32, 32)
     seed(0)
     transform = train_transform(replace(PLAIN, color_jitter=0.4), RAW, 32)
@@ -200,7 +200,7 @@ def test_color_jitter_keeps_the_shape_and_changes_colours():
     assert 0 <= shown.min() <= shown.max() <= 1
 
 
-def test_random_erasing_replaces_one_rectangle_after_normalisation():
+def test_random_erasing_replaces_one_rectangle_after_normalization():
     image = noise(12, 32, 32)
     preprocess = PreprocessConfig()
     whole = train_transform(PLAIN, preprocess, 32)(image)
@@ -216,15 +216,15 @@ def test_random_erasing_replaces_one_rectangle_after_normalisation():
     assert 0.7 < inside.std() < 1.3
 
 
-def test_denormalise_gives_the_image_back():
+def test_denormalize_gives_the_image_back():
     image = noise(13, 32, 32)
     preprocess = PreprocessConfig(crop_pct=1.0)
     tensor = eval_transform(preprocess, 32)(image)
-    back = denormalise(torch.stack([tensor, tensor]), preprocess)
+    back = denormalize(torch.stack([tensor, tensor]), preprocess)
     assert back.dtype == torch.uint8
     assert np.array_equal(back[1].numpy(), np.asarray(image).transpose(2, 0, 1))
-    assert torch.equal(denormalise(tensor, preprocess), back[0])
-    assert denormalise(torch.full((3, 1, 1), 99.0), preprocess).flatten().tolist() == [255] * 3
+    assert torch.equal(denormalize(tensor, preprocess), back[0])
+    assert denormalize(torch.full((3, 1, 1), 99.0), preprocess).flatten().tolist() == [255] * 3
 
 
 MODERN = AugmentConfig(

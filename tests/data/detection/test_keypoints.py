@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 from torch import nn
 
+from fishnet.data.augmentation import Flip, eval_pipeline
 from fishnet.data.detection.dataset import collate, open_detection
-from fishnet.data.detection.transforms import AugmentConfig, Flip, eval_pipeline
+from fishnet.data.detection.transforms import AugmentConfig
 from fishnet.tasks.detection.detections import detect
 from fishnet.tasks.detection.options import DetectionConfig
 from fishnet.tasks.detection.training import DetectionTraining
@@ -59,7 +60,7 @@ def test_keypoints_of_files_are_pixels_and_those_of_samples_places(tmp_path: Pat
     written = torch.from_numpy(data.file.keypoints[data.file.objects(0)])
     assert torch.equal(target["keypoints"].as_subclass(torch.Tensor), written[..., :2] + 0.5)
     assert torch.equal(target["keypoints_visibility"], written[..., 2])
-    # on the centre of a pixel: half a pixel inside the corners of the box
+    # on the center of a pixel: half a pixel inside the corners of the box
     assert torch.equal(target["keypoints"][:, 0], target["boxes"][:, :2] + 0.5)
     assert torch.equal(target["keypoints"][:, 2], target["boxes"][:, 2:] - 0.5)
     mirrored = Flip(1.0, NAMES)(data[0])["target"]

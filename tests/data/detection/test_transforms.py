@@ -1,4 +1,4 @@
-"""Geometry moves everything together: a coloured rectangle is a box, a mask and keypoints that must stay on it."""
+"""Geometry moves everything together: a colored rectangle is a box, a mask and keypoints that must stay on it."""
 
 from __future__ import annotations
 
@@ -11,36 +11,24 @@ import torch
 from torch import Tensor
 from torchvision import tv_tensors
 
-from fishnet.data.detection.transforms import (
-    AugmentConfig,
-    CopyPaste,
-    Flip,
-    IouCrop,
-    Mosaic,
-    Resize,
-    ScaleJitter,
-    cropped,
-    eval_pipeline,
-    resized,
-    sanitise,
-    train_pipeline,
-)
+from fishnet.data.augmentation import Flip, Resize, ScaleJitter, cropped, eval_pipeline, resized, sanitize
+from fishnet.data.detection.transforms import AugmentConfig, CopyPaste, IouCrop, Mosaic, train_pipeline
 from fishnet.data.geometry import mask_boxes, plain
 from fishnet.errors import UsageError
 
 NAMES = ["nose", "left_eye", "right_eye"]
-COLOURS = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
+COLORS = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
 
 
 def sample(
     boxes: list[tuple[int, int, int, int]], size: tuple[int, int] = (120, 160), points: bool = False, first: int = 0
 ) -> Any:
-    """Return rectangles on grey, the first with label `first`; a label has the colour of its number."""
+    """Return rectangles on gray, the first with label `first`; a label has the color of its number."""
     image = torch.full((3, *size), 90, dtype=torch.uint8)
     masks = torch.zeros(len(boxes), *size, dtype=torch.uint8)
     for index, (x1, y1, x2, y2) in enumerate(boxes):
         masks[index, y1:y2, x1:x2] = 1
-        image[:, y1:y2, x1:x2] = torch.tensor(COLOURS[(first + index) % 3], dtype=torch.uint8)[:, None, None]
+        image[:, y1:y2, x1:x2] = torch.tensor(COLORS[(first + index) % 3], dtype=torch.uint8)[:, None, None]
     corners = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
     target: dict[str, Any] = {
         "boxes": tv_tensors.BoundingBoxes(corners, format="XYXY", canvas_size=size),  # type: ignore[call-overload]
@@ -56,7 +44,7 @@ def sample(
 
 
 def check(found: Any, covered: bool = False) -> None:
-    """Check that boxes lie around their masks and masks on pixels of their colour."""
+    """Check that boxes lie around their masks and masks on pixels of their color."""
     target, image = found["target"], found["image"]
     assert target["masks"].shape[-2:] == image.shape[-2:]
     assert tuple(target["boxes"].canvas_size) == tuple(image.shape[-2:])
@@ -66,7 +54,7 @@ def check(found: Any, covered: bool = False) -> None:
         if not covered:
             assert (box - tight).abs().max() <= 1.5, (box, tight)
         inner = image[:, mask.bool()].float()
-        expected = torch.tensor(COLOURS[int(label) % 3]).float()
+        expected = torch.tensor(COLORS[int(label) % 3]).float()
         # resizing blurs the edges only
         assert (inner.median(1).values - expected).abs().max() < 30
 
@@ -122,7 +110,7 @@ def mosaic_of(own: Any) -> Any:
 
 
 def centroid(weights: Tensor) -> Tensor:
-    """Return (x, y) of the centre of mass in continuous coordinates."""
+    """Return (x, y) of the center of mass in continuous coordinates."""
     rows, columns = (torch.arange(side) + 0.5 for side in weights.shape)
     return torch.stack([(weights.sum(0) * columns).sum(), (weights.sum(1) * rows).sum()]) / weights.sum()
 
@@ -140,16 +128,16 @@ TOGETHER: dict[str, Callable[[Any], Any]] = {
 
 @pytest.mark.parametrize("step", TOGETHER.values(), ids=TOGETHER.keys())
 def test_pixels_boxes_masks_and_keypoints_agree_below_a_pixel(step: Callable[[Any], Any]) -> None:
-    """The colour of an object says where it is: all targets must agree with its centre of mass in the image."""
+    """The color of an object says where it is: all targets must agree with its center of mass in the image."""
     whole = 0
     for seed in range(12):
         torch.manual_seed(seed)
         found = step(sample([BOXES[0], (100, 64, 148, 115)], points=True))
         target, image = found["target"], plain(found["image"]).float()
-        for place, colour in enumerate(target["labels"].tolist()):
+        for place, color in enumerate(target["labels"].tolist()):
             box, mask = plain(target["boxes"])[place], plain(target["masks"])[place]
             points = plain(target["keypoints"])[place]
-            weights = (image[colour] - (image.sum(0) - image[colour]) / 2).clamp(min=0)
+            weights = (image[color] - (image.sum(0) - image[color]) / 2).clamp(min=0)
             assert (centroid(weights) - centroid(mask.float())).abs().max() < 0.75
             tight = mask_boxes(mask[None])[0]
             assert (tight - box).abs().max() <= 0.75
@@ -166,7 +154,7 @@ def test_pixels_boxes_masks_and_keypoints_agree_below_a_pixel(step: Callable[[An
 def test_objects_that_leave_the_image_fall_away() -> None:
     spoilt = sample([(20, 30, 70, 80), (60, 10, 150, 60)])
     spoilt["target"]["boxes"][0] = torch.tensor([200.0, 10, 210, 20])
-    left = sanitise(spoilt)["target"]
+    left = sanitize(spoilt)["target"]
     assert left["labels"].tolist() == [1]
     assert len(left["masks"]) == 1
 
@@ -192,7 +180,7 @@ def test_keypoints_come_along_with_pasted_objects_and_are_hidden_below_them() ->
     target = covered_by(sample([(60, 50, 90, 100)], points=True, first=1))
     assert target["labels"].tolist() == [0, 1]
     assert target["keypoints"].tolist() == [[[20, 30], [20, 55], [70, 55]], [[60, 50], [60, 75], [90, 75]]]
-    # COCO: 2 is visible, 1 is labelled but not visible, 0 is not labelled
+    # COCO: 2 is visible, 1 is labeled but not visible, 0 is not labeled
     assert target["keypoints_visibility"].tolist() == [[2, 2, 1], [2, 2, 1]]
     target = covered_by(sample([(10, 20, 40, 60)], points=True, first=1))
     assert target["keypoints_visibility"][0].tolist() == [1, 1, 1]
@@ -264,13 +252,13 @@ def letter_l() -> Any:
 ], ids=["top", "right", "whole", "rounding"])  # fmt: skip
 def test_boxes_of_cut_objects_lie_around_what_is_left(place: tuple[int, int, int, int], expected: list[float]) -> None:
     top, left, height, width = place
-    found = sanitise(cropped(letter_l(), top, left, height, width))["target"]
+    found = sanitize(cropped(letter_l(), top, left, height, width))["target"]
     assert found["boxes"].tolist() == [pytest.approx(expected)]
     boxes_only = letter_l()
     del boxes_only["target"]["masks"]
     clipped = plain(letter_l()["target"]["boxes"])[0] - torch.tensor([left, top, left, top])
     limits = torch.tensor([width, height, width, height])
-    found = sanitise(cropped(boxes_only, top, left, height, width))["target"]
+    found = sanitize(cropped(boxes_only, top, left, height, width))["target"]
     assert found["boxes"].tolist() == [pytest.approx(torch.minimum(clipped.clamp(min=0), limits).tolist())]
 
 

@@ -18,7 +18,7 @@ from fishnet.models import VARIANTS, FishNet, create_model
 from fishnet.models.checkpoints.files import save_state
 from fishnet.models.checkpoints.layouts import LAYOUTS, convert_state, detect_layout, find_layout
 from fishnet.models.checkpoints.states import read_checkpoint, strip_wrappers
-from fishnet.models.checkpoints.weights import classifier_size, load_weights, recognise_member
+from fishnet.models.checkpoints.weights import classifier_size, load_weights, recognize_member
 
 SIZE = 64
 
@@ -62,7 +62,7 @@ def test_every_member_converts_in_every_direction(name: str) -> None:
     shapes = {layout: {key: value.shape for key, value in state.items()} for layout, state in states.items()}
     for source in LAYOUTS:
         assert detect_layout(states[source]) == source
-        assert recognise_member(states[source]) == name
+        assert recognize_member(states[source]) == name
         assert classifier_size(states[source]) == 10
         for target in LAYOUTS:
             converted = convert_state(states[source], target)
@@ -85,7 +85,7 @@ def test_networks_of_other_depth_and_without_classifier_convert(layout: str) -> 
     state = FishNet(config, num_classes=0, device="meta").state_dict()
     converted = convert_state(state, layout)
     assert detect_layout(converted) == layout
-    assert recognise_member(converted) is None
+    assert recognize_member(converted) is None
     assert classifier_size(converted) is None
     assert convert_state(converted, "fishnet").keys() == state.keys()
 
@@ -386,21 +386,21 @@ def test_no_classifier_on_one_side(nano: nn.Module, tmp_path: Path) -> None:
 
 def test_image_channels_are_adapted(nano: nn.Module, tmp_path: Path) -> None:
     save_state(tmp_path / "rgb.safetensors", nano.state_dict())
-    grey, six = fresh(seed=3, in_chans=1), fresh(seed=4, in_chans=6)
-    report = load_weights(grey, tmp_path / "rgb.safetensors")
+    gray, six = fresh(seed=3, in_chans=1), fresh(seed=4, in_chans=6)
+    report = load_weights(gray, tmp_path / "rgb.safetensors")
     assert report.adapted == ["stem.conv1.weight"]
     assert "adapted 1: stem.conv1.weight" in str(report)
     load_weights(six, tmp_path / "rgb.safetensors")
     x = torch.randn(2, 1, SIZE, SIZE)
     rgb = torch.randn(2, 3, SIZE, SIZE)
     with torch.no_grad():
-        torch.testing.assert_close(grey(x), nano(x.repeat(1, 3, 1, 1)), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(gray(x), nano(x.repeat(1, 3, 1, 1)), rtol=1e-3, atol=1e-4)
         torch.testing.assert_close(six(rgb.repeat(1, 2, 1, 1)), nano(rgb), rtol=1e-3, atol=1e-4)
-    save_state(tmp_path / "grey.safetensors", grey.state_dict())
+    save_state(tmp_path / "gray.safetensors", gray.state_dict())
     back = fresh(seed=5)
-    load_weights(back, tmp_path / "grey.safetensors")
+    load_weights(back, tmp_path / "gray.safetensors")
     with torch.no_grad():
-        torch.testing.assert_close(back(x.repeat(1, 3, 1, 1)), grey(x), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(back(x.repeat(1, 3, 1, 1)), gray(x), rtol=1e-3, atol=1e-4)
 
 
 def test_meta_models_are_refused(nano: nn.Module, tmp_path: Path) -> None:

@@ -43,8 +43,8 @@ def test_half_precision_leaves_boxes_exact(name: str, size: tuple[int, int]) -> 
     levels = (head.proposals.anchors if "rcnn" in name else head.anchors).levels(canvas, torch.device("cpu"))
     anchors = torch.cat(levels).double()
     if name == "fcos":
-        centre, side = (anchors[:, :2] + anchors[:, 2:]) / 2, anchors[:, 2:] - anchors[:, :2]
-        anchors = torch.cat([centre - side, centre + side], 1)
+        center, side = (anchors[:, :2] + anchors[:, 2:]) / 2, anchors[:, 2:] - anchors[:, :2]
+        anchors = torch.cat([center - side, center + side], 1)
     anchors[:, 0::2] = anchors[:, 0::2].clamp(0, size[1])
     anchors[:, 1::2] = anchors[:, 1::2].clamp(0, size[0])
     assert found["boxes"].dtype == found["scores"].dtype == torch.float32
@@ -80,8 +80,8 @@ def test_anchors_lie_on_the_strides_where_maps_are_rounded_up() -> None:
     anchors = Anchors([(32,), (64,)], (1.0,), [32, 64])
     fine, coarse = anchors.levels((96, 160), torch.device("cpu"))
     assert len(fine) == 3 * 5
-    centres = (coarse[:, :2] + coarse[:, 2:]) / 2
-    assert centres.tolist() == [[x, y] for y in (0, 64) for x in (0, 64, 128)]
+    centers = (coarse[:, :2] + coarse[:, 2:]) / 2
+    assert centers.tolist() == [[x, y] for y in (0, 64) for x in (0, 64, 128)]
 
 
 def test_a_draw_takes_the_stated_shares_and_depends_on_the_image_only() -> None:

@@ -254,10 +254,10 @@ def test_a_plan_survives_its_card() -> None:
     plan = RegionPlan("cascade_rcnn", neck="none", sizes={"width": 32})
     whole = Architecture("fishnet_nano", {"region": plan}, {"stem_stride": 2}, taps="body", group_norm=True)
     assert Architecture.from_dict(json.loads(json.dumps(whole.to_dict()))) == whole
-    with pytest.raises(UsageError, match="mask_rcnn has no colour"):
-        plan_of({"kind": "mask_rcnn", "colour": 1})
-    with pytest.raises(UsageError, match="an architecture has no colour"):
-        Architecture.from_dict({"colour": 1})
+    with pytest.raises(UsageError, match="mask_rcnn has no color"):
+        plan_of({"kind": "mask_rcnn", "color": 1})
+    with pytest.raises(UsageError, match="an architecture has no color"):
+        Architecture.from_dict({"color": 1})
     with pytest.raises(UsageError, match=r"unknown head 'mask_rcn'.*Did you mean 'mask_rcnn'"):
         plan_of({"kind": "mask_rcn"})
 
@@ -289,9 +289,9 @@ def test_a_cascade_scores_by_the_mean_of_its_stages_and_moves_boxes_three_times(
 def shift(boxes: Tensor, deltas: Tensor, weight: float) -> Tensor:
     """Apply deltas by the formulas of R-CNN, with weights w, w, w/2, w/2, inside 128 x 128 pixels."""
     size = boxes[:, 2:] - boxes[:, :2]
-    centre = boxes[:, :2] + size / 2 + deltas[:, :2] / weight * size
+    center = boxes[:, :2] + size / 2 + deltas[:, :2] / weight * size
     size = size * (deltas[:, 2:] / (weight / 2)).clamp(max=math.log(1000 / 16)).exp()
-    return torch.cat([centre - size / 2, centre + size / 2], 1).clamp(0, 128)
+    return torch.cat([center - size / 2, center + size / 2], 1).clamp(0, 128)
 
 
 @pytest.mark.parametrize("model", ["fishnet_nano", "resnet18"])

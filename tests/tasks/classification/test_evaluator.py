@@ -33,7 +33,7 @@ def names(count: int) -> list[str]:
 
 
 def single(classes: int, images: int = 200, seed: int = 0, leave_out: int | None = None) -> tuple:
-    """Logits that favour the target, and targets; `leave_out` is a class without images."""
+    """Logits that favor the target, and targets; `leave_out` is a class without images."""
     generator = torch.Generator().manual_seed(seed)
     targets = torch.randint(classes, (images,), generator=generator)
     if leave_out is not None:
@@ -106,9 +106,9 @@ def test_multi_label_equals_the_formulas() -> None:
 def test_very_sure_answers_keep_their_order() -> None:
     generator = torch.Generator().manual_seed(2)
     targets = (torch.rand(200, 4, generator=generator) < 0.4).float()
-    centres = torch.tensor([30.0, 90.0, -120.0, 0.0])
+    centers = torch.tensor([30.0, 90.0, -120.0, 0.0])
     scales = torch.tensor([3.0, 3.0, 3.0, 1e-9])
-    logits = centres + scales * (torch.randn(200, 4, generator=generator) + targets)
+    logits = centers + scales * (torch.randn(200, 4, generator=generator) + targets)
     logits[:30] = logits[30:60]  # ties that are real
     logits[60:90, 3], logits[90:100, 3] = 0.0, -0.0
     found = judge(logits, targets, 4, multi_label=True)

@@ -243,7 +243,7 @@ def test_small_batches_with_batch_norm_warn(data: Path, tmp_path: Path) -> None:
 
 def test_odd_images_are_answered(trained: RunFolder, tmp_path: Path) -> None:
     Image.new("RGB", (10000, 40), "red").save(tmp_path / "panorama ö.jpg")
-    Image.new("L", (33, 47), 90).save(tmp_path / "grey.png")
+    Image.new("L", (33, 47), 90).save(tmp_path / "gray.png")
     Image.new("CMYK", (50, 50)).save(tmp_path / "cmyk.jpg")
     Image.new("RGB", (1, 1)).save(tmp_path / "dot.png")
     found = predict(str(trained.path), [str(tmp_path)], str(tmp_path / "out"), workers=0)

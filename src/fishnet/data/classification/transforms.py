@@ -1,7 +1,7 @@
-"""Transforms from a PIL image to a normalised tensor: augmentation for training, a fixed resize and crop otherwise.
+"""Transforms from a PIL image to a normalized tensor: augmentation for training, a fixed resize and crop otherwise.
 
-Geometry and colour operations work on 8-bit PIL images, lighting on a tensor of values in 0..1. Normalisation follows,
-and last random erasing, which fills its rectangle with normalised noise.
+Geometry and color operations work on 8-bit PIL images, lighting on a tensor of values in 0..1. Normalisation follows,
+and last random erasing, which fills its rectangle with normalized noise.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Transform = Callable[[Image.Image], Tensor]
 _NUMBER = r"\d+(\.\d+)?"
 _POLICY = re.compile(rf"rand(-(m\d+|n\d+|p{_NUMBER}|mstd{_NUMBER}|mmax\d+|inc[01]|tweights|t3aw|t3a))*")
 
-# Principal components of ImageNet's pixel colours in 0..1 (Krizhevsky et al., 2012): one eigenvector per column, one
+# Principal components of ImageNet's pixel colors in 0..1 (Krizhevsky et al., 2012): one eigenvector per column, one
 # row per channel (R, G, B).
 _EIGENVALUES = (0.2175, 0.0188, 0.0045)
 _EIGENVECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
@@ -83,7 +83,7 @@ class AugmentConfig:
 
 
 def train_transform(augment: AugmentConfig, preprocess: PreprocessConfig, size: int) -> Transform:
-    """Return the transform of training images: PIL RGB -> normalised float tensor (3, size, size); picklable.
+    """Return the transform of training images: PIL RGB -> normalized float tensor (3, size, size); picklable.
 
     It draws from the global generators of `random`, NumPy and torch, which the data set seeds for each sample.
 
@@ -110,9 +110,9 @@ def train_transform(augment: AugmentConfig, preprocess: PreprocessConfig, size: 
 
 
 def eval_transform(preprocess: PreprocessConfig, size: int) -> Transform:
-    """Return the transform for evaluation: PIL RGB -> normalised float tensor (3, size, size); picklable.
+    """Return the transform for evaluation: PIL RGB -> normalized float tensor (3, size, size); picklable.
 
-    The shorter side is resized to floor(size / crop_pct), then the centre is cropped. An image that already has the
+    The shorter side is resized to floor(size / crop_pct), then the center is cropped. An image that already has the
     right size is not resampled.
 
     Raises:
@@ -124,8 +124,8 @@ def eval_transform(preprocess: PreprocessConfig, size: int) -> Transform:
     return Pipeline([Resize(resized, preprocess), v2.CenterCrop(size), ToTensor(), Normalize(preprocess)])
 
 
-def denormalise(images: Tensor, preprocess: PreprocessConfig) -> Tensor:
-    """Undo the normalisation of images (..., 3, H, W); returns uint8 of the same shape, rounded."""
+def denormalize(images: Tensor, preprocess: PreprocessConfig) -> Tensor:
+    """Undo the normalization of images (..., 3, H, W); returns uint8 of the same shape, rounded."""
     shape = (3, 1, 1)
     mean = torch.tensor(preprocess.mean, device=images.device).view(shape)
     std = torch.tensor(preprocess.std, device=images.device).view(shape)
@@ -150,7 +150,7 @@ class Pipeline:
 
 
 class RandAugment:
-    """timm's RandAugment on PIL images; areas uncovered by rotation and shear are filled with the mean colour."""
+    """timm's RandAugment on PIL images; areas uncovered by rotation and shear are filled with the mean color."""
 
     def __init__(self, policy: str, preprocess: PreprocessConfig, size: int) -> None:
         self.policy = policy
@@ -258,7 +258,7 @@ class Lighting:
     """PCA lighting noise (Krizhevsky et al., 2012) on a tensor (3, H, W) of values in 0..1.
 
     With a_k ~ N(0, std), eigenvalues l_k and eigenvectors v_k, the shift of channel c is sum_k v_k[c] a_k l_k, so
-    colours change along the principal components. `released` multiplies along the other axis, as the released recipe of
+    colors change along the principal components. `released` multiplies along the other axis, as the released recipe of
     FishNet does (its vectors are also stored from the smallest component to the largest): the shift of channel c is
     sum_k v_{2-c}[k] a_k l_k, which is not along the principal components.
     """
@@ -295,7 +295,7 @@ class Normalize:
 
 
 class Erasing:
-    """timm's random erasing with per-pixel noise on a normalised tensor (3, H, W)."""
+    """timm's random erasing with per-pixel noise on a normalized tensor (3, H, W)."""
 
     def __init__(self, probability: float) -> None:
         self.probability = probability

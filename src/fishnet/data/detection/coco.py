@@ -29,7 +29,8 @@ from fishnet.data.detection.entries import (
     parse_image,
     parse_object,
 )
-from fishnet.data.detection.types import AnnotationEntry, Document, ImageEntry, RunLengths
+from fishnet.data.detection.types import AnnotationEntry, Document, ImageEntry
+from fishnet.data.run_lengths import RunLengths
 from fishnet.errors import FishnetError
 
 NONE, POLYGONS, RLE = 0, 1, 2
@@ -291,7 +292,7 @@ def _keypoints(objects: list[ParsedObject], count: int) -> np.ndarray:
     return result
 
 
-def summarise(problems: list[Fault], first: int = 5) -> str:
+def summarize(problems: list[Fault], first: int = 5) -> str:
     """Describe problems by counts per kind and the first few in full."""
     kinds = Counter(problem.kind for problem in problems)
     counts = ", ".join(f"{number} x {kind}" for kind, number in kinds.items())

@@ -16,17 +16,18 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from fishnet.data import geometry
-from fishnet.data.detection.coco import CocoFile, Fault, read_coco, summarise
+from fishnet.data.detection.coco import CocoFile, Fault, read_coco, summarize
 from fishnet.data.detection.types import Batch, Sample, Target
 from fishnet.data.folders import check_root
 from fishnet.data.geometry import VISIBILITY, plain
 from fishnet.data.images import MISSING, BadImageSkipper, bad_image, read_image
+from fishnet.data.run_lengths import decode
 from fishnet.data.seeding import sample_seed, sample_words
 from fishnet.errors import FishnetError, did_you_mean
 
 LAYOUT = "DIR/annotations/instances_<split>.json, with images in DIR/<split>/ or DIR/<split>/images/"
-PIXEL_CENTRE = 0.5
-"""Continuous coordinate of the centre of the first pixel."""
+PIXEL_CENTER = 0.5
+"""Continuous coordinate of the center of the first pixel."""
 Transform = Callable[[geometry.Sample, Callable[[], geometry.Sample] | None], geometry.Sample]
 
 
@@ -78,6 +79,7 @@ class DetectionDataset(BadImageSkipper, Dataset[Sample]):
         masks, keypoints: Whether targets contain them; may be set.
         seed: Seed of all random draws; may be set.
         bad_images: Paths that this process could not read so far.
+        notes: What whoever opens the data set should know, a line each.
     """
 
     task = "detection"
@@ -88,6 +90,7 @@ class DetectionDataset(BadImageSkipper, Dataset[Sample]):
         self.transform: Transform | None = None
         self.masks = self.keypoints = False
         self.mix_until: int | None = None
+        self.notes: list[str] = []
         self.seed = 0
 
     @property
@@ -146,12 +149,7 @@ class DetectionDataset(BadImageSkipper, Dataset[Sample]):
         return {"image": tv_tensors.Image(pixels), "target": target, "size": size, "index": index}
 
     def _masks(self, objects: np.ndarray, size: tuple[int, int]) -> Tensor:
-        from faster_coco_eval.core import mask as rle_of
-
-        if not len(objects):
-            return torch.zeros(0, *size, dtype=torch.uint8)
-        decoded = rle_of.decode([self.file.mask(int(index)) for index in objects])
-        return torch.from_numpy(np.ascontiguousarray(decoded.transpose(2, 0, 1)))
+        return decode([self.file.mask(int(index)) for index in objects], *size)
 
     def __getitem__(self, key: int | tuple[int, int]) -> Sample:
         epoch, number = key if isinstance(key, tuple) else (0, key)
@@ -180,7 +178,7 @@ def continuous_keypoints(points: Tensor, size: tuple[int, int]) -> tuple[Tensor,
     COCO's keypoints are pixel indices, while its boxes and polygons are continuous (Detectron2 reads them in the same
     way). Keypoints up to one pixel outside the image (height, width) are moved to its border, others become absent.
     """
-    places = points[..., :2] + PIXEL_CENTRE
+    places = points[..., :2] + PIXEL_CENTER
     border = torch.tensor([size[1], size[0]], dtype=places.dtype)
     near = ((places >= -1) & (places <= border + 1)).all(-1)
     return torch.minimum(places.clamp(min=0), border), points[..., 2] * near
@@ -206,7 +204,7 @@ def open_detection(
         split: Name of the split; `train` also finds `train2017`.
         classes: Class names that the split must have, from the training split or a model; None accepts any.
         bad_images: "stop" raises an error for unusable objects and images, here or on access; "skip" leaves them
-            out. Objects whose box has no area are always left out, and reported in a printed line.
+            out. Objects whose box has no area are always left out, and counted in the notes of the data set.
 
     Raises:
         FishnetError: Folder, split or images are missing, or the annotation file is damaged or has unusable entries.
@@ -220,7 +218,7 @@ def open_detection(
     problems = file.problems + missing_files(file, folder)
     if problems and bad_images == "stop":
         raise FishnetError(
-            f"{path} has {len(problems)} problems: {summarise(problems)}. `fishnet data check detection {root} --fix "
+            f"{path} has {len(problems)} problems: {summarize(problems)}. `fishnet data check detection {root} --fix "
             "OUT.json` repairs what can be repaired; --bad-images skip leaves out the rest"
         )
     if classes is not None and classes != file.classes:
@@ -230,12 +228,11 @@ def open_detection(
             f"{', '.join(missing[:10]) or 'none'}, unknown {', '.join(extra[:10]) or 'none'}"
             + ("" if missing or extra else "; the names are equal, but in another order of ids")
         )
-    if file.left_out:
-        shown = ", ".join(str(fault.number) for fault in file.left_out[:5]) + (
-            ", ..." if len(file.left_out) > 5 else ""
-        )
-        print(f"{path}: left out {len(file.left_out)} objects whose box has no area (annotations {shown})", flush=True)
     dataset = DetectionDataset(file, folder)
+    if file.left_out:
+        shown = ", ".join([*(str(fault.number) for fault in file.left_out[:5]), *["..."][: len(file.left_out) > 5]])
+        note = f"{path}: left out {len(file.left_out)} objects whose box has no area (annotations {shown})"
+        dataset.notes.append(note)
     dataset.skip_bad = bad_images == "skip"
     return dataset
 

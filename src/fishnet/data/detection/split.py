@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from fishnet.data.detection.coco import load_document, parse_coco, summarise
+from fishnet.data.detection.coco import load_document, parse_coco, summarize
 from fishnet.data.detection.dataset import annotation_file, image_folder, missing_files
 from fishnet.data.detection.types import Document, ImageEntry
 from fishnet.errors import FishnetError, UsageError
@@ -133,7 +133,7 @@ def split_coco(root: Path | str, val: float = 0.2, seed: int = 0) -> CocoSplitRe
     images = image_folder(root, split, file.file_names)
     if problems := file.problems + missing_files(file, images):
         raise FishnetError(
-            f"{path} has {len(problems)} problems: {summarise(problems)}. "
+            f"{path} has {len(problems)} problems: {summarize(problems)}. "
             f"`fishnet data check detection {root} --fix OUT.json` repairs what can be repaired"
         )
     if len(file) < 2:

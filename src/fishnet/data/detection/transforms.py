@@ -2,100 +2,39 @@
 
 The transforms take samples as returned by `DetectionDataset.sample`. `fishnet.data.geometry` transforms image, boxes,
 masks and keypoints together; objects that leave the image are removed. If there are masks, a cropped object gets the
-bounding box of the rest of its mask; all other objects keep their annotated box. The detector normalises the image.
+bounding box of the rest of its mask; all other objects keep their annotated box. The detector normalizes the image.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional as F2
 
 from fishnet.config import AT_LEAST_1, NOT_NEGATIVE, PROBABILITY, Rules
 from fishnet.data import geometry
-from fishnet.data.detection.mirroring import mirrored_order
+from fishnet.data.augmentation import (
+    Draw,
+    Flip,
+    MixingStep,
+    Photometric,
+    Pipeline,
+    Resize,
+    ScaleJitter,
+    Step,
+    cropped,
+    random_crop,
+    sanitize,
+    select,
+    with_boxes,
+)
 from fishnet.data.geometry import Sample, canvas_size, mask_boxes, plain
 from fishnet.errors import UsageError
-
-Draw = Callable[[], Sample]
-_FILL = 114  # grey value of padding, near the mean of natural images
-
-
-class Resize:
-    """Resize the shorter side to one of the lengths `short`, drawn at random, and the longer to at most `longest`."""
-
-    def __init__(self, short: list[int], longest: int) -> None:
-        self.short, self.longest = short, longest
-
-    def __call__(self, sample: Sample) -> Sample:
-        """Resize the sample."""
-        short = self.short[int(torch.randint(len(self.short), ()))] if len(self.short) > 1 else self.short[0]
-        return geometry.rescale(sample, geometry.fit_factor(canvas_size(sample), short, self.longest))
-
-    def __repr__(self) -> str:
-        return f"Resize(short={self.short}, longest={self.longest})"
-
-
-def resized(image: Tensor, short: int, longest: int) -> Tensor:
-    """Resize a single image (3, H, W) in the same way as `eval_pipeline`."""
-    before = image.shape[-2], image.shape[-1]
-    size = geometry.scaled_size(before, geometry.fit_factor(before, short, longest))
-    return image if size == before else F2.resize(image, list(size), antialias=True)
-
-
-class ScaleJitter:
-    """Large-scale jitter (Ghiasi et al., arXiv 2012.07177): random scaling, then crop or padding to a square.
-
-    Args:
-        size: Side of the square in pixels.
-        scale: Range of the scale factor; with 1 the longer side is `size`.
-    """
-
-    def __init__(self, size: int, scale: tuple[float, float]) -> None:
-        self.size, self.scale = size, scale
-
-    def __call__(self, sample: Sample) -> Sample:
-        """Return a sample of size x size pixels."""
-        low, high = self.scale
-        factor = low + (high - low) * float(torch.rand(()))
-        sample = geometry.rescale(sample, factor * self.size / max(canvas_size(sample)))
-        sample = random_crop(sample, self.size, self.size)
-        height, width = canvas_size(sample)
-        border = [0, 0, self.size - width, self.size - height]
-        return sanitise(geometry.pad(sample, border, fill=_FILL) if any(border) else sample)
-
-    def __repr__(self) -> str:
-        return f"ScaleJitter(size={self.size}, scale={self.scale})"
-
-
-class Flip:
-    """Random horizontal flip; exchanges keypoints such as `left_eye` and `right_eye`."""
-
-    def __init__(self, probability: float, keypoint_names: list[str] | None = None) -> None:
-        self.probability = probability
-        self.order = mirrored_order(keypoint_names or [])
-
-    def __call__(self, sample: Sample) -> Sample:
-        """Flip the sample with the given probability."""
-        if float(torch.rand(())) >= self.probability:
-            return sample
-        sample = geometry.flip(sample)
-        if not self.order:
-            return sample
-        target = dict(sample["target"])
-        for name in ("keypoints", "keypoints_visibility"):
-            if name in target:
-                target[name] = _indexed(target[name], (slice(None), self.order))
-        return {**sample, "target": target}
-
-    def __repr__(self) -> str:
-        return f"Flip(p={self.probability})"
 
 
 class IouCrop:
@@ -105,52 +44,17 @@ class IouCrop:
         self.crop = v2.RandomIoUCrop(min_scale=0.3)
 
     def __call__(self, sample: Sample) -> Sample:
-        """Crop the sample; objects whose centre is outside the crop are removed."""
+        """Crop the sample; objects whose center is outside the crop are removed."""
         if not len(sample["target"]["boxes"]):
             return sample
         place = self.crop.make_params([sample["image"], sample["target"]["boxes"]])
         if not place:
             return sample
-        sample = _select(sample, place.pop("is_within_crop_area"))
-        return sanitise(cropped(sample, **place))
+        sample = select(sample, place.pop("is_within_crop_area"))
+        return sanitize(cropped(sample, **place))
 
     def __repr__(self) -> str:
         return "IouCrop()"
-
-
-def cropped(sample: Sample, top: int, left: int, height: int, width: int) -> Sample:
-    """Crop to a rectangle; objects whose mask is cut get the bounding box of the rest of it."""
-    moved = geometry.crop(sample, top, left, height, width)
-    if "masks" not in sample["target"]:
-        return moved
-    masks = plain(sample["target"]["masks"])
-    beyond = masks[:, :top], masks[:, top + height :], masks[:, :, :left], masks[:, :, left + width :]
-    cut = torch.zeros(len(masks), dtype=torch.bool)
-    for strip in beyond:
-        if strip.numel():
-            cut |= strip.amax((1, 2)) > 0
-    return _with_boxes(moved, cut, mask_boxes(moved["target"]["masks"][cut])) if cut.any() else moved
-
-
-def random_crop(sample: Sample, height: int, width: int) -> Sample:
-    """Crop to at most height x width pixels at a random position."""
-    before = canvas_size(sample)
-    top, left = (int(torch.randint(max(0, a - b) + 1, ())) for a, b in zip(before, (height, width), strict=True))
-    return cropped(sample, top, left, min(height, before[0]), min(width, before[1]))
-
-
-class Photometric:
-    """Random brightness, contrast, saturation, hue and channel order (SSD, arXiv 1512.02325)."""
-
-    def __init__(self) -> None:
-        self.distort = v2.RandomPhotometricDistort()
-
-    def __call__(self, sample: Sample) -> Sample:
-        """Distort the colours of the sample."""
-        return {**sample, "image": self.distort(sample["image"])}
-
-    def __repr__(self) -> str:
-        return "Photometric()"
 
 
 class CopyPaste:
@@ -170,7 +74,7 @@ class CopyPaste:
         chosen = torch.rand(count) < 0.5
         if not chosen.any():
             chosen[int(torch.randint(count, ()))] = True
-        return _pasted(sample, _select(other, chosen))
+        return _pasted(sample, select(other, chosen))
 
     def __repr__(self) -> str:
         return f"CopyPaste(p={self.probability})"
@@ -189,10 +93,10 @@ def _pasted(below: Sample, above: Sample) -> Sample:
     # a hole in an object does not change its box
     smaller = (mask_boxes(after) != mask_boxes(before)).any(1)
     hidden = {**below, "target": _hidden_keypoints({**below["target"], "masks": tv_tensors.Mask(after)}, cover)}
-    hidden = _with_boxes(hidden, smaller, mask_boxes(after[smaller]))
-    # objects of which less than a tenth stays visible are removed, since they cannot be recognised
-    hidden = _select(hidden, (seen > 0) & (seen >= 0.1 * whole))
-    return sanitise(_merged(below, image, [hidden["target"], above["target"]]))
+    hidden = with_boxes(hidden, smaller, mask_boxes(after[smaller]))
+    # objects of which less than a tenth stays visible are removed, since they cannot be recognized
+    hidden = select(hidden, (seen > 0) & (seen >= 0.1 * whole))
+    return sanitize(_merged(below, image, [hidden["target"], above["target"]]))
 
 
 def _fitted(sample: Sample, size: geometry.Size) -> Sample:
@@ -200,11 +104,11 @@ def _fitted(sample: Sample, size: geometry.Size) -> Sample:
     height, width = canvas_size(sample)
     sample = cropped(sample, 0, 0, min(height, size[0]), min(width, size[1]))
     border = [0, 0, max(0, size[1] - width), max(0, size[0] - height)]
-    return sanitise(geometry.pad(sample, border))
+    return sanitize(geometry.pad(sample, border))
 
 
 def _hidden_keypoints(target: Sample, cover: Tensor) -> Sample:
-    """Mark keypoints on covered pixels (H, W) as hidden: visibility 1 in COCO, labelled but not visible."""
+    """Mark keypoints on covered pixels (H, W) as hidden: visibility 1 in COCO, labeled but not visible."""
     if "keypoints" not in target:
         return target
     points, visibility = target["keypoints"], target["keypoints_visibility"]
@@ -235,7 +139,7 @@ class Mosaic:
         ]
         parts = [self._part(one, place) for one, place in zip([sample, draw(), draw(), draw()], places, strict=True)]
         image = torch.stack([plain(part["image"]) for part in parts]).amax(0)
-        return sanitise(_merged(sample, image, [part["target"] for part in parts]))
+        return sanitize(_merged(sample, image, [part["target"] for part in parts]))
 
     def _part(self, sample: Sample, place: tuple[int, int, int, int]) -> Sample:
         """Scale and crop a sample to its place (top, left, bottom, right) in a square that is zero elsewhere."""
@@ -243,29 +147,11 @@ class Mosaic:
         height, width = bottom - top, right - left
         h, w = canvas_size(sample)
         sample = geometry.rescale(sample, max(height / h, width / w))
-        sample = sanitise(random_crop(sample, height, width))
+        sample = sanitize(random_crop(sample, height, width))
         return geometry.pad(sample, [left, top, self.size - right, self.size - bottom])
 
     def __repr__(self) -> str:
         return f"Mosaic(p={self.probability}, size={self.size})"
-
-
-class Pipeline:
-    """Composition of steps; mixing steps also get a function that draws another untransformed sample."""
-
-    def __init__(self, steps: list[Any], mixing: list[Any] | None = None) -> None:
-        self.mixing, self.steps = mixing or [], steps
-
-    def __call__(self, sample: Sample, draw: Draw | None = None) -> Sample:
-        """Apply all steps in order; without `draw`, mixing steps are skipped."""
-        for mix in self.mixing if draw is not None else ():
-            sample = mix(sample, draw)
-        for step in self.steps:
-            sample = step(sample)
-        return sample
-
-    def __repr__(self) -> str:
-        return "\n".join(["Pipeline:", *(f"  {step!r}" for step in [*self.mixing, *self.steps])])
 
 
 @dataclass
@@ -316,12 +202,12 @@ def train_pipeline(
         UsageError: A setting is out of range.
     """
     _check(augment, size, longest)
-    mixing: list[Any] = []
+    mixing: list[MixingStep] = []
     if augment.mosaic:
         mixing.append(Mosaic(augment.mosaic, size))
     if augment.copy_paste:
         mixing.append(CopyPaste(augment.copy_paste, Flip(augment.flip, keypoint_names)))
-    steps: list[Any] = []
+    steps: list[Step] = []
     if augment.iou_crop:
         steps.append(IouCrop())
     # steps with a cost per pixel come after resizing, since most images are larger than the training size
@@ -333,42 +219,7 @@ def train_pipeline(
         steps.append(Flip(augment.flip, keypoint_names))
     if augment.photometric:
         steps.append(Photometric())
-    return Pipeline([*steps, sanitise], mixing)
-
-
-def eval_pipeline(size: int, longest: int) -> Pipeline:
-    """Return the transform for evaluation: shorter side to `size` pixels, longer side to at most `longest`."""
-    return Pipeline([Resize([size], longest)])
-
-
-def sanitise(sample: Sample) -> Sample:
-    """Clip boxes to the image; remove objects with a box below 1 pixel in width or height, or with an empty mask."""
-    target = sample["target"]
-    boxes = F2.clamp_bounding_boxes(target["boxes"])
-    keep = ((boxes[:, 2] - boxes[:, 0]) >= 1) & ((boxes[:, 3] - boxes[:, 1]) >= 1)
-    if "masks" in target:
-        keep &= plain(target["masks"]).flatten(1).any(1).bool()
-    sample = {**sample, "target": {**target, "boxes": boxes}}
-    return sample if bool(keep.all()) else _select(sample, keep)
-
-
-def _select(sample: Sample, keep: Tensor) -> Sample:
-    """Return the sample with the selected objects only."""
-    return {**sample, "target": {name: _indexed(value, keep) for name, value in sample["target"].items()}}
-
-
-def _indexed(value: Tensor, index: Any) -> Tensor:
-    """Return value[index] with the tensor class of `value`."""
-    chosen = plain(value)[index]
-    return tv_tensors.wrap(chosen, like=value) if isinstance(value, tv_tensors.TVTensor) else chosen
-
-
-def _with_boxes(sample: Sample, which: Tensor, boxes: Tensor) -> Sample:
-    """Return the sample with new boxes for the selected objects."""
-    target = sample["target"]
-    changed = plain(target["boxes"]).clone()
-    changed[which] = boxes.to(changed.dtype)
-    return {**sample, "target": {**target, "boxes": tv_tensors.wrap(changed, like=target["boxes"])}}
+    return Pipeline([*steps, sanitize], mixing)
 
 
 def _merged(like: Sample, image: Tensor, targets: list[Sample]) -> Sample:

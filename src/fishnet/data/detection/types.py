@@ -57,15 +57,6 @@ class Batch(TypedDict):
     bad: list[str]
 
 
-class RunLengths(TypedDict):
-    """Mask as COCO run lengths."""
-
-    size: list[int]
-    """Height and width."""
-    counts: bytes
-    """Compressed run lengths."""
-
-
 class ImageEntry(TypedDict, total=False):
     """Element of `images` in a COCO file."""
 

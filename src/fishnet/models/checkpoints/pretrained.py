@@ -66,7 +66,7 @@ PRETRAINED: dict[str, Pretrained] = {
         url="https://github.com/osmr/imgclsmob/releases/download/v0.0.502/fishnet150-0475-93e26daa.pth.zip",
         sha1="93e26daaf570bc92b58f7421ab28c22ca405ad93",
         layout="pytorchcv",
-        note="pytorchcv (MIT licence), ImageNet-1k, top-5 error 4.75 %",
+        note="pytorchcv (MIT license), ImageNet-1k, top-5 error 4.75 %",
     ),
 }
 

@@ -32,7 +32,7 @@ __all__ = [
     "load_weights",
     "locate_weights",
     "read_checkpoint",
-    "recognise_member",
+    "recognize_member",
     "save_state",
 ]
 
@@ -204,12 +204,12 @@ def _check_tag(source: str | Path, own: Mapping[str, Tensor]) -> None:
     from fishnet.models.checkpoints.pretrained import PRETRAINED
 
     entry = PRETRAINED.get(str(source))
-    member = recognise_member(own) if entry else None
+    member = recognize_member(own) if entry else None
     if entry and member not in (None, entry.model):
         raise UsageError(f"weights {str(source)!r} belong to {entry.model}, but the model is {member}.")
 
 
-def recognise_member(state: Mapping[str, Tensor]) -> str | None:
+def recognize_member(state: Mapping[str, Tensor]) -> str | None:
     """Return the name of the FishNet that a state dict of any known layout belongs to, by names and shapes, or None."""
     import timm
 
@@ -344,7 +344,7 @@ def _explain_mismatch(
         return f"{report.source} {_explain_classes(state, own, prefixes)}"
     if why := _explain_norms(model, state, report):
         return f"{report.source} {why}"
-    theirs, mine = recognise_member(state), recognise_member(own)
+    theirs, mine = recognize_member(state), recognize_member(own)
     looks = [f"the file matches {theirs}"] if theirs else []
     looks += [f"the model is {mine}"] if mine else []
     absent = [key for key in report.missing if key not in state]

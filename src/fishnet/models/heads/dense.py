@@ -112,10 +112,10 @@ class RetinaNet(DenseHead):
 
 
 class FCOS(DenseHead):
-    """FCOS: distances to the four edges of the box at every position, and the centre-ness of the position.
+    """FCOS: distances to the four edges of the box at every position, and the center-ness of the position.
 
-    A position is matched to the smallest object that contains it, whose centre is within 1.5 strides and whose farthest
-    edge is between 4 and 8 strides away (section 3 of the paper; centre sampling as in its improved version, arXiv
+    A position is matched to the smallest object that contains it, whose center is within 1.5 strides and whose farthest
+    edge is between 4 and 8 strides away (section 3 of the paper; center sampling as in its improved version, arXiv
     2006.09214).
 
     `towers` is torchvision's `FCOSHead`; the anchors are squares of one stride.
@@ -129,11 +129,11 @@ class FCOS(DenseHead):
         anchors = torch.cat(levels)
         if not len(boxes):
             return torch.full((len(anchors),), -1, device=anchors.device)
-        centres, strides = (anchors[:, :2] + anchors[:, 2:]) / 2, anchors[:, 2] - anchors[:, 0]
+        centers, strides = (anchors[:, :2] + anchors[:, 2:]) / 2, anchors[:, 2] - anchors[:, 0]
         least, most = strides * self.NEAREST, strides * self.FARTHEST
         least[: len(levels[0])], most[-len(levels[-1]) :] = 0, torch.inf
-        offsets = (centres[:, None] - (boxes[:, :2] + boxes[:, 2:]) / 2).abs().amax(2)
-        edges = torch.cat([centres[:, None] - boxes[:, :2], boxes[:, 2:] - centres[:, None]], 2)
+        offsets = (centers[:, None] - (boxes[:, :2] + boxes[:, 2:]) / 2).abs().amax(2)
+        edges = torch.cat([centers[:, None] - boxes[:, :2], boxes[:, 2:] - centers[:, None]], 2)
         farthest = edges.amax(2)
         fits = (offsets < self.RADIUS * strides[:, None]) & (edges.amin(2) > 0)
         fits &= (farthest > least[:, None]) & (farthest < most[:, None])
@@ -148,9 +148,9 @@ class FCOS(DenseHead):
         return {name: balanced(loss, count) for name, loss in losses.items()}
 
     def scores(self, raw: Raw) -> Tensor:
-        """Return the geometric mean of class probability and centre-ness (B, A, classes)."""
+        """Return the geometric mean of class probability and center-ness (B, A, classes)."""
         return (raw["cls_logits"].sigmoid() * raw["bbox_ctrness"].sigmoid()).sqrt()
 
     def boxes(self, deltas: Tensor, anchors: Tensor) -> Tensor:
-        """Return boxes whose edges are `deltas` strides away from the centres of the anchors."""
+        """Return boxes whose edges are `deltas` strides away from the centers of the anchors."""
         return self.coder.decode(deltas, anchors)

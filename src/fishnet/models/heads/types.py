@@ -25,7 +25,7 @@ Maps = dict[str, Tensor]
 Raw = dict[str, Tensor]
 """Outputs of a head before decoding, by name, in fp32."""
 Losses = dict[str, Tensor]
-"""Scalar losses by name; their sum is minimised."""
+"""Scalar losses by name; their sum is minimized."""
 
 
 class Target(TypedDict):

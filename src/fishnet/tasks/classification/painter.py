@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from fishnet.files import atomic_path
 from fishnet.tasks.base import Answer, DrawnItem
@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # training draws nothing until its end
     from fishnet.drawing.sheets import Card
 
 SHEET_IMAGES = 48
-_SHEETS, _LINES = 20, 5
+_SHEETS, _LINES, _SIDE = 20, 5, 320
 
 
 class Sheets:
@@ -40,8 +40,7 @@ class Sheets:
 
     def thumbnail(self, image: Image.Image) -> Image.Image:
         """Return the image in the size of a card."""
-        image.thumbnail((320, 320))
-        return image
+        return ImageOps.contain(image, (_SIDE, _SIDE)) if max(image.size) > _SIDE else image
 
     def add(self, item: DrawnItem, answer: Answer) -> None:
         """Put an image on the page; a full page is written."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NotRequired, TypedDict, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
-from fishnet.data.detection.dataset import PIXEL_CENTRE
+from fishnet.data.detection.dataset import PIXEL_CENTER
+from fishnet.data.run_lengths import RunLengths, encode
 from fishnet.models.heads.types import Detections, Size
 from fishnet.tasks.base import Runtime
 
@@ -18,14 +18,6 @@ HEAD = "region"
 """Name of the head that detects objects."""
 MASK_THRESHOLD = 0.5
 """Minimum probability of a mask's pixels."""
-
-
-class RunLength(TypedDict):
-    """Mask in COCO's compressed run-length encoding."""
-
-    size: list[int]
-    """Height and width of the image."""
-    counts: bytes | str
 
 
 class Objects(TypedDict):
@@ -37,7 +29,7 @@ class Objects(TypedDict):
     """int64 (N,): classes from 0."""
     scores: Tensor
     """float (N,)."""
-    masks: NotRequired[list[RunLength]]
+    masks: NotRequired[list[RunLengths]]
     """A mask per object."""
     keypoints: NotRequired[Tensor]
     """float (N, K, 3): x, y, visibility; x and y count pixels from the center of the first, as in COCO files."""
@@ -76,7 +68,7 @@ def _original(found: Detections, seen: Size, size: Size) -> Detections:
     across, down = size[1] / seen[1], size[0] / seen[0]
     values["boxes"] = values["boxes"] * torch.tensor([across, down, across, down])
     if "keypoints" in values:
-        center = torch.tensor([PIXEL_CENTRE, PIXEL_CENTRE, 0.0])  # COCO counts keypoints in pixel indices
+        center = torch.tensor([PIXEL_CENTER, PIXEL_CENTER, 0.0])  # COCO counts keypoints in pixel indices
         values["keypoints"] = values["keypoints"] * torch.tensor([across, down, 1.0]) - center
     return cast(Detections, values)
 
@@ -111,7 +103,7 @@ def as_objects(found: Detections, size: Size) -> Objects:
     return objects
 
 
-def encode_masks(masks: Tensor, boxes: Tensor, size: Size) -> list[RunLength]:
+def encode_masks(masks: Tensor, boxes: Tensor, size: Size) -> list[RunLengths]:
     """Return run-length encoded masks of a whole image.
 
     Args:
@@ -119,12 +111,10 @@ def encode_masks(masks: Tensor, boxes: Tensor, size: Size) -> list[RunLength]:
         boxes: float (N, 4): x1 y1 x2 y2 in pixels.
         size: Height and width of the image.
     """
-    from faster_coco_eval.core import mask as rle_of
-
-    runs: list[RunLength] = []
+    runs: list[RunLengths] = []
     step = max(1, 10_000_000 // (size[0] * size[1]))  # a panorama with 100 objects would fill the memory at once
     for start in range(0, len(masks), step):
         part = slice(start, start + step)
         pasted = paste_masks_in_image(masks[part], boxes[part], size)[:, 0] > MASK_THRESHOLD
-        runs += rle_of.encode(np.asfortranarray(pasted.numpy().astype(np.uint8).transpose(1, 2, 0)))
+        runs += encode(pasted)
     return runs

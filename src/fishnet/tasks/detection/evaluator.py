@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fishnet.data.detection.coco import CocoFile
+from fishnet.data.run_lengths import counts_text
 from fishnet.drawing.display import Display, Score, Section, Table
 from fishnet.errors import FishnetError
 from fishnet.files import Json
@@ -133,11 +134,7 @@ def coco_results(file: CocoFile, image: int, found: Objects) -> list[Json]:
         }
         if "masks" in found:
             mask = found["masks"][index]
-            counts = mask["counts"]
-            entry["segmentation"] = {
-                "size": [int(side) for side in mask["size"]],
-                "counts": counts.decode() if isinstance(counts, bytes) else counts,
-            }
+            entry["segmentation"] = {"size": [int(side) for side in mask["size"]], "counts": counts_text(mask)}
         if "keypoints" in found:
             entry["keypoints"] = points[index].reshape(-1).tolist()
         entries.append(entry)

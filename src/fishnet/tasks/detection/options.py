@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from fishnet.config import AT_LEAST_1, POSITIVE, PROBABILITY, Rules, TrainConfig
+from fishnet.config import AT_LEAST_1, POSITIVE, PROBABILITY, PyramidConfig, Rules, TrainConfig
 from fishnet.data.detection.transforms import AugmentConfig
 from fishnet.errors import UsageError
 from fishnet.tasks.base import Given, RecipeChoice
@@ -13,18 +13,6 @@ from fishnet.tasks.base import Given, RecipeChoice
 Detector = Literal[
     "auto", "faster_rcnn", "mask_rcnn", "keypoint_rcnn", "retinanet", "fcos", "cascade_rcnn", "cascade_mask_rcnn"
 ]
-
-
-@dataclass
-class PyramidConfig:
-    """Feature pyramid with strides 4 to 32."""
-
-    taps: Literal["head", "body", "tail"] = "head"
-    """Part of a FishNet that the maps are taken from."""
-    neck: Literal["fpn", "none"] = "fpn"
-    """fpn: feature pyramid network; none: 1x1 projections only."""
-    norm_relu: bool | None = None
-    """BatchNorm and ReLU before the neck; None: if the maps are raw sums, as those of a FishNet."""
 
 
 @dataclass

@@ -11,7 +11,7 @@ from PIL import Image
 from fishnet.files import atomic_path
 from fishnet.tasks.base import Answer, DrawnItem
 
-_PICTURES = 500
+_FOLDER, _PICTURES = "pictures", 500
 _SIDE = 1600
 
 
@@ -23,10 +23,10 @@ class Pictures:
         classes: Class names.
     """
 
-    patterns: tuple[str, ...] = ("pictures/*.jpg",)
+    patterns: tuple[str, ...] = (f"{_FOLDER}/*.jpg",)
 
     def __init__(self, out: Path, classes: list[str]) -> None:
-        self.folder, self.classes = out / "pictures", classes
+        self.folder, self.classes = out / _FOLDER, classes
         self.written: list[Path] = []
         self.drawn = 0
 

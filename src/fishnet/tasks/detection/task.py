@@ -13,8 +13,10 @@ from PIL import Image
 from torch import Tensor
 
 from fishnet.cards import ModelCard
+from fishnet.data.augmentation import eval_pipeline, resized
 from fishnet.data.detection.dataset import DetectionDataset, collate, open_detection
-from fishnet.data.detection.transforms import eval_pipeline, resized
+from fishnet.data.run_lengths import counts_text
+from fishnet.environment import announce
 from fishnet.errors import FishnetError
 from fishnet.files import Json
 from fishnet.models.heads.detectors import WITH_MASKS
@@ -85,6 +87,8 @@ class DetectionTask:
     def open_split(self, root: Path, split: str, bad_images: BadImages = "stop") -> DetectionDataset:
         """Return a split with the classes of the model, resized for it."""
         dataset = open_detection(root, split, classes=self.classes, bad_images=bad_images)
+        for note in dataset.notes:
+            announce(note)
         dataset.transform = eval_pipeline(self.card.size, self.longest)
         return dataset
 
@@ -194,9 +198,7 @@ class DetectionTask:
             }
             if "masks" in answer:
                 run = answer["masks"][place]
-                counts = run["counts"]
-                text = counts.decode() if isinstance(counts, bytes) else counts
-                one["mask"] = {"size": [int(side) for side in run["size"]], "counts": text}
+                one["mask"] = {"size": [int(side) for side in run["size"]], "counts": counts_text(run)}
             if "keypoints" in answer:
                 one["keypoints"] = [[round(value, 2) for value in point] for point in answer["keypoints"][place]]
             entries.append(one)

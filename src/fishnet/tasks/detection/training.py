@@ -12,10 +12,11 @@ from PIL import Image
 from torch import Tensor
 
 from fishnet.cards import HeadCard, ModelCard
+from fishnet.data.augmentation import eval_pipeline
 from fishnet.data.detection.coco import CocoFile
 from fishnet.data.detection.dataset import DetectionDataset, open_detection
-from fishnet.data.detection.mirroring import mirror_note
-from fishnet.data.detection.transforms import eval_pipeline, train_pipeline
+from fishnet.data.detection.transforms import train_pipeline
+from fishnet.data.mirroring import mirror_note
 from fishnet.environment import announce
 from fishnet.errors import FishnetError
 from fishnet.files import Json
@@ -137,7 +138,10 @@ class DetectionTraining:
 
 
 def _open(config: DetectionConfig, split: str, classes: list[str] | None = None) -> DetectionDataset:
-    return open_detection(Path(config.data), split, classes=classes, bad_images=config.bad_images)
+    dataset = open_detection(Path(config.data), split, classes=classes, bad_images=config.bad_images)
+    for note in dataset.notes:
+        announce(note)
+    return dataset
 
 
 def decide_detector(config: DetectionConfig, file: CocoFile) -> DetectionConfig:

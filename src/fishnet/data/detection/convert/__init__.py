@@ -2,7 +2,7 @@
 
 - COCO: DIR/annotations/instances_<split>.json, images in DIR/<split>/
 - VOC: DIR/Annotations/*.xml, DIR/JPEGImages/, DIR/ImageSets/Main/<split>.txt; corners are integer pixels from 1
-- YOLO: DIR/images/<split>/, DIR/labels/<split>/*.txt (class, centre and size relative to the image), DIR/data.yaml
+- YOLO: DIR/images/<split>/, DIR/labels/<split>/*.txt (class, center and size relative to the image), DIR/data.yaml
 
 Only COCO supports masks and keypoints; they are lost in the other layouts. Boxes are always in pixels of the upright
 image, as viewers show it: if a file states the stored size of an image that its EXIF orientation rotates, its boxes are

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from fishnet.data.detection.coco import read_coco, summarise
+from fishnet.data.detection.coco import read_coco, summarize
 from fishnet.data.detection.convert.boxes import BoxSet, Picture, named, upright
 from fishnet.data.detection.dataset import image_folder
 from fishnet.data.detection.types import AnnotationEntry, ImageEntry
@@ -23,7 +23,7 @@ def read_coco_boxes(root: Path) -> BoxSet:
         file = read_coco(path)
         if file.problems:
             raise FishnetError(
-                f"{path} has {len(file.problems)} problems: {summarise(file.problems)}. "
+                f"{path} has {len(file.problems)} problems: {summarize(file.problems)}. "
                 f"`fishnet data check detection {root} --fix OUT.json` repairs what can be repaired"
             )
         if found.classes and file.classes != found.classes:

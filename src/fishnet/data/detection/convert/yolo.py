@@ -80,8 +80,8 @@ def write_yolo(found: BoxSet, out: Path, place: Callable[[Path, Path], None]) ->
             lines = []
             for (label, x, y, w, h), ignored in zip(picture.boxes, picture.ignored, strict=True):
                 if not ignored:
-                    centre = (x + w / 2) / picture.width, (y + h / 2) / picture.height
-                    shares = *centre, w / picture.width, h / picture.height
+                    center = (x + w / 2) / picture.width, (y + h / 2) / picture.height
+                    shares = *center, w / picture.width, h / picture.height
                     lines.append(" ".join([str(numbers[label]), *(f"{share:.8g}" for share in shares)]))
             text = "\n".join(lines) + "\n" if lines else ""
             atomic_write((out / "labels" / split / name).with_suffix(".txt"), text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fishnet.data.detection.mirroring import mirror_note, mirrored_order
+from fishnet.data.mirroring import mirror_note, mirrored_order
 
 PAIRS = [
     ("left_eye", "right_eye"), ("Left Eye", "Right Eye"), ("LEFT_EYE", "RIGHT_EYE"), ("leftEye", "rightEye"),
@@ -48,6 +48,6 @@ def test_sides_that_cannot_be_told_are_named() -> None:
     assert numbered is not None
     assert "no left/right pairs" in numbered
     assert "9 and 2 more" in numbered
-    assert mirror_note(["centre"]) is None
+    assert mirror_note(["center"]) is None
     assert mirror_note([]) is None
     assert mirror_note(["nose", "left_eye", "right_eye", "upright"]) is None

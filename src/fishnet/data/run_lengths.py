@@ -1,0 +1,42 @@
+"""Masks as run lengths in COCO's compressed encoding (https://cocodataset.org/#format-results)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypedDict
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class RunLengths(TypedDict):
+    """Mask of one object."""
+
+    size: list[int]
+    """Height and width of the image."""
+    counts: bytes | str
+    """Compressed run lengths."""
+
+
+def encode(masks: Tensor) -> list[RunLengths]:
+    """Return the run lengths of masks (N, H, W), bool or uint8."""
+    from faster_coco_eval.core import mask as codec
+
+    runs: list[RunLengths] = codec.encode(np.asfortranarray(masks.numpy().astype(np.uint8).transpose(1, 2, 0)))
+    return runs
+
+
+def decode(runs: Sequence[RunLengths], height: int, width: int) -> Tensor:
+    """Return masks, uint8 (N, H, W), from their run lengths; N may be 0."""
+    from faster_coco_eval.core import mask as codec
+
+    if not len(runs):
+        return torch.zeros(0, height, width, dtype=torch.uint8)
+    return torch.from_numpy(np.ascontiguousarray(codec.decode(list(runs)).transpose(2, 0, 1)))
+
+
+def counts_text(run: RunLengths) -> str:
+    """Return the counts of run lengths as text, as JSON files contain them."""
+    counts = run["counts"]
+    return counts.decode() if isinstance(counts, bytes) else counts
