@@ -47,7 +47,7 @@ timm-conformance: $(VENV)/.developer  ## timm's own model tests on every fish
 
 figures: $(VENV)/.user  ## the pictures of docs/, drawn from the models themselves
 	$(BIN)/fishnet info fishnet99 --figure docs/figures/fishnet99.png
-	$(BIN)/fishnet info fishnet150 --gradient-flow docs/figures/gradient_flow.png --compare resnet50,resnet50:zero_init_last=false
+	$(BIN)/fishnet info fishnet150 --gradient-flow docs/figures/gradient_flow.png --compare fishnet150:zero_init_last=false,resnet50,resnet50:zero_init_last=false
 
 tables: $(VENV)/.developer  ## docs/models.md and the golden numbers
 	$(BIN)/python docs/make_models_table.py

@@ -17,7 +17,7 @@ from record import record
 from runs import fishnet, series
 
 STEPS = 20
-COMMON = ["--model", "fishnet_nano", "--seed", "3", "--workers", "1", "--log-every", "1", "--accelerator", "cpu"]
+COMMON = ["--model", "fishnet_nano", "--seed", "3", "--workers", "1", "--log-every", "1", "--device", "cpu"]
 CLASSIFICATION = [
     *("--recipe", "cifar10", "--size", "64", "--batch-size", "16", "--accumulate", "2", "--ema", "0.9"),
     *("--epochs", "5", "--validate-every", "5", "--no-cache", "--model-option", "drop_path_rate=0.1"),

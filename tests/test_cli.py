@@ -5,8 +5,10 @@ import sys
 
 import pytest
 
-from fishnet.cli import COMMANDS, main
+from fishnet.cli import COMMANDS, SYNONYMS, main
 from fishnet.cli_tasks import normalize
+from fishnet.schema import setting_names
+from fishnet.tasks import get_task
 
 
 def outcome(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
@@ -94,3 +96,25 @@ def test_an_unexpected_error_is_one_line_and_debug_shows_where(
     code, text = outcome(capsys, "info", "--debug")
     assert code == 1
     assert "Traceback" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["train", "detection", "--data", "d", "--out", "o", "--imgsz", "640"], "--size"),
+        (["train", "classification", "--data", "d", "--out", "o", "--batch", "8"], "--batch-size"),
+        (["train", "classification", "--data", "d", "--out", "o", "--optimizer", "adamw"], "--optim.name"),
+        (["train", "classification", "--data", "d", "--out", "o", "--accelerator", "cpu"], "--device"),
+        (["predict", "run", "x.jpg", "--out", "o", "--conf", "0.3"], "--score"),
+    ],
+)
+def test_options_of_other_tools_point_to_ours(words: list[str], meant: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    assert f"unknown option {words[-2]}. It is called {meant} here." in capsys.readouterr().err
+
+
+def test_every_synonym_names_an_option() -> None:
+    settings = {name for task in ("classification", "detection") for name in setting_names(get_task(task).config)}
+    answers = {"score", "max_detections", "inputs", "overwrite"}
+    assert set(SYNONYMS.values()) <= settings | answers
+    assert not set(SYNONYMS) & {"data", "model", "out", "size", "lr", "seed", "device", "score"}

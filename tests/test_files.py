@@ -151,6 +151,18 @@ def test_sweep_removes_what_a_kill_left_and_nothing_else(tmp_path: Path) -> None
     assert names(tmp_path) == [".hidden", ".notes-mine.part.txt", "last.ckpt"]
 
 
+@pytest.mark.skipif(os.name != "posix", reason="modes of files are those of POSIX")
+def test_files_can_be_read_by_whom_the_umask_lets(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        with atomic_path(tmp_path / "model.safetensors") as partial:
+            partial.unlink(missing_ok=True)
+            os.close(os.open(partial, os.O_CREAT | os.O_WRONLY, 0o600))  # as safetensors does
+    finally:
+        os.umask(before)
+    assert (tmp_path / "model.safetensors").stat().st_mode & 0o777 == 0o640
+
+
 def test_json_has_no_nan(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"x": float("nan"), "rows": [(1, float("inf")), {"y": 0.5}], "name": "é"})
 

@@ -13,7 +13,7 @@ import pytest
 from fishnet.cli import main
 from fishnet.data.detection.convert import convert_boxes
 
-QUICK = ("--model", "fishnet_nano", "--epochs", "1", "--size", "64", "--workers", "0", "--accelerator", "cpu")
+QUICK = ("--model", "fishnet_nano", "--epochs", "1", "--size", "64", "--workers", "0", "--device", "cpu")
 
 
 def type_(capsys: pytest.CaptureFixture[str], *words: str | Path, code: int = 0) -> str:

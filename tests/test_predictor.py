@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+import fishnet
 from fishnet.config import PreprocessConfig
 from fishnet.errors import FishnetError, UsageError
 from fishnet.models import create_model
@@ -70,6 +71,26 @@ def test_single_label_answer(model_file: Path, network: nn.Module, pixels: np.nd
     everything = Predictor(model_file, device="cpu", top=100)(pixels)
     assert len(everything["labels"]) == len(CLASSES)
     assert sum(everything["scores"]) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_list_of_images_gives_a_list_of_answers(model_file: Path, pixels: np.ndarray) -> None:
+    predictor = Predictor(model_file, device="cpu")
+    other = 255 - pixels
+    together, alone = predictor([pixels, other]), [predictor(pixels), predictor(other)]
+    assert [answer["labels"] for answer in together] == [answer["labels"] for answer in alone]
+    assert together[1]["scores"] == pytest.approx(alone[1]["scores"], rel=1e-4)
+    assert predictor((pixels,)) == [predictor(pixels)]
+    assert predictor([]) == []
+
+
+def test_the_parts_of_a_model_serve_own_code(model_file: Path, network: nn.Module, pixels: np.ndarray) -> None:
+    loaded, transform, classes, card = fishnet.load(model_file)
+    assert classes == CLASSES
+    assert card.task == "classification"
+    assert not loaded.training
+    with torch.no_grad():
+        found = loaded(transform(Image.fromarray(pixels))[None])["image"][0]
+    torch.testing.assert_close(found, logits_of(network, pixels), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.5, 1.0])

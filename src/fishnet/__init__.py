@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fishnet.commands.info import info
     from fishnet.commands.predict import predict
     from fishnet.commands.train import train
+    from fishnet.loading import load
     from fishnet.models.checkpoints.weights import load_weights
     from fishnet.predictor import Predictor
 
@@ -25,6 +26,7 @@ _LAZY = {
     "convert": "fishnet.commands.convert",
     "evaluate": "fishnet.commands.evaluate",
     "info": "fishnet.commands.info",
+    "load": "fishnet.loading",
     "predict": "fishnet.commands.predict",
     "train": "fishnet.commands.train",
     "load_weights": "fishnet.models.checkpoints.weights",
@@ -32,8 +34,8 @@ _LAZY = {
 }
 
 __all__ = [
-    "Predictor", "__version__", "convert", "create_model", "evaluate", "info", "list_models", "load_weights", "predict",
-    "train",
+    "Predictor", "__version__", "convert", "create_model", "evaluate", "info", "list_models", "load", "load_weights",
+    "predict", "train",
 ]  # fmt: skip
 
 

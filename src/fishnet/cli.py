@@ -41,7 +41,9 @@ class Command:
 
 
 COMMANDS = {
-    "info": Command("info", "the family, or one model: stages, costs, gradient flow, figure", {"model": "?"}),
+    "info": Command(
+        "info", "the family, a model (stages, costs, figures), recipes, detectors", {"model": "?", "name": "?"}
+    ),
     "train": Command("train", "train or fine-tune a model", {"task": None}, "train_settings", "--data DIR --out RUN"),
     "evaluate": Command("evaluate", "evaluate a run or weights on a data set", {"run": None}),
     "predict": Command(
@@ -241,6 +243,23 @@ def explain(message: str, parser: ArgumentParser) -> str:
     return re.sub(r"Parser key \"([\w.]+)\":", lambda m: f"--{m[1].replace('_', '-')}:", line)
 
 
+SYNONYMS = {
+    "imgsz": "size", "img_size": "size", "img": "size", "image_size": "size", "input_size": "size",
+    "resolution": "size",
+    "batch": "batch_size", "b": "batch_size", "bs": "batch_size", "optimizer": "optim.name", "opt": "optim.name",
+    "lr0": "lr", "learning_rate": "lr", "weight_decay": "optim.weight_decay", "wd": "optim.weight_decay",
+    "momentum": "optim.momentum", "sched": "optim.schedule", "warmup_epochs": "optim.warmup_epochs",
+    "clip_grad": "optim.clip_grad", "conf": "score", "max_det": "max_detections", "accelerator": "device",
+    "gpus": "devices", "project": "out", "output": "out", "output_dir": "out", "name": "out", "save_dir": "out",
+    "pretrained": "weights", "checkpoint": "weights", "initial_checkpoint": "weights", "ckpt": "weights",
+    "arch": "model", "backbone": "model", "amp": "precision", "half": "precision", "fp16": "precision",
+    "j": "workers", "num_workers": "workers", "exist_ok": "overwrite", "model_ema": "ema", "model_ema_decay": "ema",
+    "mixup": "augment.mixup", "cutmix": "augment.cutmix", "flip": "augment.flip", "fliplr": "augment.flip",
+    "smoothing": "label_smoothing", "drop": "drop_rate", "grad_accum_steps": "accumulate", "source": "inputs",
+}  # fmt: skip
+"""Options of ultralytics, timm and rf-detr, and those of this library that do the same."""
+
+
 def _advice(option: str, parser: ArgumentParser) -> str:
     """Return which option is meant by an unknown one, or which task has it."""
     from fishnet.schema import owners_of
@@ -248,6 +267,8 @@ def _advice(option: str, parser: ArgumentParser) -> str:
     if parser.prog == "fishnet train" and (owners := owners_of(option)):
         return f" It is a setting of {' and '.join(owners)}."
     known = [text[2:] for action in parser._actions for text in action.option_strings if text.startswith("--")]
+    if (meant := SYNONYMS.get(option.lower())) in known:
+        return f" It is called --{meant.replace('_', '-')} here."
     near = did_you_mean(option, known).replace("_", "-").replace("'", "")
     return near.replace("mean ", "mean --").replace(" or ", " or --")
 

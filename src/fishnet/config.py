@@ -119,7 +119,7 @@ class TrainConfig:
     """Keyword arguments of the backbone, such as stem_stride=1 or drop_path_rate=0.1."""
     weights: str | None = None
     """Weights to start from: a run folder, a checkpoint, a tag such as osmr_in1k, or "pretrained" to download those
-    that timm or this library publishes for --model. Heads that do not fit start fresh."""
+    that timm or this library publishes for --model. Heads that do not fit start anew."""
     freeze: list[str] = field(default_factory=list)
     """Parts of the model that are not trained, such as stem, tail or heads.region."""
     epochs: int = 100
@@ -136,8 +136,8 @@ class TrainConfig:
     """Seed of all random numbers."""
     devices: int = 1
     """Processes (CPU) or GPUs per node."""
-    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
-    """Hardware to train on; auto uses GPUs if there are any."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Hardware to train on; auto uses CUDA GPUs if there are any."""
     nodes: int = 1
     """Number of machines; torchrun or SLURM starts the command on each."""
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
@@ -182,12 +182,13 @@ class TrainConfig:
 
 SETTING_GROUPS = {
     "Common settings": (
-        "data", "model", "out", "weights", "epochs", "batch_size", "lr", "size", "seed", "devices", "precision",
+        "data", "model", "out", "weights", "epochs", "batch_size", "lr", "size", "seed", "device", "devices",
+        "precision",
     ),
     "Training": ("model_option", "freeze", "norm", "ema", "accumulate", "max_steps"),
     "Validation and logging": ("validate_every", "log_every", "checkpoint_minutes", "tensorboard"),
     "Hardware and data loading": (
-        "accelerator", "nodes", "compile", "channels_last", "checkpointing", "workers", "worker_start", "bad_images",
+        "nodes", "compile", "channels_last", "checkpointing", "workers", "worker_start", "bad_images",
     ),
 }  # fmt: skip
 """How `fishnet train TASK --help` groups the fields of `TrainConfig`."""

@@ -36,7 +36,10 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     partial = target.with_name(f".{target.stem}-{secrets.token_hex(4)}.part{target.suffix}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        partial.touch()
+        mode = partial.stat().st_mode  # some writers make files that only their owner can read
         yield partial
+        partial.chmod(mode)
         _flush(partial)
         partial.replace(target)
         _flush_folder(target.parent)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
 
 from fishnet.cards import ModelCard, read_card
 from fishnet.errors import FishnetError, UsageError
@@ -17,7 +19,7 @@ from fishnet.models.checkpoints.weights import locate_weights
 from fishnet.models.network import Network
 from fishnet.models.precision import guard_bf16_on_cpu
 from fishnet.runs import RunFolder
-from fishnet.tasks import get_task
+from fishnet.tasks import get_task, make_task
 from fishnet.tasks.base import Runtime, TorchRuntime
 
 RuntimeName = Literal["torch"]
@@ -81,6 +83,51 @@ def load_model(
             raise UsageError(f"--size must be at least 1 pixel, not {size}")
         card = get_task(card.task).at_size(card, size)
     return network.to(target).eval(), card
+
+
+class LoadedModel(NamedTuple):
+    """A trained network for use in own code."""
+
+    network: Network
+    """Network in eval mode: a batch (N, 3, H, W) or a list of images -> answers by head, one per image. Of a classifier
+    these are logits under `image`, of a detector boxes, labels and scores in pixels of its input under `region`."""
+    transform: Callable[[Image.Image], Tensor]
+    """Function from an RGB image to an input of the network."""
+    classes: list[str]
+    """Class names in the order of the network's outputs; of several heads, those of the first."""
+    card: ModelCard
+    """What the model file says about the network."""
+
+
+def load(
+    source: str | Path,
+    device: str = "cpu",
+    task: str | None = None,
+    model: str | None = None,
+    classes: Sequence[str] | None = None,
+    size: int | None = None,
+) -> LoadedModel:
+    """Load a trained network with its transform and class names; `fishnet.Predictor` also does the rest.
+
+    >>> network, transform, classes, _ = fishnet.load("runs/pets")               # doctest: +SKIP
+    >>> logits = network(transform(image)[None])["image"][0]                     # doctest: +SKIP
+    >>> classes[logits.argmax()]                                                 # doctest: +SKIP
+    'siamese'
+
+    Args:
+        source: Run folder, model file, or any other weights file or tag, which needs `task` and `model`.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
+        task: Task of a file without a card.
+        model: Backbone of a file without a card.
+        classes: Class names of a file without a card.
+        size: Input size in pixels instead of that of the card.
+
+    Raises:
+        FishnetError: The file is missing, damaged, or does not fit the architecture.
+        UsageError: See `load_model`.
+    """
+    network, card = load_model(source, device, task, model, classes, size)
+    return LoadedModel(network, make_task(card).transform, next(iter(card.classes.values())), card)
 
 
 def load_runtime(

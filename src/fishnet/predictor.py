@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -70,19 +70,26 @@ class Predictor:
         """Class names in the order of the model's outputs; `card.classes` has those of every head, this the first."""
         return next(iter(self.card.classes.values()))
 
-    def __call__(self, image: ImageLike) -> Answer:
-        """Predict on one image.
+    @overload
+    def __call__(self, image: ImageLike) -> Answer: ...
+    @overload
+    def __call__(self, image: list[ImageLike] | tuple[ImageLike, ...]) -> list[Answer]: ...
+    def __call__(self, image: ImageLike | list[ImageLike] | tuple[ImageLike, ...]) -> Answer | list[Answer]:
+        """Predict on an image, or on a list of images.
 
         Args:
-            image: Path, PIL image, NumPy array (H, W) or (H, W, 1..4) of uint8, or tensor (H, W) or (1..4, H, W) of
-                uint8 or of floats between 0 and 1. Grayscale and alpha are converted; do not resize or normalize.
+            image: An image, or a list or tuple of images. An image is a path, a PIL image, a NumPy array (H, W) or
+                (H, W, 1..4) of uint8, or a tensor (H, W) or (1..4, H, W) of uint8 or of floats between 0 and 1.
+                Grayscale and alpha are converted; do not resize or normalize.
 
         Returns:
-            Lists of equal length, the best first; see the class.
+            The answer, lists of equal length, the best first (see the class); for a list of images a list of answers.
 
         Raises:
             FishnetError: The image cannot be read or has another form.
         """
+        if isinstance(image, list | tuple):
+            return self.batch(image)
         return self.batch([image])[0]
 
     def batch(self, images: Iterable[ImageLike], batch_size: int | None = None) -> list[Answer]:

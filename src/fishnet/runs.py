@@ -86,6 +86,11 @@ class RunFolder:
         ]  # fmt: skip
 
     @property
+    def has_begun(self) -> bool:
+        """Whether there is anything that a step of training or a validation made."""
+        return any(path.exists() for path in (self.metrics_csv, self.last, self.best, self.model_file))
+
+    @property
     def report_html(self) -> Path:
         """Report with curves, tables and pictures."""
         return self.path / "report.html"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+import textwrap
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from fishnet.cli_help import class_options
 from fishnet.config import TrainConfig
 from fishnet.errors import FishnetError, UsageError
 from fishnet.files import atomic_write
@@ -98,6 +100,32 @@ def save_settings(path: Path, task: str, config: TrainConfig) -> None:
     header = f"# All settings of this run; `fishnet train {task} --recipe {path.name} --out NEW` repeats it.\n"
     tree = {TASK_KEY: task, **to_plain(config)}
     atomic_write(path, header + yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+
+
+def commented_settings(task: str, recipe: str, config: TrainConfig) -> str:
+    """Return settings as YAML with the meaning of each as a comment.
+
+    Args:
+        task: Name of the task.
+        recipe: Recipe that they come from, for the header.
+        config: Settings.
+    """
+    lines = [f"# Settings of {task} from the recipe {recipe}; `fishnet train {task} --recipe THIS_FILE ...` uses them."]
+    lines += [f"{TASK_KEY}: {task}", *_commented(type(config), to_plain(config), "")]
+    return "\n".join(lines) + "\n"
+
+
+def _commented(kind: ConfigClass, tree: Tree, indent: str) -> Iterator[str]:
+    groups = groups_of(kind)
+    for option in class_options(kind):
+        if option.text:
+            yield from textwrap.wrap(option.text, 110, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# ")
+        value = yaml.safe_dump(tree[option.name], default_flow_style=True, allow_unicode=True, width=1000)
+        value = value.strip().removesuffix("...").strip()  # YAML's end of a document behind a plain value
+        yield f"{indent}{option.name}: {value}"
+    for name, group in groups.items():
+        yield from ("", f"{indent}# {(group.__doc__ or name).strip().splitlines()[0]}", f"{indent}{name}:")
+        yield from _commented(group, tree[name], indent + "  ")
 
 
 def read_task(path: Path) -> str:

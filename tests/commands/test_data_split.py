@@ -398,3 +398,57 @@ def test_a_folder_that_no_task_knows_is_not_touched(tmp_path, capsys):
     with pytest.raises(UsageError, match=r"no task recognizes.*classification: a folder per class.*detection: anno"):
         data_split(str(tmp_path))
     assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize("layout", ["folders", "train"])
+def test_a_split_says_what_it_moves_and_can_be_undone(tmp_path, capsys, layout):
+    classes = {"ant": 6, "bee": 5}
+    class_folders(tmp_path, {"": classes} if layout == "folders" else {"train": classes})
+    before = files(tmp_path)
+    data_split(str(tmp_path), val=0.4)
+    told = capsys.readouterr().out
+    moved = 11 if layout == "folders" else 4
+    assert f"moving {moved} images within {tmp_path}" in told.splitlines()[0]
+    assert f"`fishnet data split {tmp_path} --undo` moves them back" in told.splitlines()[0]
+    assert files(tmp_path) != before
+    data_split(str(tmp_path), undo=True)
+    assert files(tmp_path) == before
+    assert f"{moved} images are back" in capsys.readouterr().out
+    with pytest.raises(FishnetError, match="nothing to undo"):
+        data_split(str(tmp_path), task="classification", undo=True)
+
+
+def test_undoing_restores_the_list_of_labels(tmp_path):
+    rows = ["file,labels,note"] + [f"{index}.jpg,{'a b' if index % 2 else 'a'},n{index}" for index in range(8)]
+    for index in range(8):
+        put(tmp_path / "train" / f"{index}.jpg", encode(noise(index)))
+    put(tmp_path / "train" / "labels.csv", ("\r\n".join(rows) + "\r\n").encode())
+    before = {path: (tmp_path / path).read_bytes() for path in files(tmp_path)}
+    data_split(str(tmp_path), val=0.25)
+    assert (tmp_path / "val" / "labels.csv").exists()
+    data_split(str(tmp_path), undo=True)
+    assert {path: (tmp_path / path).read_bytes() for path in files(tmp_path)} == before
+
+
+def test_an_undo_that_was_interrupted_continues(tmp_path):
+    class_folders(tmp_path, {"": {"ant": 6, "bee": 5}})
+    before = files(tmp_path)
+    data_split(str(tmp_path), val=0.4)
+    plan = json.loads((tmp_path / "split.json").read_text())
+    for old, new in plan["moves"][:4]:
+        (tmp_path / old).parent.mkdir(exist_ok=True)
+        (tmp_path / new).rename(tmp_path / old)
+    data_split(str(tmp_path), undo=True)
+    assert files(tmp_path) == before
+
+
+def test_one_level_too_deep_is_not_split_again(tmp_path):
+    class_folders(tmp_path, {"train": {"ant": 6, "bee": 5}, "val": {"ant": 2, "bee": 2}})
+    before = files(tmp_path)
+    with pytest.raises(
+        FishnetError, match=rf"is one split of a data set; did you mean `fishnet data split {tmp_path}`"
+    ):
+        data_split(str(tmp_path / "train"))
+    assert files(tmp_path) == before
+    with pytest.raises(FishnetError, match=rf"is one split of a data set; did you mean --data {tmp_path}\?"):
+        open_classification(tmp_path / "train", "train")

@@ -236,7 +236,7 @@ def test_a_finished_run_is_judged_as_training_logged_it(judged: Judged, tmp_path
     from fishnet.metrics import MetricsFile
 
     settings = {"data": str(judged.data), "model": "fishnet_nano", "model_option": {"stem_stride": 1}, "size": 32}
-    settings |= {"epochs": 2, "batch_size": 20, "lr": 0.05, "ema": 0.5, "workers": 0, "accelerator": "cpu"}
+    settings |= {"epochs": 2, "batch_size": 20, "lr": 0.05, "ema": 0.5, "workers": 0, "device": "cpu"}
     out = str(tmp_path / "run")
     train("classification", out=out, **settings)
     logged = [row for row in MetricsFile(tmp_path / "run" / "metrics.csv").read() if row["split"] == "val"]

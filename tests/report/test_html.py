@@ -72,14 +72,13 @@ def fill(folder: Path, classes: tuple[str, ...] = ("cat", "dog")) -> RunFolder:
     folder.mkdir(parents=True, exist_ok=True)
     run = RunFolder(folder)
     metrics, timing = MetricsFile(run.metrics_csv), MetricsFile(run.timing_csv)
-    for epoch, top1 in enumerate((0.5, 0.75)):
+    for epoch, top1 in enumerate((0.5, 0.75), 1):
         for step in (1, 2):
-            metrics.write(
-                2 * epoch + step, epoch, "train", {"loss": 1.0 / (2 * epoch + step), "lr": 0.1, "grad_norm": 3.0}
-            )
-        metrics.write(2 * epoch + 2, epoch, "val", {"top1": top1, "top5": 1.0, "ece": 0.0625, "loss": 0.875})
-        timing.write(2 * epoch + 2, epoch, "train", {"seconds": 60.0, "images_per_second": 9.0})
-        timing.write(2 * epoch + 2, epoch, "val", {"seconds": 2.4})
+            number = 2 * epoch + step - 2
+            metrics.write(number, epoch, "train", {"loss": 1.0 / number, "lr": 0.1, "grad_norm": 3.0})
+        metrics.write(2 * epoch, epoch, "val", {"top1": top1, "top5": 1.0, "ece": 0.0625, "loss": 0.875})
+        timing.write(2 * epoch, epoch, "train", {"seconds": 60.0, "images_per_second": 9.0})
+        timing.write(2 * epoch, epoch, "val", {"seconds": 2.4})
     run.config_yaml.write_text(f"model: fishnet_nano\ndata: {json.dumps(f'data/{classes[0]}')}\nepochs: 5\n")
     run.environment_json.write_text(
         json.dumps({"versions": {"torch": "2.11"}, "command": ["fishnet", "train", classes[0]], "commit": None})
@@ -87,7 +86,7 @@ def fill(folder: Path, classes: tuple[str, ...] = ("cat", "dog")) -> RunFolder:
     rows = [
         {"class": name, "images": 4, "correct": 3, "recall": 0.75, "precision": None} for name in classes
     ]  # fmt: skip
-    evaluation = {"split": "val", "epoch": 1, "metrics": {"top1": 0.75, "loss": 0.875}, "per_class": rows}
+    evaluation = {"split": "val", "epoch": 2, "metrics": {"top1": 0.75, "loss": 0.875}, "per_class": rows}
     evaluation["confusion"] = [[3, 1], [1, 3]]
     (folder / "evaluation_val.json").write_text(json.dumps(evaluation))
     run.bad_images_txt.write_text(f"train/a{classes[0]}.jpg\nhttp://example.com/b.jpg\n")
@@ -155,14 +154,14 @@ def test_an_empty_folder_gives_a_report(tmp_path: Path) -> None:
 
 def test_a_run_in_its_first_epoch_gives_a_report(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
-    MetricsFile(run.metrics_csv).write(1, 0, "train", {"loss": float("nan"), "lr": 0.1})
+    MetricsFile(run.metrics_csv).write(1, 1, "train", {"loss": float("nan"), "lr": 0.1})
     page = read(run)
     assert ["1", "nan", "0.1"] in page.rows
 
 
 def test_without_an_evaluation_the_best_epoch_comes_from_the_metrics(tmp_path: Path) -> None:
     run = fill(tmp_path)
-    MetricsFile(run.metrics_csv).write(6, 2, "val", {"top1": 0.6, "loss": 0.5})
+    MetricsFile(run.metrics_csv).write(6, 3, "val", {"top1": 0.6, "loss": 0.5})
     (tmp_path / "evaluation_val.json").unlink()
     text = write_report(run).read_text()
     assert '<tr class="best"><td>2</td>' in text
@@ -217,12 +216,12 @@ def test_a_detection_run_shows_headlines_figures_and_curves(tmp_path: Path) -> N
     run = RunFolder(tmp_path)
     metrics = MetricsFile(run.metrics_csv)
     figures = {"box_ap": 0.3, "box_ap50": 0.6, "box_ap_small": -1.0, "mask_ap": 0.25, "mask_ap50": 0.5, "mask_ar1": 0.1}
-    for step, epoch in ((1, 0), (2, 0), (3, 1)):
+    for step, epoch in ((1, 1), (2, 1), (3, 2)):
         metrics.write(step, epoch, "train", {"loss": 2.0, "loss_mask": 1.0, "loss_objectness": 1.0, "lr": 0.1})
-    metrics.write(3, 1, "val", figures)
+    metrics.write(3, 2, "val", figures)
     curves = {kind: {"0.5": [1.0] * 50 + [0.0] * 51, "0.75": []} for kind in ("box", "mask")}
     row = {"class": "person", "objects": 7, "box_ap": 0.3, "mask_ap": None}
-    evaluation = {"epoch": 1, "metrics": figures, "per_class": [row], "curves": curves}
+    evaluation = {"epoch": 2, "metrics": figures, "per_class": [row], "curves": curves}
     (tmp_path / "evaluation_val.json").write_text(json.dumps(evaluation))
     architecture = Architecture("fishnet_nano", {"region": RegionPlan("mask_rcnn", num_classes=1)})
     card = ModelCard("detection", architecture, {"region": HeadCard(["person"])}, size=64)

@@ -16,7 +16,7 @@ from tests.toy.data import write
 from tests.toy.task import install
 
 PROJECT = Path(__file__).resolve().parents[2]
-QUICK = ("--accelerator", "cpu", "--epochs", "3", "--checkpoint-minutes", "0")
+QUICK = ("--device", "cpu", "--epochs", "3", "--checkpoint-minutes", "0")
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_a_killed_run_resumes_to_the_same_bits(
 
 
 def test_settings_that_depend_on_another_follow_it(home: Path, photos: Path, shell: dict[str, Any]) -> None:
-    quick = ("--accelerator", "cpu", "--max-steps", "1")
+    quick = ("--device", "cpu", "--max-steps", "1")
     run("train", "brightness", "--data", photos, "--out", home / "l2", "--loss", "l2", *quick, **shell)
     text = RunFolder(home / "l2").config_yaml.read_text()
     assert "epochs: 5" in text

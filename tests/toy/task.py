@@ -187,7 +187,12 @@ class BrightnessTask:
     def documents(self, evaluator: BrightnessEvaluator) -> Mapping[str, Any]:
         return {"pairs": evaluator.pairs}
 
+    about: ClassVar[dict[str, Any]] = {"unit": "fraction of white"}
+
     def prepare(self, image: Image.Image) -> Tensor:
+        return self.transform(image)
+
+    def transform(self, image: Image.Image) -> Tensor:
         size = (self.card.size, self.card.size)
         return torch.from_numpy(np.array(image.resize(size))).permute(2, 0, 1).float() / 255
 

@@ -20,7 +20,7 @@ SETTINGS = [
     *("--model", "fishnet_nano", "--size", "64", "--longest", "96", "--epochs", "2", "--batch-size", "2"),
     *("--workers", "2", "--seed", "3", "--ema", "0.9", "--log-every", "1", "--checkpoint-minutes", "0.001"),
     *("--heads.preset", "nano", "--heads.proposals", "40", "--heads.samples", "16", "--norm", "group"),
-    *("--heads.score", "0.01", "--accelerator", "cpu"),
+    *("--heads.score", "0.01", "--device", "cpu"),
     *("--augment.mosaic", "0.3", "--augment.copy-paste", "0.5", "--augment.iou-crop", "true"),
     *(
         "--augment.short-edges",
@@ -97,7 +97,7 @@ def test_two_processes_judge_every_image_once(data: Path, straight: Path, tmp_pa
 
 ALIKE = [
     *("--model", "fishnet_nano", "--size", "64", "--longest", "96", "--epochs", "10", "--batch-size", "4"),
-    *("--workers", "1", "--log-every", "1", "--validate-every", "10", "--accelerator", "cpu", "--lr", "0.00001"),
+    *("--workers", "1", "--log-every", "1", "--validate-every", "10", "--device", "cpu", "--lr", "0.00001"),
     *("--optim.name", "sgd", "--heads.preset", "nano", "--heads.proposals", "40", "--heads.samples", "16"),
     *("--augment.short-edges", "[64,80]", "--augment.scale-jitter", "null"),
 ]

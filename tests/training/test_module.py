@@ -33,7 +33,7 @@ from fishnet.training.optimizer import base_lr, build_optimizer, lr_share
 
 SMALL: dict[str, Any] = {
     "model": "fishnet_nano", "model_option": {"stem_stride": 2}, "size": 32, "batch_size": 20, "epochs": 2,
-    "workers": 0, "accelerator": "cpu", "log_every": 1,
+    "workers": 0, "device": "cpu", "log_every": 1,
 }  # fmt: skip
 
 
@@ -70,7 +70,7 @@ def test_a_run_leaves_what_the_contract_names(photos: Path, tmp_path: Path) -> N
     assert environment["data"]["train"]["images"] == 60
     rows = MetricsFile(run.metrics_csv).read()
     assert [int(r["step"]) for r in rows if r["name"] == "loss" and r["split"] == "train"] == [1, 2, 3, 4, 5, 6]
-    assert [int(r["epoch"]) for r in rows if r["name"] == "top1"] == [0, 1]
+    assert [int(r["epoch"]) for r in rows if r["name"] == "top1"] == [1, 2]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -367,3 +367,14 @@ def test_a_part_that_is_named_loss_does_not_hide_the_total(
     rows = [row for row in MetricsFile(run.metrics_csv).read() if row["split"] == "train"]
     assert {float(row["value"]) for row in rows if row["name"] == "loss"} == {3.0}
     assert {float(row["value"]) for row in rows if row["name"] == "other"} == {2.0}
+
+
+def test_a_start_that_failed_is_no_run(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(FishnetError):
+        fit(photos, tmp_path / "run", weights=str(photos / "no_such_weights.pth"))
+    with pytest.raises(UsageError):
+        fit(photos, tmp_path / "run", freeze=["no_such_part"])
+    run = fit(photos, tmp_path / "run", epochs=1, max_steps=1)  # the corrected command needs no --overwrite
+    assert run.metrics_csv.exists()
+    with pytest.raises(UsageError, match="contains a run"):
+        fit(photos, tmp_path / "run", epochs=1)

@@ -78,7 +78,7 @@ sys.exit(main(sys.argv[2:]))
 def test_processes_judge_the_network_that_is_saved(photos: Path, tmp_path: Path) -> None:
     script, out = tmp_path / "watched.py", tmp_path / "run"
     script.write_text(WATCHED)
-    few = ["--epochs", "2", "--lr", "0.05", "--ema", "0.5", "--workers", "0", "--devices", "2", "--accelerator", "cpu"]
+    few = ["--epochs", "2", "--lr", "0.05", "--ema", "0.5", "--workers", "0", "--devices", "2", "--device", "cpu"]
     command = ["train", "classification", "--data", photos, *MODEL[:-1], "20", *few, "--out", out]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run([sys.executable, script, tmp_path, *command], check=True, env=environment, timeout=300)

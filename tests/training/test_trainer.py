@@ -20,14 +20,14 @@ def test_auto_picks_what_the_processor_computes_in(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], instructions: bool, wanted: str
 ) -> None:
     monkeypatch.setattr(trainer, "has_bf16", lambda: instructions)
-    assert decide_precision(TrainConfig(precision="auto", accelerator="cpu")).precision == wanted
+    assert decide_precision(TrainConfig(precision="auto", device="cpu")).precision == wanted
     assert f"precision {wanted}: the fastest on this CPU" in capsys.readouterr().out
 
 
 def test_bf16_without_instructions_is_warned_of(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = TrainConfig(precision="bf16", accelerator="cpu")
+    config = TrainConfig(precision="bf16", device="cpu")
     monkeypatch.setattr(trainer, "has_bf16", lambda: False)
     assert decide_precision(config) == config
     assert "3 times slower than fp32" in capsys.readouterr().out

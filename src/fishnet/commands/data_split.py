@@ -31,5 +31,7 @@ def data_split(directory: str, task: str | None = None, **options: Any) -> DataR
     refuse_options(options, known, f"the split of {kind.name} data")
     report = kind.split_data(root, **options)
     print(report.describe())
+    if options.get("undo"):
+        return report
     suggest("train", kind.name, "--data", directory, "--out", f"runs/{root.resolve().name}")
     return report

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fishnet.errors import UsageError
+from fishnet.errors import UsageError, did_you_mean
 from fishnet.files import Json, json_text
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ class Info:
 
 def info(
     model: str | None = None,
+    name: str | None = None,
     json: bool = False,
     gradient_flow: str | None = None,
     compare: str | None = None,
@@ -36,10 +37,12 @@ def info(
     weights: str | None = None,
     model_option: Json | None = None,
 ) -> Info:
-    """Describe the family, or one model.
+    """Describe the family, one model, the recipes of all tasks (recipes), one of them (recipe NAME), or a topic of a
+    task, such as detectors.
 
     Args:
-        model: Member of the FishNet family or any timm model; by default the family is listed.
+        model: Member of the FishNet family, any timm model, or a topic; by default the family is listed.
+        name: Name of the recipe, after the word recipe.
         json: Print JSON instead of tables.
         gradient_flow: Picture to write (.png, .svg, .pdf) with the gradient norm of every stage; isolated convolutions
             are listed too.
@@ -50,9 +53,12 @@ def info(
         weights: Checkpoint, run folder or tag to load before gradients are measured; by default weights are random.
         model_option: Keyword arguments of the model, such as reduction=conv1x1 or stem_stride=1.
     """
+    if model is not None and (document := _topic(model, name)) is not None:
+        print(json_text(document) if json else document["text"])
+        return Info(document)
     _check(model, gradient_flow, compare, figure, size, weights, model_option)
     if model is None:
-        document: Json = {"size": size, "models": family(size)}
+        document = {"size": size, "models": family(size)}
         print(json_text(document) if json else _family_text(document))
         return Info(document)
     options = dict(model_option or {})
@@ -69,6 +75,50 @@ def info(
         document["gradient_flow_figure"] = str(gradient_flow)
     print(json_text(document) if json else _model_text(document))
     return Info(document)
+
+
+def _topic(topic: str, name: str | None) -> Json | None:
+    """Return the document of a topic, with its `text`; None if the word is not a topic."""
+    from fishnet.tasks import loaded_tasks
+
+    topics = {word: about for kind in loaded_tasks() for word, about in kind.topics.items()}
+    if topic == "recipes":
+        found = list_all_recipes()
+        lines = [f"  {one['name']:<22}{one['task']:<16}{one['summary']}" for one in found]
+        head = "recipes (fishnet info recipe NAME shows one, fishnet train TASK --recipe NAME uses it)"
+        return {"recipes": found, "text": "\n".join([head, "", *lines])}
+    if topic == "recipe":
+        return _one_recipe(name)
+    if name is not None:
+        raise UsageError(f"unexpected argument {name!r}: a name follows the word recipe only")
+    return None if topic not in topics else {topic: topics[topic](), "text": topics[topic]()}
+
+
+def list_all_recipes() -> list[Json]:
+    """Return name, task and summary of the built-in recipes of all tasks."""
+    from fishnet.recipes import list_recipes, recipe_text
+    from fishnet.tasks import loaded_tasks
+
+    return [
+        {"name": name, "task": kind.name, "summary": recipe_text(kind, name).splitlines()[0].lstrip("# ")}
+        for kind in loaded_tasks()
+        for name in list_recipes(kind)
+    ]
+
+
+def _one_recipe(name: str | None) -> Json:
+    from fishnet.recipes import recipe_text
+    from fishnet.tasks import get_task
+
+    found = [one for one in list_all_recipes() if one["name"] == name]
+    if not found:
+        known = dict.fromkeys(one["name"] for one in list_all_recipes())
+        near = did_you_mean(name, known) if name else ""
+        raise UsageError(
+            f"{f'unknown recipe {name!r}' if name else 'RECIPE is missing'}.{near} Known: {', '.join(known)}"
+        )
+    texts = [f"# task: {one['task']}\n{recipe_text(get_task(one['task']), one['name'])}" for one in found]
+    return {"recipe": name, "text": "\n".join(texts).rstrip()}
 
 
 def family(size: int = 224) -> list[Json]:

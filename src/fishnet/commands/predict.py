@@ -108,7 +108,8 @@ def check_loading(batch_size: int | None, workers: int) -> None:
 
 def _head(predictor: Predictor) -> Json:
     card = predictor.card
-    return {"format_version": FORMAT_VERSION, "task": card.task, "model": card.model, "classes": card.classes}
+    head = {"format_version": FORMAT_VERSION, "task": card.task, "model": card.model, "classes": card.classes}
+    return head | predictor.task.about
 
 
 def _earlier_pictures(results: Path) -> set[Path]:

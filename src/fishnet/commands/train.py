@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 from fishnet.commands.hints import suggest
 from fishnet.config import TrainConfig
@@ -13,7 +13,14 @@ from fishnet.errors import FishnetError, UsageError
 from fishnet.files import sweep_partials
 from fishnet.runs import RunFolder
 from fishnet.schema import Tree
-from fishnet.settings import describe_preprocessing, differences, read_settings, resolve, save_settings
+from fishnet.settings import (
+    commented_settings,
+    describe_preprocessing,
+    differences,
+    read_settings,
+    resolve,
+    save_settings,
+)
 from fishnet.tasks import get_task
 from fishnet.tasks.base import TaskKind, Training
 
@@ -23,14 +30,27 @@ FREE_TO_CHANGE = {"workers", "worker_start", "cache", "checkpoint_minutes", "ten
 TIED_TO_CHECKPOINT = {"model", "optim.name"}
 
 
+@overload
 def train(
     task: str,
     recipe: str | None = None,
     resume: bool = False,
     overwrite: bool = False,
     allow_changes: bool = False,
+    print_config: Literal[False] = False,
     **settings: Any,
-) -> RunFolder:
+) -> RunFolder: ...
+@overload
+def train(task: str, recipe: str | None = None, *, print_config: Literal[True], **settings: Any) -> None: ...
+def train(
+    task: str,
+    recipe: str | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    allow_changes: bool = False,
+    print_config: bool = False,
+    **settings: Any,
+) -> RunFolder | None:
     """Train a model into a run folder; the recipe replaces many of the defaults that are listed here.
 
     Args:
@@ -40,6 +60,7 @@ def train(
         resume: Continue the run in --out.
         overwrite: Replace the run in --out.
         allow_changes: Let a resumed run differ from the settings it was started with.
+        print_config: Print all settings as a YAML file, each with its meaning, and do not train; the file is a recipe.
         settings: Settings of the task, see `fishnet train TASK --help`; groups as dicts (`optim={"lr": 0.2}`).
 
     Raises:
@@ -50,6 +71,10 @@ def train(
     from fishnet.training.trainer import decide_precision
 
     kind = get_task(task)
+    if print_config:
+        recipe = recipe or kind.choose_recipe(settings).name
+        print(commented_settings(kind.name, recipe, resolve(kind, recipe, settings)), end="")
+        return None
     run, saved = _open_run(kind, settings.get("out"), resume, overwrite)
     if not (settings.get("data") or (saved or {}).get("data")):
         raise UsageError("--data DIR is missing: the folder of the data set")
@@ -78,7 +103,7 @@ def _say_result(kind: TaskKind, run: RunFolder, config: TrainConfig) -> None:
         found = json.loads(run.evaluation_json().read_text("utf-8"))
         named = kind.display.primary_of(found["metrics"])
         score = f"{kind.display.title(named)} {kind.display.text(named, found['metrics'][named])}"
-        print(f"best epoch {found['epoch'] + 1}: {score}; weights: {run.model_file}", flush=True)
+        print(f"best epoch {found['epoch']}: {score}; weights: {run.model_file}", flush=True)
         suggest("evaluate", run.path, "--data", config.data)
         suggest("predict", run.path, "IMAGES", "--out", "predictions")
 
@@ -141,7 +166,7 @@ def refuse_old_run(run: RunFolder, overwrite: bool) -> None:
     if run.path.exists() and not run.path.is_dir():
         raise UsageError(f"--out {run.path} is a file; give a folder")
     present = [path for path in run.files if path.exists()]
-    if present and not overwrite:
+    if run.has_begun and not overwrite:  # a start that failed leaves settings only
         raise UsageError(f"{run.path} contains a run ({present[0].name}); use --resume, --overwrite or another --out")
 
 

@@ -23,6 +23,11 @@ def list_recipes(kind: TaskKind) -> list[str]:
     return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
 
 
+def recipe_text(kind: TaskKind, name: str) -> str:
+    """Return the YAML text of a built-in recipe."""
+    return resources.files(kind.recipes).joinpath(f"{name}.yaml").read_text("utf-8")
+
+
 def read_recipe(kind: TaskKind, recipe: str, given: Settings) -> Tree:
     """Return the settings of a built-in recipe of a task or of a YAML file.
 

@@ -124,9 +124,9 @@ def _headline(
     epochs = {e for (split, _), series in metrics.items() if split in ("train", "val") for e in series.epochs}
     if epochs:
         planned = config.get("epochs")
-        cards.append((f"{max(epochs) + 1}{f' / {planned}' if planned else ''}", "epochs"))
+        cards.append((f"{max(epochs)}{f' / {planned}' if planned else ''}", "epochs"))
     if best is not None:
-        cards.append((str(best + 1), "best epoch"))
+        cards.append((str(best), "best epoch"))
     if seconds > 0:
         cards.append((_duration(seconds), "training and validation"))
     items = "".join(f"<li><b>{escape(value)}</b><span>{escape(label)}</span></li>" for value, label in cards)
@@ -217,7 +217,7 @@ def _epochs_table(metrics: Metrics, best: int | None, display: Display) -> str:
     kinds = [name in display.fractions for name in (["loss", *names, "lr"] if train else [*names, "lr"])]
     rows = [
         [
-            str(epoch + 1),
+            str(epoch),
             *(_number(column.get(epoch), kind) for kind, column in zip(kinds, columns.values(), strict=False)),
         ]
         for epoch in epochs

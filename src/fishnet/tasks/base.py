@@ -200,12 +200,21 @@ class Task(Protocol[DataT, EvaluatorT, EvaluationT, PreparedT]):
         """Return further JSON documents to save, by name."""
         ...
 
+    def transform(self, image: Image.Image) -> Tensor:
+        """Return an RGB image as the network takes it; a network takes a batch or a list of them."""
+        ...
+
     def prepare(self, image: Image.Image) -> PreparedT:
-        """Return what the model sees of an RGB image."""
+        """Return what `answer` takes of an RGB image, such as its tiles."""
         ...
 
     def answer(self, runtime: Runtime, prepared: Sequence[PreparedT]) -> list[Answer]:
         """Return what the model predicts for prepared images."""
+        ...
+
+    @property
+    def about(self) -> Json:
+        """What results.json says about its entries, such as the format of boxes."""
         ...
 
     def entry(self, answer: Answer) -> Entry:
@@ -372,6 +381,8 @@ class TaskKind:
     """Implementation of `fishnet data convert`: takes source and output folder, then options as keywords."""
     can_convert: Callable[[Path], bool] | None = None
     """Whether a folder has a layout that `convert_data` reads."""
+    topics: Mapping[str, Callable[[], str]] = field(default_factory=dict)
+    """What `fishnet info TOPIC` prints, by topic."""
     layouts: str = "see its documentation"
     """Layouts of the folders that `split_data` and `convert_data` take, in a few words."""
     at_size: Callable[[ModelCard, int], ModelCard] = at_size

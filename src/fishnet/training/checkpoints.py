@@ -142,7 +142,7 @@ class RunKeeper(pl.Callback):
         self.speed = images / seconds
         if trainer.is_global_zero:
             values = {"seconds": seconds, "images_per_second": self.speed, "data_wait_share": watch.waited / seconds}
-            self.timing.write(trainer.global_step, trainer.current_epoch, "train", values)
+            self.timing.write(trainer.global_step, trainer.current_epoch + 1, "train", values)
 
     def _validate(self, trainer: pl.Trainer, module: TrainingModule, epoch: int) -> None:
         started = time.perf_counter()
@@ -153,11 +153,11 @@ class RunKeeper(pl.Callback):
         if better:
             self.best, self.best_epoch = value, epoch
         if trainer.is_global_zero:
-            module.publish(trainer.global_step, epoch, "val", evaluation.metrics)
-            self.timing.write(trainer.global_step, epoch, "val", {"seconds": time.perf_counter() - started})
+            module.publish(trainer.global_step, epoch + 1, "val", evaluation.metrics)
+            self.timing.write(trainer.global_step, epoch + 1, "val", {"seconds": time.perf_counter() - started})
             if better:
                 save_model(self.run.model_file, module.evaluated_model, module.job.card())
-                content = {"split": "val", "epoch": epoch, **evaluation.to_dict()}
+                content = {"split": "val", "epoch": epoch + 1, **evaluation.to_dict()}
                 write_json(self.run.evaluation_json(), content)
             self._list_bad_images(module)
             self._tell(trainer, epoch, evaluation.metrics, primary)

@@ -49,6 +49,7 @@ from fishnet.training.optimizer import (
 )
 from fishnet.training.progress import with_progress
 from fishnet.training.trainer import runs_on_cpu
+from fishnet.training.warm_start import start_heads
 
 LOADED = "modules_with_loaded_weights"
 """Entry of a checkpoint: names of the modules whose norms came with the weights that the run started with."""
@@ -225,10 +226,10 @@ class TrainingModule(pl.LightningModule):
         if self.trainer.is_global_zero:
             rate = max(group["lr"] for group in optimizer.param_groups)
             values = {name: float(value) for name, value in losses.items()}
-            self.publish(step, self.current_epoch, "train", {**values, "lr": rate, "grad_norm": float(norm)})
+            self.publish(step, self.current_epoch + 1, "train", {**values, "lr": rate, "grad_norm": float(norm)})
 
     def publish(self, step: int, epoch: int, split: str, values: dict[str, float]) -> None:
-        """Write metrics to metrics.csv, and to TensorBoard if it is enabled."""
+        """Write metrics to metrics.csv, and to TensorBoard if it is enabled; epochs in files count from 1."""
         self.log_file.write(step, epoch, split, values)
         if self.trainer.logger is not None:
             self.trainer.logger.log_metrics({f"{split}/{name}": value for name, value in values.items()}, step=step)
@@ -248,7 +249,7 @@ class TrainingModule(pl.LightningModule):
         entry = entry or self._unchecked
         if entry is not None and not bool(torch.isfinite(entry[1])):
             raise FishnetError(
-                f"loss is {float(entry[1])} at step {entry[0]} (epoch {self.current_epoch}); checkpoints hold an "
+                f"loss is {float(entry[1])} at step {entry[0]} (epoch {self.current_epoch + 1}); checkpoints hold an "
                 f"earlier state. Try a lower --lr, --optim.clip_grad 1, or --precision bf16 or fp32"
             )
 
@@ -313,7 +314,9 @@ def build_model(job: Training, fresh: bool = False) -> Network:
     config = job.config
     torch.manual_seed(config.seed)
     weights = None if fresh else config.weights
-    return build_network(job.architecture(), weights, config.preprocess.mean, config.preprocess.std)
+    network = build_network(job.architecture(), weights, config.preprocess.mean, config.preprocess.std)
+    start_heads(network, weights, job.card())
+    return network
 
 
 def share_buffers(module: nn.Module) -> None:

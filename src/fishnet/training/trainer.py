@@ -46,7 +46,7 @@ class SafeCheckpointIO(CheckpointIO):
 
 def runs_on_cpu(config: TrainConfig) -> bool:
     """Whether the settings select the CPU of this machine."""
-    return config.accelerator == "cpu" or (config.accelerator == "auto" and not torch.cuda.is_available())
+    return config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available())
 
 
 def has_bf16() -> bool:
@@ -86,8 +86,8 @@ def build_trainer(config: TrainConfig, callbacks: list[pl.Callback], run: RunFol
     on_cpu = runs_on_cpu(config)
     if on_cpu and config.precision == "fp16":
         raise UsageError("--precision fp16 needs a GPU; use fp32 or auto on a CPU")
-    if config.accelerator == "gpu" and not torch.cuda.is_available():
-        raise UsageError("--accelerator gpu: no CUDA device is visible; use --accelerator cpu")
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: no CUDA device is visible; use --device cpu")
     if not on_cpu and config.devices > torch.cuda.device_count():
         raise UsageError(f"--devices {config.devices}: only {torch.cuda.device_count()} GPUs are visible")
     logger: Logger | bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+import fishnet
 from fishnet import Predictor
 from fishnet.cards import HeadCard, ModelCard, read_card
 from fishnet.commands.evaluate import evaluate
@@ -34,7 +36,7 @@ from tests.processes import assert_equal_runs
 
 QUICK: dict[str, Any] = {
     "model": "fishnet_nano", "epochs": 1, "max_steps": 2, "batch_size": 2, "size": 64, "longest": 96, "workers": 0,
-    "log_every": 1, "accelerator": "cpu", "norm": "group", "augment": {"short_edges": [64], "scale_jitter": None},
+    "log_every": 1, "device": "cpu", "norm": "group", "augment": {"short_edges": [64], "scale_jitter": None},
     "heads": {"preset": "nano", "proposals": 40, "samples": 16, "score": 0.01},
 }  # fmt: skip
 
@@ -119,9 +121,26 @@ def test_predicting_writes_boxes_masks_and_pictures(trained: RunFolder, data: Pa
     one = entry["predictions"][0]
     assert one["label"] == "person"
     assert one["mask"]["size"] == [entry["height"], entry["width"]]
-    assert one["box"][0] + one["box"][2] <= entry["width"] + 0.01
+    assert 0 <= one["box"][0] < one["box"][2] <= entry["width"] + 0.01
+    assert found.document["box_format"].startswith("xyxy")
+    with Image.open(files[found.images.index(entry)]) as photo:
+        answer = Predictor(trained.path, device="cpu", score=0.011, max_detections=3)(photo)
+    assert [one["box"] for one in entry["predictions"]] == [pytest.approx(box, abs=0.01) for box in answer["boxes"]]
     with Image.open(found.pictures[0]) as picture:
         assert picture.size == (found.images[0]["width"], found.images[0]["height"])
+
+
+def test_the_parts_of_a_detector_serve_own_code(trained: RunFolder) -> None:
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (70, 130, 3), dtype=np.uint8))
+    network, transform, classes, _ = fishnet.load(trained.path)
+    assert classes == ["person"]
+    seen = transform(photo)
+    with torch.no_grad():
+        found = network([seen])["region"][0]
+    answer = Predictor(trained.path, device="cpu", score=0.0)(photo)
+    assert answer["scores"] == pytest.approx(found["scores"].tolist())
+    factor = torch.tensor([130 / seen.shape[2], 70 / seen.shape[1]] * 2)
+    torch.testing.assert_close(torch.tensor(answer["boxes"]), found["boxes"] * factor)
 
 
 def test_a_predictor_answers_with_boxes(trained: RunFolder) -> None:
@@ -299,7 +318,7 @@ def test_a_classifier_with_group_norms_starts_a_detector_with_group_norms(data: 
         (photos / place).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (40, 40), (30 * index, 90, 0)).save(photos / place)
     quick = {"model": "fishnet_nano", "size": 32, "epochs": 1, "max_steps": 1, "batch_size": 4, "workers": 0}
-    common = {**quick, "model_option": {"stem_stride": 2}, "accelerator": "cpu", "data": str(photos)}
+    common = {**quick, "model_option": {"stem_stride": 2}, "device": "cpu", "data": str(photos)}
     first = train("classification", out=str(tmp_path / "first"), norm="group", **common)
     second = train("classification", out=str(tmp_path / "second"), weights=str(first.path), norm="group", **common)
     options = {**QUICK, "weights": str(second.path), "model_option": {"stem_stride": 2}, "data": str(data)}
@@ -311,6 +330,36 @@ def test_a_classifier_with_group_norms_starts_a_detector_with_group_norms(data: 
         torch.testing.assert_close(state[key], given[key], rtol=0, atol=1e-6)
     with pytest.raises(UsageError, match="has group norms in place of BatchNorms: add --norm group"):
         train("detection", out=str(tmp_path / "other"), **{**options, "norm": "train"})
+
+
+@pytest.mark.parametrize(
+    ("change", "says"), [("", ""), ("classes", "its classes are others"), ("kind", "it is a mask_rcnn")]
+)
+def test_a_detector_starts_another(
+    trained: RunFolder, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: str, says: str
+) -> None:
+    root = tmp_path / "data"
+    shutil.copytree(data, root, symlinks=True)
+    if change == "classes":
+        for file in (root / "annotations").iterdir():
+            document = json.loads(file.read_text())
+            document["categories"][0]["name"] = "somebody"
+            file.write_text(json.dumps(document))
+    detector = "faster_rcnn" if change == "kind" else "mask_rcnn"
+    settings = {**QUICK, "max_steps": 1, "lr": 1e-12, "detector": detector, "seed": 9}
+    run = train("detection", data=str(root), out=str(tmp_path / "run"), weights=str(trained.path), **settings)
+    told = capsys.readouterr().out
+    before, after = load_file(trained.model_file), load_file(run.model_file)
+    kept = {key for key in after if key in before and torch.allclose(after[key], before[key], rtol=0, atol=1e-7)}
+    changed = {key for key in after if key not in kept}
+    if change:
+        assert changed
+        assert all(key.startswith("heads.region.") for key in changed)
+        assert "region: trunk and neck from" in told
+        assert f"the head starts anew: {says}" in told
+    else:
+        assert not changed
+        assert "region: trunk and neck and head from" in told
 
 
 @pytest.mark.parametrize("factor", [3, 0.5])

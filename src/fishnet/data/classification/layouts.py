@@ -84,6 +84,11 @@ def available_splits(root: Path) -> list[str]:
     return sorted(found, key=lambda name: (order.get(re.sub(r"\d{4}$", "", name), 3), name))
 
 
+def is_split(root: Path) -> bool:
+    """Return whether a folder without splits is itself a split of the data set above it, judged by its name."""
+    return _STANDARD.fullmatch(root.absolute().name) is not None
+
+
 def resolve_split(root: Path, split: str) -> str:
     """Return the exact name of a split: `train` resolves to `train2017` if there is no `train`.
 
@@ -96,6 +101,8 @@ def resolve_split(root: Path, split: str) -> str:
         return split
     if len(dated) == 1:
         return dated[0]
+    if not splits and is_split(root):
+        raise FishnetError(f"{root} is one split of a data set; did you mean --data {root.parent}?")
     if not splits and any(next(image_files(folder), None) for folder in subfolders(root)):
         raise FishnetError(
             f"{root} has no split {split!r}: its class folders are not divided into train and val yet; "

@@ -13,13 +13,14 @@ import random
 import shutil
 from collections import Counter, defaultdict
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from fishnet.data.checks import quiet_pillow
 from fishnet.data.classification.checks import inspect_listings
-from fishnet.data.classification.layouts import Listing, available_splits, list_split
+from fishnet.data.classification.layouts import Listing, available_splits, is_split, list_split
 from fishnet.data.folders import image_files
+from fishnet.environment import announce
 from fishnet.errors import FishnetError, UsageError
 from fishnet.files import atomic_path, atomic_write
 
@@ -39,6 +40,8 @@ class SplitPlan:
     """Old and new path of each file that is moved."""
     lists: dict[str, str] = field(default_factory=dict)
     """Content of each `labels.csv` to be written after the moves."""
+    before: dict[str, str] = field(default_factory=dict)
+    """Content of each `labels.csv` before the split."""
     done: bool = False
     format_version: int = 1
 
@@ -70,6 +73,18 @@ class SplitReport:
         return "\n".join(lines)
 
 
+@dataclass
+class UndoReport:
+    """Result of undoing a split."""
+
+    root: Path
+    moved: int
+
+    def describe(self) -> str:
+        """Return it as text."""
+        return f"{self.root}: {self.moved:,} images are back where they were before the split"
+
+
 def can_split(root: Path) -> bool:
     """Whether a folder has class folders, or a list of labels, that can be divided."""
     if not root.is_dir() or any((root / "annotations").glob("instances_*.json")):
@@ -81,8 +96,13 @@ def can_split(root: Path) -> bool:
 
 
 def split_classification(
-    root: Path | str, val: float = 0.2, seed: int = 0, copy: bool = False, progress: bool = True
-) -> SplitReport:  # fmt: skip
+    root: Path | str,
+    val: float = 0.2,
+    seed: int = 0,
+    copy: bool = False,
+    undo: bool = False,
+    progress: bool = True,
+) -> SplitReport | UndoReport:
     """Create a val split with a fraction of each class, or complete an interrupted split.
 
     Images of `root/train/<class>/` are moved to `root/val/<class>/`; `root/<class>/` is divided into train and val;
@@ -94,6 +114,7 @@ def split_classification(
         val: Fraction of each class that goes to val, between 0 and 1.
         seed: Seed of the random choice.
         copy: Copy the files instead of moving them (only from `root/<class>/`).
+        undo: Move the files of the last split back to where they were.
         progress: Show a progress bar on a terminal.
 
     Raises:
@@ -101,18 +122,51 @@ def split_classification(
         UsageError: `val` is not between 0 and 1, or `copy` would leave val images in train.
     """
     root = Path(root)
+    if undo:
+        return undo_split(root)
     if not 0 < val < 1:
         raise UsageError(f"--val must be between 0 and 1, such as 0.2, not {val}")
     splits = available_splits(root)
     plan = _read_plan(root)
     resumed = plan is not None
     if plan is None:
+        if not splits and is_split(root):
+            raise FishnetError(f"{root} is one split of a data set; did you mean `fishnet data split {root.parent}`?")
         plan = _make_plan(root, splits, val, seed, copy, progress)
         _write_plan(root, plan)
+    verb = "copying" if plan.copy else "moving"
+    back = "" if plan.copy else f"; `fishnet data split {root} --undo` moves them back"
+    announce(f"{verb} {len(plan.moves):,} images within {root}, as its {PLAN} lists{back}")
     _carry_out(root, plan)
     plan.done = True
     _write_plan(root, plan)
     return SplitReport(root, plan, resumed)
+
+
+def undo_split(root: Path) -> UndoReport:
+    """Move the files of the last split back, and restore its `labels.csv`.
+
+    Raises:
+        FishnetError: There is no split to undo, it copied the files, or a file is missing or in the way; no file is
+            lost, and the next call continues.
+    """
+    plan = _read_plan(root, done=True)
+    if plan is None:
+        raise FishnetError(f"{root} has no {PLAN} of `fishnet data split`; there is nothing to undo")
+    if plan.copy:
+        raise FishnetError(f"the split of {root} copied its files; remove {root / 'train'} and {root / 'val'} instead")
+    back = SplitPlan(plan.val, plan.seed, False, plan.counts, [(new, old) for old, new in plan.moves])
+    present = [move for move in back.moves if _present(root / move[0]) or not _present(root / move[1])]
+    _carry_out(root, replace(back, moves=present))
+    for name, text in plan.before.items():
+        atomic_write(root / name, text)
+    for name in plan.lists.keys() - plan.before.keys():
+        (root / name).unlink(missing_ok=True)
+    for name in ("val", "train"):
+        with suppress(OSError):
+            (root / name).rmdir()
+    (root / PLAN).unlink()
+    return UndoReport(root, len(plan.moves))
 
 
 def choose_val(classes: list[str], digests: list[bytes], val: float, seed: int) -> set[int]:
@@ -183,6 +237,7 @@ def _make_plan(root: Path, splits: list[str], val: float, seed: int, copy: bool,
         if target != name:
             plan.moves.append((name, target))
     if listing.multi_label:
+        plan.before = {listing.place.relative_to(root).as_posix(): listing.place.read_bytes().decode("utf-8")}
         plan.lists = _divide_list(listing.place, {PurePosixPath(new).relative_to("val") for _, new in plan.moves})
     return plan
 
@@ -227,8 +282,8 @@ def _divide_list(path: Path, in_val: set[PurePosixPath]) -> dict[str, str]:
     return {f"{side}/labels.csv": text.getvalue() for side, text in texts.items()}
 
 
-def _read_plan(root: Path) -> SplitPlan | None:
-    """Return the plan of an interrupted split; None if there is none or it is completed."""
+def _read_plan(root: Path, done: bool = False) -> SplitPlan | None:
+    """Return the plan of an interrupted split, with `done` also of a completed one; None if there is none."""
     path = root / PLAN
     if not path.is_file():
         return None
@@ -244,7 +299,7 @@ def _read_plan(root: Path) -> SplitPlan | None:
         raise FishnetError(
             f"{path} is not a plan of `fishnet data split` ({error}); rename it and run again"
         ) from error
-    return None if plan.done else plan
+    return None if plan.done and not done else plan
 
 
 def _write_plan(root: Path, plan: SplitPlan) -> None:

@@ -16,6 +16,7 @@ from fishnet.config import PreprocessConfig
 from fishnet.data.classification.dataset import ClassificationDataset, open_classification
 from fishnet.data.classification.transforms import eval_transform
 from fishnet.errors import FishnetError
+from fishnet.files import Json
 from fishnet.models.heads.types import Answers
 from fishnet.tasks.base import Answer, BadImages, Batch, Entry, Runtime
 from fishnet.tasks.classification.evaluator import DISPLAY, ClassificationEvaluator, Evaluation, good_items
@@ -53,7 +54,7 @@ class ClassificationTask:
             raise FishnetError(f"{card.model} takes images of {channels} channels; fishnet reads images as RGB")
         self.card, self.options = card, options or ClassificationOptions()
         self.head: HeadCard = card.heads[HEAD]
-        self.transform = eval_transform(card.preprocess, card.size)
+        self._transform = eval_transform(card.preprocess, card.size)
 
     @property
     def classes(self) -> list[str]:
@@ -85,7 +86,7 @@ class ClassificationTask:
             kinds = ("one label", "several labels")
             ours, theirs = kinds[dataset.multi_label], kinds[self.multi_label]
             raise FishnetError(f"{root} has {ours} per image, the model {theirs}")
-        dataset.transform = self.transform
+        dataset.transform = self._transform
         return dataset
 
     def evaluator(self, dataset: ClassificationDataset, device: torch.device) -> ClassificationEvaluator:
@@ -124,8 +125,17 @@ class ClassificationTask:
         """Return no further documents."""
         return {}
 
+    def transform(self, image: Image.Image) -> Tensor:
+        """Return an RGB image as the network takes it: normalized, float (3, size, size); the network takes a batch."""
+        return self._transform(image)
+
+    @property
+    def about(self) -> Json:
+        """Units of results.json: none but scores, which are probabilities."""
+        return {}
+
     def prepare(self, image: Image.Image) -> Tensor:
-        """Return the input (C, H, W) of an RGB image."""
+        """Return what `transform` returns."""
         return self.transform(image)
 
     def answer(self, runtime: Runtime, prepared: Sequence[Tensor]) -> list[Answer]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fishnet.data.detection.convert import can_convert, convert_data
 from fishnet.data.detection.split import can_split, split_coco
 from fishnet.tasks.base import TaskKind
+from fishnet.tasks.detection.about import describe_detectors
 from fishnet.tasks.detection.check import check_data
 from fishnet.tasks.detection.evaluator import DISPLAY
 from fishnet.tasks.detection.options import DetectionConfig, DetectionOptions, choose_recipe
@@ -30,6 +31,7 @@ TASK = TaskKind(
     convert_data=convert_data,
     can_convert=can_convert,
     at_size=at_size,
+    topics={"detectors": describe_detectors},
 )
 
 __all__ = ["TASK"]

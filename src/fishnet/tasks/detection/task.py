@@ -135,10 +135,17 @@ class DetectionTask:
         tiles = []
         for left, top, right, bottom in places:
             part = image.crop((left, top, right, bottom)) if len(places) > 1 else image
-            pixels = torch.from_numpy(np.array(part)).permute(2, 0, 1).contiguous()
-            seen = resized(pixels, self.card.size, self.longest)
-            tiles.append(Tile(seen, left, top, (part.height, part.width)))
+            tiles.append(Tile(self.transform(part), left, top, (part.height, part.width)))
         return PreparedImage(tiles, (image.height, image.width))
+
+    def transform(self, image: Image.Image) -> Tensor:
+        """Return an RGB image as the network takes it, uint8 (3, H, W); the network takes a list of them."""
+        return resized(_pixels(image), self.card.size, self.longest)
+
+    @property
+    def about(self) -> Json:
+        """Units of results.json."""
+        return {"box_format": "xyxy, in pixels of the image from its top left corner"}
 
     def answer(self, runtime: Runtime, prepared: Sequence[PreparedImage]) -> list[Answer]:
         """Return the objects of prepared images.
@@ -186,15 +193,14 @@ class DetectionTask:
         return as_objects(select(found, keep), size)
 
     def entry(self, answer: Answer) -> Entry:
-        """Return `predictions`: label, index, score, box (x, y, width, height) and what else the detector gives."""
+        """Return `predictions`: label, index, score, box (x1, y1, x2, y2) and what else the detector gives."""
         entries = []
         for place, label in enumerate(answer["labels"]):
-            x1, y1, x2, y2 = (round(value, 2) for value in answer["boxes"][place])
             one: Json = {
                 "label": label,
                 "index": answer["indices"][place],
                 "score": round(answer["scores"][place], 6),
-                "box": [x1, y1, round(x2 - x1, 2), round(y2 - y1, 2)],
+                "box": [round(value, 2) for value in answer["boxes"][place]],
             }
             if "masks" in answer:
                 run = answer["masks"][place]
@@ -236,3 +242,7 @@ class DetectionTask:
         finally:
             dataset.masks = kept
         return sheet(columns)
+
+
+def _pixels(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()

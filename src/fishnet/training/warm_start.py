@@ -1,0 +1,63 @@
+"""Necks and heads of a network from an earlier run, beside the trunk that `build_network` loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from fishnet.cards import ModelCard, read_card
+from fishnet.environment import announce
+from fishnet.models.build import CLASSIFIER
+from fishnet.models.checkpoints.pretrained import PRETRAINED
+from fishnet.models.checkpoints.weights import locate_weights
+from fishnet.models.create import PUBLISHED
+from fishnet.models.network import Network
+from fishnet.models.norms import note_loaded_norms
+
+
+def start_heads(network: Network, weights: str | None, card: ModelCard) -> None:
+    """Load the necks and heads that fit from the model file of a run, and print which.
+
+    A neck is taken if it has the same form, a head if it is of the same kind and has the same classes in the same
+    order too. The last layer of a classifier is taken with the trunk.
+
+    Args:
+        network: Network with the trunk of the weights.
+        weights: Weights to start from, as in the settings.
+        card: Card of the network.
+    """
+    path = _model_file(weights)
+    earlier = read_card(path) if path is not None else None
+    if path is None or earlier is None:
+        return
+    state, own = load_file(path), network.state_dict()
+    for name, plan in card.architecture.heads.items():
+        before = earlier.architecture.heads.get(name)
+        if before is None or CLASSIFIER in (plan.kind, before.kind):
+            continue
+        fits = {
+            part: (keys := [key for key in own if key.startswith(prefix)])
+            and all(key in state and state[key].shape == own[key].shape for key in keys)
+            for part, prefix in (("neck", f"necks.{name}."), ("head", f"heads.{name}."))
+        }
+        reason = "" if fits["head"] else f": it is a {before.kind} of another form"
+        if plan.kind != before.kind:
+            fits["head"], reason = False, f": it is a {before.kind}"
+        elif earlier.heads[name].classes != card.heads[name].classes:
+            fits["head"], reason = False, ": its classes are others"
+        taken = tuple(f"{part}s.{name}." for part, fit in fits.items() if fit)
+        network.load_state_dict({key: value for key, value in state.items() if key.startswith(taken)}, strict=False)
+        if fits["neck"]:
+            note_loaded_norms(network.necks[name])
+        parts = ["trunk", *(part for part, fit in fits.items() if fit)]
+        rest = "" if fits["head"] else f"; the head starts anew{reason}"
+        announce(f"{name}: {' and '.join(parts)} from {path}{rest}")
+
+
+def _model_file(weights: str | None) -> Path | None:
+    """Return the model file of a run, or None for weights of another kind."""
+    if weights is None or weights == PUBLISHED or weights in PRETRAINED:
+        return None
+    path = locate_weights(weights)
+    return path if path.suffix == ".safetensors" else None
