@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 
-from fishnet.drawing.display import Display, Score, Table, combine, unique_names
+from fishnet.drawing.display import Display, Score, Section, Table, combine, unique_names
 from fishnet.errors import FishnetError
 from fishnet.tasks import get_task
 
@@ -27,6 +29,12 @@ def test_only_declared_fractions_are_percent() -> None:
     assert IMAGE.text("top1", float("nan")) == "nan"
 
 
+def test_metrics_that_the_split_does_not_determine_are_dashes() -> None:
+    assert REGION.text("box_ap", -1.0) == "–"
+    assert REGION.text("box_ap", None) == "–"  # NaN, read from JSON
+    assert Display().text("bias", -1.0) == "-1"
+
+
 def test_composed_displays_keep_metrics_apart() -> None:
     both = combine({"image": IMAGE, "region": REGION})
     assert both.title("top1") == "top-1"
@@ -43,10 +51,56 @@ def test_composed_displays_keep_metrics_apart() -> None:
 
 
 def test_heads_with_metrics_of_one_name_have_the_head_in_front() -> None:
-    names = unique_names({"breed": {"top1": 1.0, "ece": 2.0}, "pose": {"top1": 3.0}})
+    names = unique_names({"breed": {"top1": 1.0, "ece": 2.0}, "pose": {"top1": 3.0}}, {})
     assert names == {("breed", "top1"): "breed_top1", ("breed", "ece"): "ece", ("pose", "top1"): "pose_top1"}
     one = Display({"top1": Score("top-1")}, ("top1",), frozenset({"top1"}))
     both = combine({"breed": one, "pose": one})
     assert list(both.scores) == ["breed_top1", "pose_top1"]
     assert both.primary_of({"pose_top1", "breed_top1"}) == "breed_top1"
     assert both.fractions == {"breed_top1", "pose_top1"}
+
+
+def test_a_composed_display_names_metrics_as_the_composed_evaluation_does() -> None:
+    # a classifier with one label per image and one with several: both displays declare all metrics of classifiers
+    displays = {"breed": IMAGE, "tags": IMAGE, "region": REGION}
+    both = combine(displays)
+    computed = {
+        "breed": {"top1": 0.9, "top5": 1.0, "loss": 0.1},
+        "tags": {"map": 0.8, "f1": 0.7, "loss": 0.2},
+        "region": {"box_ap": 0.5},
+    }
+    names = unique_names(computed, displays)
+    assert set(names.values()) == {
+        "breed_top1", "breed_top5", "breed_loss", "tags_map", "tags_f1", "tags_loss", "box_ap"
+    }  # fmt: skip
+    assert set(names.values()) <= set(both.scores)
+    assert both.primary_of(names.values()) == "breed_top1"
+    assert both.text("tags_map", 0.8) == "80.00 %"
+    assert both.text("tags_loss", 0.2) == "0.2"
+    titles = [both.title(name) for name in both.scores]
+    assert len(set(titles)) == len(titles)
+    assert both.title("breed_top1") == "breed top-1"
+    assert both.title("box_ap") == "box AP"
+
+
+def test_metrics_that_no_display_declares_are_kept_apart_too() -> None:
+    names = unique_names({"near": {"error": 1.0, "bias": 0.1}, "far": {"error": 2.0}}, {})
+    assert names == {("near", "error"): "near_error", ("near", "bias"): "bias", ("far", "error"): "far_error"}
+
+
+def test_tables_of_a_composed_display_keep_the_form_of_their_columns() -> None:
+    """A column may be a fraction for one head and a number for another, and a metric of two heads may be a column."""
+
+    def table(evaluation: Mapping[str, object]) -> list[Section]:
+        return [Section("Classes", Table(["F1"], ["f1"], [[0.5]]))]
+
+    fraction = Display({"f1": Score("F1")}, fractions=frozenset({"f1"}), sections=table)
+    number = Display({"f1": Score("F1")}, sections=table)
+    both = combine({"one": fraction, "two": fraction, "three": number})
+    assert both.sections({"heads": {}}) == []
+    shown = []
+    for section in both.sections({"heads": {"one": {}, "two": {}, "three": {}}}):
+        assert isinstance(section.content, Table)
+        (name,) = section.content.names
+        shown.append(both.text(name, 0.5))
+    assert shown == ["50.00 %", "50.00 %", "0.5"]

@@ -183,3 +183,21 @@ def test_scores_that_are_no_fractions_are_not_drawn_in_percent(tmp_path: Path) -
     ]
     shown = Display({"error": Score("error", curve=True)}, fractions=frozenset({"error"}))
     assert lines(draw_curves(path, shown))["Validation", "error"][1] == [50, 50]
+
+
+def test_what_the_split_does_not_determine_is_not_drawn(tmp_path: Path) -> None:
+    rows = [(1, 0, "val", "ap", -1.0), (2, 1, "val", "ap", 0.25), (1, 0, "val", "bias", -1.0), (2, 1, "val", "bias", 2.0)]
+    path = write_rows(tmp_path / "metrics.csv", rows)
+    scores = {"ap": Score("AP", curve=True), "bias": Score("bias", curve=True)}
+    alone = lines(draw_curves(path, Display({"ap": scores["ap"]}, fractions=frozenset({"ap"}))))
+    np.testing.assert_array_equal(alone["Validation", "AP"][1], [math.nan, 25])
+    both = lines(draw_curves(path, Display(scores, fractions=frozenset({"ap"}))))
+    np.testing.assert_array_equal(both["Validation", "AP"][1], [math.nan, 0.25])
+    assert both["Validation", "bias"][1] == [-1, 2]
+
+
+def test_scores_with_one_title_are_all_drawn(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "metrics.csv", [(1, 0, "val", "near", 0.5), (1, 0, "val", "far", 0.25)])
+    display = Display({name: Score("error", curve=True) for name in ("near", "far")})
+    (axes,) = draw_curves(path, display).axes
+    assert sorted(float(np.asarray(line.get_ydata())[0]) for line in axes.lines) == [0.25, 0.5]

@@ -14,6 +14,7 @@ from PIL import Image
 
 from fishnet.cards import HeadCard, ModelCard, save_model
 from fishnet.errors import FishnetError
+from fishnet.files import write_json
 from fishnet.metrics import MetricsFile
 from fishnet.models.build import Architecture
 from fishnet.models.heads.detectors import RegionPlan
@@ -238,3 +239,18 @@ def test_a_detection_run_shows_headlines_figures_and_curves(tmp_path: Path) -> N
     evaluation["curves"] = {"box": 3}
     (tmp_path / "evaluation_val.json").write_text(json.dumps(evaluation))
     assert "precision and recall cannot be drawn" in Page(write_report(run).read_text("utf-8")).text
+
+
+def test_metrics_that_the_split_does_not_determine_are_dashes(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    figures = {"box_ap": -1.0, "box_ap50": -1.0}
+    MetricsFile(run.metrics_csv).write(1, 1, "val", figures)
+    write_json(run.evaluation_json(), {"epoch": 1, "metrics": {**figures, "mask_ap": float("nan")}})
+    architecture = Architecture("fishnet_nano", {"region": RegionPlan("mask_rcnn", num_classes=1)})
+    card = ModelCard("detection", architecture, {"region": HeadCard(["person"])}, size=64)
+    save_model(run.model_file, {"weight": torch.zeros(1)}, card)
+    text = write_report(run).read_text("utf-8")
+    assert ["1", "–", "–"] in Page(text).rows
+    for title in ("box AP", "box AP50", "mask AP"):
+        assert f"<b>–</b><span>val {title}</span>" in text
+    assert "-100" not in text

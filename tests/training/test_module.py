@@ -7,6 +7,7 @@ import errno
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,7 @@ from fishnet.models.heads.image import ClassifierPlan, ImageHead
 from fishnet.models.heads.types import Frame
 from fishnet.models.network import Network
 from fishnet.runs import RunFolder
+from fishnet.tasks.classification.evaluator import ClassificationEvaluator, Evaluation
 from fishnet.tasks.classification.options import ClassificationConfig
 from fishnet.tasks.classification.training import ClassificationTraining, grown_size
 from fishnet.training.module import freeze, hold_norms
@@ -378,3 +380,29 @@ def test_a_start_that_failed_is_no_run(photos: Path, tmp_path: Path) -> None:
     assert run.metrics_csv.exists()
     with pytest.raises(UsageError, match="contains a run"):
         fit(photos, tmp_path / "run", epochs=1)
+
+
+def test_the_line_of_an_epoch_shows_metrics_as_they_are_declared(
+    photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    fit(photos, tmp_path / "run", epochs=1)
+    line = next(line for line in capfd.readouterr().out.splitlines() if line.startswith("epoch 1/1"))
+    assert re.match(r"epoch 1/1  top-1 [0-9.]+ %  loss [0-9.]+  best [0-9.]+ % \(epoch 1\)", line), line
+
+
+def test_a_run_whose_best_metric_is_nan_ends_and_says_so(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The metric of an evaluator may be 0 divided by 0: NaN in metrics.csv, null in JSON, a dash for people."""
+    compute = ClassificationEvaluator.compute
+
+    def without_top1(self: ClassificationEvaluator) -> Evaluation:
+        found = compute(self)
+        found.metrics["top1"] = math.nan
+        return found
+
+    monkeypatch.setattr(ClassificationEvaluator, "compute", without_top1)
+    run = fit(photos, tmp_path / "run", epochs=1)
+    assert "best epoch 1: top-1 –" in capfd.readouterr().out
+    assert '"top1": null' in run.evaluation_json().read_text("utf-8")
+    assert "<b>–</b><span>val top-1</span>" in run.report_html.read_text("utf-8")

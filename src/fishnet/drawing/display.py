@@ -84,9 +84,18 @@ class Display:
                 return name
         raise FishnetError(f"an evaluation has none of {', '.join(self.primary)}, which decide on the best epoch")
 
-    def text(self, name: str, value: float) -> str:
-        """Return a metric as text: fractions in percent, others with four significant digits."""
-        return f"{100 * value:.2f} %" if name in self.fractions and math.isfinite(value) else f"{value:.4g}"
+    def text(self, name: str, value: float | None) -> str:
+        """Return a metric, or a value of a table, as text.
+
+        Fractions are shown in percent, integers in full, other numbers with four significant digits. What the split
+        does not determine (None, or a fraction of -1) is a dash.
+        """
+        fraction = name in self.fractions
+        if value is None or (fraction and value < 0):
+            return "–"
+        if fraction and math.isfinite(value):
+            return f"{100 * value:.2f} %"
+        return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
     def order(self, names: Sequence[str]) -> list[str]:
         """Sort metrics by importance; undeclared ones come last."""
@@ -96,12 +105,21 @@ class Display:
 Value = TypeVar("Value")
 
 
-def unique_names(metrics: Mapping[str, Mapping[str, Value]]) -> dict[tuple[str, str], str]:
+def unique_names(
+    metrics: Mapping[str, Mapping[str, Value]], displays: Mapping[str, Display]
+) -> dict[tuple[str, str], str]:
     """Return the names of the metrics of several heads in one evaluation, by (head, name).
 
-    A metric keeps its name if no other head has one of that name; else the name of its head stands in front.
+    A metric keeps its name if no other head computes or declares one of that name; else the name of its head stands in
+    front. What a head declares counts too, so that a metric has one name, whatever the other heads compute.
+
+    Args:
+        metrics: Metrics by name, by the name of the head.
+        displays: Display of each head; `combine(displays)` shows the metrics under their new names.
     """
-    counts = Counter(name for own in metrics.values() for name in own)
+    heads = {**dict.fromkeys(displays), **dict.fromkeys(metrics)}
+    known = {head: {*metrics.get(head, ()), *(displays[head].scores if head in displays else ())} for head in heads}
+    counts = Counter(name for names in known.values() for name in names)
     return {
         (head, name): name if counts[name] == 1 else f"{head}_{name}" for head, own in metrics.items() for name in own
     }
@@ -115,22 +133,32 @@ def combine(displays: Mapping[str, Display]) -> Display:
     Args:
         displays: Display of each head, by the name of the head, the most important first.
     """
-    names = unique_names({head: display.scores for head, display in displays.items()})
-    scores = {name: displays[head].scores[own] for (head, own), name in names.items()}
+    names = unique_names({head: display.scores for head, display in displays.items()}, displays)
+    scores = {name: _titled(displays[head].scores[own], head, name != own) for (head, own), name in names.items()}
+    primary = [names.get((head, own), own) for head, display in displays.items() for own in display.primary]
+    declared = [(head, own) for head, display in displays.items() for own in display.fractions]
+    fractions = {names[key] for key in declared if key in names} | {f"{head}_{own}" for head, own in declared}
 
     def sections(evaluation: Mapping[str, object]) -> list[Section]:
         parts = evaluation.get("heads")
-        if not isinstance(parts, Mapping):
-            return []
+        found = parts if isinstance(parts, Mapping) else {}
         return [
-            replace(section, title=f"{head}: {section.title}")
+            _of_head(section, head)
             for head, display in displays.items()
-            for section in display.sections(parts.get(head) or {})
+            if isinstance(found.get(head), Mapping)
+            for section in display.sections(found[head])
         ]
 
-    return Display(
-        scores,
-        [names.get((head, own), own) for head, display in displays.items() for own in display.primary],
-        frozenset(names.get((head, own), own) for head, display in displays.items() for own in display.fractions),
-        sections,
-    )
+    return Display(scores, primary, frozenset(fractions), sections)
+
+
+def _titled(score: Score, head: str, collides: bool) -> Score:
+    return replace(score, title=f"{head} {score.title}") if collides else score
+
+
+def _of_head(section: Section, head: str) -> Section:
+    """Return the section of a head with a title of its own, and tables with columns of its own."""
+    content = section.content
+    if isinstance(content, Table):
+        content = replace(content, names=[f"{head}_{name}" for name in content.names])
+    return Section(f"{head}: {section.title}", content)

@@ -78,7 +78,7 @@ def draw_curves(metrics_csv: Path, display: Display | None = None) -> Figure:
     """
     series, display = read_metrics(metrics_csv), display or Display()
     names = _score_names(series, display)
-    scores = {display.title(name): found for name in names if (found := series.get(("val", name)))}
+    scores = {name: found for name in names if (found := series.get(("val", name)))}
     panels = [("loss", bool({("train", "loss"), ("val", "loss")} & series.keys())), ("scores", bool(scores))]
     parts = {n: found for (split, n), found in series.items() if split == "train" and n not in _NO_LOSS_TERMS}
     panels += [("lr", ("train", "lr") in series), ("parts", bool(parts))]
@@ -94,7 +94,7 @@ def draw_curves(metrics_csv: Path, display: Display | None = None) -> Figure:
             if name == "loss":
                 _draw_loss(axes, series)
             elif name == "scores":
-                _draw_scores(axes, scores, display.fractions.issuperset(names))
+                _draw_scores(axes, scores, display)
             elif name == "parts":
                 _draw_parts(axes, parts)
             else:
@@ -129,11 +129,14 @@ def _draw_loss(axes: Axes, series: dict[tuple[str, str], Series]) -> None:
     axes.legend(loc="best")  # explicit, since the default warns for long runs
 
 
-def _draw_scores(axes: Axes, scores: dict[str, Series], percent: bool) -> None:
+def _draw_scores(axes: Axes, scores: dict[str, Series], display: Display) -> None:
     axes.set_title("Validation")
+    percent = display.fractions.issuperset(scores)
     for name, found in scores.items():
         values = np.asarray(found.values) * (100 if percent else 1)
-        label = style.middle(name, 24)
+        if name in display.fractions:
+            values = np.where(values < 0, np.nan, values)  # -1: not determined by the split
+        label = style.middle(display.title(name), 24)
         if np.isfinite(values).any():
             label += f" (best {np.nanmax(values):.2f}{' %' if percent else ''})"
         axes.plot(found.steps, values, label=label, **_marks(found))

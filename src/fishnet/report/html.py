@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
+from typing import cast
 
 import yaml
 from matplotlib.figure import Figure
@@ -156,8 +157,7 @@ def _content(part: Section, display: Display) -> str:
     if isinstance(part.content, Table):
         table = part.content
         text = {place for place in range(len(table.head)) if any(isinstance(row[place], str) for row in table.rows)}
-        fractions = [name in display.fractions for name in table.names]
-        body = [[_number(value, one) for value, one in zip(row, fractions, strict=True)] for row in table.rows]
+        body = [[_cell(name, value, display) for name, value in zip(table.names, row, strict=True)] for row in table.rows]
         return _table(table.head, body, text=text)
     return _figure(part.content, part.title)
 
@@ -173,11 +173,7 @@ def _best_scores(
             if split == "val" and best in series.epochs:
                 found[name] = series.values[series.epochs.index(best)]
     names = [name for name in display.order(list(found)) if not display.is_detail(name)]
-    return [
-        (display.title(name), _number(float(value), name in display.fractions))
-        for name in names
-        if isinstance(value := found[name], int | float)
-    ]
+    return [(display.title(name), _cell(name, found[name], display)) for name in names]
 
 
 def _best_epoch(metrics: Metrics, evaluation: Mapping[str, object], display: Display) -> int | None:
@@ -201,29 +197,25 @@ def _epochs_table(metrics: Metrics, best: int | None, display: Display) -> str:
     """Return a table with a row per epoch: mean training loss, validation metrics and last learning rate."""
     measured = [name for split, name in metrics if split == "val"]
     names = [name for name in display.order(measured) if not display.is_detail(name)]
-    columns: dict[str, dict[int, float]] = {}
+    columns: list[tuple[str, str, dict[int, float]]] = []
     if train := metrics.get(("train", "loss")):
-        columns["train loss"] = {
+        means = {
             e: _mean(v for f, v in zip(train.epochs, train.values, strict=True) if f == e) for e in set(train.epochs)
         }
+        columns.append(("", "train loss", means))
     for name in names:
         series = metrics["val", name]
-        columns[f"val {display.title(name)}"] = dict(zip(series.epochs, series.values, strict=True))
+        columns.append((name, f"val {display.title(name)}", dict(zip(series.epochs, series.values, strict=True))))
     if rate := metrics.get(("train", "lr")):
-        columns["learning rate"] = dict(zip(rate.epochs, rate.values, strict=True))
-    epochs = sorted({epoch for column in columns.values() for epoch in column})
+        columns.append(("", "learning rate", dict(zip(rate.epochs, rate.values, strict=True))))
+    epochs = sorted({epoch for _, _, column in columns for epoch in column})
     if not epochs:
         return ""
-    kinds = [name in display.fractions for name in (["loss", *names, "lr"] if train else [*names, "lr"])]
     rows = [
-        [
-            str(epoch),
-            *(_number(column.get(epoch), kind) for kind, column in zip(kinds, columns.values(), strict=False)),
-        ]
-        for epoch in epochs
+        [str(epoch), *(_cell(name, column.get(epoch), display) for name, _, column in columns)] for epoch in epochs
     ]
     marked = {epochs.index(best)} if best in epochs else set()
-    return _table(["epoch", *columns], rows, marked=marked)
+    return _table(["epoch", *(title for _, title, _ in columns)], rows, marked=marked)
 
 
 def _figure(figure: Figure, alt: str) -> str:
@@ -300,15 +292,10 @@ def _note(text: str) -> str:
     return f'<p class="note">{escape(text)}</p>'
 
 
-def _number(value: object, fraction: bool = False) -> str:
-    """Format a value: fractions in percent, other numbers with four significant digits."""
-    if value is None:
-        return "–"
-    if isinstance(value, str | bool) or not isinstance(value, int | float):
-        return style.printable(str(value))
-    if fraction and math.isfinite(value):
-        return f"{100 * value:.2f} %"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+def _cell(name: str, value: object, display: Display) -> str:
+    """Return a value as text: numbers in the form that the display declares for their name."""
+    number = value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+    return display.text(name, cast(float | None, value)) if number else style.printable(str(value))
 
 
 def _duration(seconds: float) -> str:

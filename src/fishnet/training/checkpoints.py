@@ -10,9 +10,11 @@ import pytorch_lightning as pl
 import torch
 
 from fishnet.cards import save_model
+from fishnet.drawing.display import Display
 from fishnet.errors import Interrupted
 from fishnet.files import atomic_path, atomic_write, write_json
 from fishnet.metrics import MetricsFile
+from fishnet.models.distributed import largest
 from fishnet.runs import RunFolder
 from fishnet.tasks.base import Batch
 from fishnet.training.module import TrainingModule
@@ -45,7 +47,6 @@ class RunKeeper(pl.Callback):
         self.best: float | None = None
         self.best_epoch = -1
         self.validated = True
-        self.last_values: dict[str, float] = {}
         self._saved_step = -1
         self._saved_at = time.monotonic()
 
@@ -99,11 +100,7 @@ class RunKeeper(pl.Callback):
 
     def _agreed_signal(self, trainer: pl.Trainer) -> int:
         """Return the signal that any process received, since all processes must stop at the same step."""
-        if trainer.world_size == 1:
-            return self.signals.signum
-        got = torch.tensor(float(self.signals.signum), device=trainer.strategy.root_device)
-        torch.distributed.all_reduce(got, op=torch.distributed.ReduceOp.MAX)
-        return int(got)
+        return largest([self.signals.signum], trainer.strategy.root_device)[0]
 
     def _time_to_save(self, trainer: pl.Trainer, module: TrainingModule) -> bool:
         if trainer.world_size > 1 and trainer.global_step % module.config.log_every:
@@ -160,8 +157,7 @@ class RunKeeper(pl.Callback):
                 content = {"split": "val", "epoch": epoch + 1, **evaluation.to_dict()}
                 write_json(self.run.evaluation_json(), content)
             self._list_bad_images(module)
-            self._tell(trainer, epoch, evaluation.metrics, primary)
-        self.last_values = dict(evaluation.metrics)
+            self._tell(trainer, epoch, evaluation.metrics, module.display)
         self.validated = True
         if not better:
             self._save(trainer, module)
@@ -178,13 +174,14 @@ class RunKeeper(pl.Callback):
             known = self.run.bad_images_txt.read_text("utf-8").splitlines() if self.run.bad_images_txt.exists() else []
             atomic_write(self.run.bad_images_txt, "\n".join(sorted({*known, *module.bad_images})) + "\n")
 
-    def _tell(self, trainer: pl.Trainer, epoch: int, metrics: dict[str, float], primary: str) -> None:
-        figures = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name in ("loss", primary))
-        print(
-            f"epoch {epoch + 1}/{trainer.max_epochs}  {figures}  best {self.best:.4f} (epoch {self.best_epoch + 1})"
-            f"{f'  {self.speed:.0f} images/s' if hasattr(self, 'speed') else ''}",
-            flush=True,
-        )
+    def _tell(self, trainer: pl.Trainer, epoch: int, metrics: dict[str, float], display: Display) -> None:
+        assert self.best is not None
+        primary = display.primary_of(metrics)
+        shown = [name for name in display.order(list(metrics)) if name in (primary, "loss")]
+        figures = "  ".join(f"{display.title(name)} {display.text(name, metrics[name])}" for name in shown)
+        best = f"best {display.text(primary, self.best)} (epoch {self.best_epoch + 1})"
+        speed = f"  {self.speed:.0f} images/s" if hasattr(self, "speed") else ""
+        print(f"epoch {epoch + 1}/{trainer.max_epochs}  {figures}  {best}{speed}", flush=True)
 
     def finish(self, trainer: pl.Trainer, module: TrainingModule) -> None:
         """Run a validation that was missed at the end, and save the network of a run that was cut short."""
