@@ -186,7 +186,12 @@ def test_scores_that_are_no_fractions_are_not_drawn_in_percent(tmp_path: Path) -
 
 
 def test_what_the_split_does_not_determine_is_not_drawn(tmp_path: Path) -> None:
-    rows = [(1, 0, "val", "ap", -1.0), (2, 1, "val", "ap", 0.25), (1, 0, "val", "bias", -1.0), (2, 1, "val", "bias", 2.0)]
+    rows = [
+        (1, 0, "val", "ap", -1.0),
+        (2, 1, "val", "ap", 0.25),
+        (1, 0, "val", "bias", -1.0),
+        (2, 1, "val", "bias", 2.0),
+    ]
     path = write_rows(tmp_path / "metrics.csv", rows)
     scores = {"ap": Score("AP", curve=True), "bias": Score("bias", curve=True)}
     alone = lines(draw_curves(path, Display({"ap": scores["ap"]}, fractions=frozenset({"ap"}))))

@@ -157,7 +157,9 @@ def _content(part: Section, display: Display) -> str:
     if isinstance(part.content, Table):
         table = part.content
         text = {place for place in range(len(table.head)) if any(isinstance(row[place], str) for row in table.rows)}
-        body = [[_cell(name, value, display) for name, value in zip(table.names, row, strict=True)] for row in table.rows]
+        body = [
+            [_cell(name, value, display) for name, value in zip(table.names, row, strict=True)] for row in table.rows
+        ]
         return _table(table.head, body, text=text)
     return _figure(part.content, part.title)
 
@@ -211,9 +213,7 @@ def _epochs_table(metrics: Metrics, best: int | None, display: Display) -> str:
     epochs = sorted({epoch for _, _, column in columns for epoch in column})
     if not epochs:
         return ""
-    rows = [
-        [str(epoch), *(_cell(name, column.get(epoch), display) for name, _, column in columns)] for epoch in epochs
-    ]
+    rows = [[str(epoch), *(_cell(name, column.get(epoch), display) for name, _, column in columns)] for epoch in epochs]
     marked = {epochs.index(best)} if best in epochs else set()
     return _table(["epoch", *(title for _, title, _ in columns)], rows, marked=marked)
 
