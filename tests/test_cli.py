@@ -35,7 +35,10 @@ def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str], name:
         (["train", "classification", "--epochs", "x"], "--epochs"),
         (["train", "clasification", "--data", "x", "--out", "y"], "classification"),
         (["train", "classification", "--out", "y"], "--data DIR is missing"),
-        (["train", "classification", "--data", "y"], "--out RUN is missing"),
+        (
+            ["train", "classification", "--data", "y", "--resume"],
+            "--out RUN is missing: the folder of the run to continue",
+        ),
         (["train", "classification", "--data", "y", "--out", "x", "--recipe", "cifar"], "Did you mean 'cifar10'"),
         (["train", "classification", "--data", "y", "--out", "x", "--model-option", "gate"], "model-option"),
         (["predict", "somewhere"], "required: inputs"),

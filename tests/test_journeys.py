@@ -93,3 +93,14 @@ def test_a_batch_larger_than_the_data_is_reduced_with_a_note(
     assert "batch size 32 reduced to 16: the training split has 18 images" in said
     assert "batch_size: 16" in (tmp_path / "run" / "config.yaml").read_text()
     type_(capsys, *command, "--resume")  # the same command, though the saved settings differ from what it says
+
+
+def test_without_out_runs_are_numbered(
+    mini: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("train", "train2"):
+        said = type_(capsys, "train", "classification", "--data", mini("cifar10"), *QUICK, "--max-steps", "1")
+        assert f"writing to {Path('runs', name)}" in said
+        assert (tmp_path / "runs" / name / "model.safetensors").exists()
+    assert not (tmp_path / "runs" / "train3").exists()

@@ -44,7 +44,7 @@ COMMANDS = {
     "info": Command(
         "info", "the family, a model (stages, costs, figures), recipes, detectors", {"model": "?", "name": "?"}
     ),
-    "train": Command("train", "train or fine-tune a model", {"task": None}, "train_settings", "--data DIR --out RUN"),
+    "train": Command("train", "train or fine-tune a model", {"task": None}, "train_settings", "--data DIR [--out RUN]"),
     "evaluate": Command("evaluate", "evaluate a run or weights on a data set", {"run": None}),
     "predict": Command(
         "predict", "predict on images, folders and patterns", {"run": None, "inputs": "+"}, "answer_options"
@@ -253,7 +253,8 @@ SYNONYMS = {
     "gpus": "devices", "project": "out", "output": "out", "output_dir": "out", "name": "out", "save_dir": "out",
     "pretrained": "weights", "checkpoint": "weights", "initial_checkpoint": "weights", "ckpt": "weights",
     "arch": "model", "backbone": "model", "amp": "precision", "half": "precision", "fp16": "precision",
-    "j": "workers", "num_workers": "workers", "exist_ok": "overwrite", "model_ema": "ema", "model_ema_decay": "ema",
+    "j": "workers", "num_workers": "workers", "exist_ok": "overwrite", "early_stopping": "patience",
+    "monitor": "best", "eval_metric": "best", "model_ema": "ema", "model_ema_decay": "ema",
     "mixup": "augment.mixup", "cutmix": "augment.cutmix", "flip": "augment.flip", "fliplr": "augment.flip",
     "smoothing": "label_smoothing", "drop": "drop_rate", "grad_accum_steps": "accumulate", "source": "inputs",
 }  # fmt: skip

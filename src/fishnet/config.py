@@ -114,7 +114,7 @@ class TrainConfig:
     model: str = "fishnet99"
     """Backbone: a member of the FishNet family or any timm model."""
     out: str = ""
-    """Run folder to write."""
+    """Run folder to write; by default the next of runs/train, runs/train2, ..."""
     model_option: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the backbone, such as stem_stride=1 or drop_path_rate=0.1."""
     weights: str | None = None
@@ -165,6 +165,11 @@ class TrainConfig:
     """Optimizer steps between two rows of training metrics."""
     validate_every: int = 1
     """Epochs between two validations; the last epoch is always validated."""
+    best: str | None = None
+    """Metric of the validation that decides which epoch is best and kept, such as loss or box_ap50; None: the main one
+    of the task, such as top1 or mask_ap."""
+    patience: int | None = None
+    """Stop after this number of validations without a better one; None trains all epochs."""
     max_steps: int | None = None
     """Stop after this number of optimizer steps, for trials; None trains all epochs."""
     tensorboard: bool = False
@@ -173,7 +178,7 @@ class TrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
 
     RULES: ClassVar[Rules] = {
-        AT_LEAST_1: "epochs batch_size accumulate size devices nodes log_every validate_every max_steps",
+        AT_LEAST_1: "epochs batch_size accumulate size devices nodes log_every validate_every max_steps patience",
         NOT_NEGATIVE: "workers checkpoint_minutes",
         POSITIVE: "lr",
         DECAY: "ema",
@@ -186,7 +191,7 @@ SETTING_GROUPS = {
         "precision",
     ),
     "Training": ("model_option", "freeze", "norm", "ema", "accumulate", "max_steps"),
-    "Validation and logging": ("validate_every", "log_every", "checkpoint_minutes", "tensorboard"),
+    "Validation and logging": ("best", "patience", "validate_every", "log_every", "checkpoint_minutes", "tensorboard"),
     "Hardware and data loading": (
         "nodes", "compile", "channels_last", "checkpointing", "workers", "worker_start", "bad_images",
     ),

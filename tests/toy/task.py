@@ -125,7 +125,7 @@ def sections(evaluation: Mapping[str, Any]) -> list[Section]:
 
 
 DISPLAY = Display(
-    scores={"within": Score("share within 0.1", curve=True), "error": Score("mean error")},
+    scores={"within": Score("share within 0.1", curve=True), "error": Score("mean error", smaller_is_better=True)},
     primary=("within",),
     fractions=frozenset({"within"}),
     sections=sections,

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from fishnet.training.checkpoints import is_better
+from fishnet.drawing.display import Display, Score
 from fishnet.training.module import mean_losses
 
 
@@ -17,10 +17,14 @@ def test_losses_are_averaged_over_the_batches_that_have_them() -> None:
 
 
 def test_any_number_is_better_than_nan_and_nan_is_never_better() -> None:
-    assert is_better(0.1, None)
-    assert is_better(math.nan, None)
-    assert is_better(0.0, math.nan)
-    assert not is_better(math.nan, math.nan)
-    assert not is_better(math.nan, 0.0)
-    assert is_better(0.2, 0.1)
-    assert not is_better(0.1, 0.1)
+    display = Display({"loss": Score("loss", smaller_is_better=True)})
+    for name in ("top1", "loss"):
+        assert display.is_better(name, 0.1, None)
+        assert display.is_better(name, math.nan, None)
+        assert display.is_better(name, 0.0, math.nan)
+        assert not display.is_better(name, math.nan, math.nan)
+        assert not display.is_better(name, math.nan, 0.0)
+        assert not display.is_better(name, 0.1, 0.1)
+    assert display.is_better("top1", 0.2, 0.1)
+    assert not display.is_better("loss", 0.2, 0.1)
+    assert display.is_better("loss", 0.1, 0.2)

@@ -406,3 +406,36 @@ def test_a_run_whose_best_metric_is_nan_ends_and_says_so(
     assert "best epoch 1: top-1 –" in capfd.readouterr().out
     assert '"top1": null' in run.evaluation_json().read_text("utf-8")
     assert "<b>–</b><span>val top-1</span>" in run.report_html.read_text("utf-8")
+
+
+def test_training_stops_when_nothing_gets_better(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a rate of nearly 0 and fixed BatchNorms every validation equals the first."""
+    still: dict[str, Any] = {"lr": 1e-12, "freeze": ["stem", "tail", "bridge", "body", "head", "score"], "patience": 2}
+    run = fit(photos, tmp_path / "run", epochs=9, **still)
+    epochs = [int(row["epoch"]) for row in MetricsFile(run.metrics_csv).read() if row["name"] == "top1"]
+    assert epochs == [1, 2, 3]
+    assert "stopping: no better validation since epoch 1 (patience 2)" in capsys.readouterr().out
+    assert json.loads(run.evaluation_json().read_text())["epoch"] == 1
+    fit(photos, tmp_path / "run", epochs=9, resume=True, **still)  # a resumed run stays stopped
+    again = [int(row["epoch"]) for row in MetricsFile(run.metrics_csv).read() if row["name"] == "top1"]
+    assert again == [1, 2, 3]
+    fit(photos, tmp_path / "run", epochs=9, resume=True, allow_changes=True, **{**still, "patience": 4})
+    more = [int(row["epoch"]) for row in MetricsFile(run.metrics_csv).read() if row["name"] == "top1"]
+    assert more == [1, 2, 3, 4, 5]
+
+
+def test_the_best_epoch_is_that_of_the_named_metric(photos: Path, tmp_path: Path) -> None:
+    run = fit(photos, tmp_path / "run", epochs=4, best="loss", lr=0.3)
+    losses = {
+        int(row["epoch"]): float(row["value"])
+        for row in MetricsFile(run.metrics_csv).read()
+        if (row["split"], row["name"]) == ("val", "loss")
+    }
+    best = json.loads(run.evaluation_json().read_text())
+    assert best["epoch"] == min(losses, key=lambda epoch: losses[epoch])
+    assert best["metrics"]["loss"] == pytest.approx(min(losses.values()))
+    with pytest.raises(UsageError, match=r"classification has no metric 'top-1'.*Did you mean 'top1'"):
+        fit(photos, tmp_path / "other", best="top-1")
+    assert not (tmp_path / "other").exists()

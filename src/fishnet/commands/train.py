@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 from pathlib import Path
 from typing import Any, Literal, overload
 
 from fishnet.commands.hints import suggest
 from fishnet.config import TrainConfig
 from fishnet.environment import announce, is_main_process
-from fishnet.errors import FishnetError, UsageError
+from fishnet.errors import FishnetError, UsageError, did_you_mean
 from fishnet.files import sweep_partials
 from fishnet.runs import RunFolder
 from fishnet.schema import Tree
@@ -26,6 +28,8 @@ from fishnet.tasks.base import TaskKind, Training
 
 # Settings that change where and how fast a run computes, but not its result; a resumed run may change them.
 FREE_TO_CHANGE = {"workers", "worker_start", "cache", "checkpoint_minutes", "tensorboard", "compile", "out"}
+OUT = "FISHNET_OUT"
+"""Environment variable with the run folder that the main process chose."""
 # A checkpoint contains tensors that fit these only, and what the task adds.
 TIED_TO_CHECKPOINT = {"model", "optim.name"}
 
@@ -75,13 +79,18 @@ def train(
         recipe = recipe or kind.choose_recipe(settings).name
         print(commented_settings(kind.name, recipe, resolve(kind, recipe, settings)), end="")
         return None
-    run, saved = _open_run(kind, settings.get("out"), resume, overwrite)
+    settings = {**settings, "out": settings.get("out") or _next_out(resume)}
+    run, saved = _open_run(kind, settings["out"], resume, overwrite)
     if not (settings.get("data") or (saved or {}).get("data")):
         raise UsageError("--data DIR is missing: the folder of the data set")
     if recipe is None and saved is None:
         recipe, reason = kind.choose_recipe(settings)
         announce(f"recipe {recipe}: {reason}")
     config = decide_precision(resolve(kind, recipe, settings, base=saved))
+    if config.best is not None and config.best not in (known := kind.display.scores):
+        raise UsageError(
+            f"best: {task} has no metric {config.best!r}.{did_you_mean(config.best, known)} Metrics: {', '.join(known)}"
+        )
     if not resume and (line := describe_preprocessing(config)):
         announce(line)
     job = kind.make_training(config)
@@ -101,19 +110,31 @@ def _say_result(kind: TaskKind, run: RunFolder, config: TrainConfig) -> None:
     """Print the best score, the file of the weights, and what to do with them."""
     if run.evaluation_json().exists():
         found = json.loads(run.evaluation_json().read_text("utf-8"))
-        named = kind.display.primary_of(found["metrics"])
+        named = config.best or kind.display.primary_of(found["metrics"])
         score = f"{kind.display.title(named)} {kind.display.text(named, found['metrics'][named])}"
         print(f"best epoch {found['epoch']}: {score}; weights: {run.model_file}", flush=True)
         suggest("evaluate", run.path, "--data", config.data)
         suggest("predict", run.path, "IMAGES", "--out", "predictions")
 
 
-def _open_run(kind: TaskKind, out: str | None, resume: bool, overwrite: bool) -> tuple[RunFolder, Tree | None]:
+def _next_out(resume: bool) -> str:
+    """Return the first of runs/train, runs/train2, ... that does not exist; the processes of a run get the same."""
+    if resume:
+        raise UsageError("--out RUN is missing: the folder of the run to go on with")
+    if not is_main_process():  # the main process chose it before it started this one
+        return os.environ[OUT]
+    numbers = itertools.count(2)
+    out = Path("runs", "train")
+    while out.exists():
+        out = Path("runs", f"train{next(numbers)}")
+    os.environ[OUT] = str(out)
+    return str(out)
+
+
+def _open_run(kind: TaskKind, out: str, resume: bool, overwrite: bool) -> tuple[RunFolder, Tree | None]:
     """Return the run folder, and the settings of the run in it that is resumed."""
     if resume and overwrite:
         raise UsageError("--resume and --overwrite exclude each other")
-    if not out:
-        raise UsageError("--out RUN is missing: the folder to write the run to")
     run = RunFolder(Path(out))
     if not resume:
         if is_main_process():

@@ -24,6 +24,8 @@ class Score:
     """Whether it is plotted over the epochs."""
     detail: bool = False
     """Whether the headline and the table of epochs omit it."""
+    smaller_is_better: bool = False
+    """Whether smaller values are better, as those of a loss."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Display:
     scores: Mapping[str, Score] = field(default_factory=dict)
     """Metrics by name, the most important first; others are shown under their own names."""
     primary: Sequence[str] = ()
-    """Metrics that determine the best epoch; the first available one is used. Larger is better."""
+    """Metrics that determine the best epoch; the first available one is used."""
     fractions: frozenset[str] = frozenset()
     """Names of the values between 0 and 1 that are shown in percent: metrics, and columns of tables."""
     sections: Callable[[Mapping[str, object]], list[Section]] = _no_sections
@@ -83,6 +85,13 @@ class Display:
             if name in metrics:
                 return name
         raise FishnetError(f"an evaluation has none of {', '.join(self.primary)}, which decide on the best epoch")
+
+    def is_better(self, name: str, value: float, best: float | None) -> bool:
+        """Return whether a metric is better than its best value so far; any number is better than NaN."""
+        if best is None or math.isnan(best):
+            return best is None or not math.isnan(value)
+        smaller = name in self.scores and self.scores[name].smaller_is_better
+        return value < best if smaller else value > best
 
     def text(self, name: str, value: float | None) -> str:
         """Return a metric, or a value of a table, as text.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 import time
 
@@ -11,6 +10,7 @@ import torch
 
 from fishnet.cards import save_model
 from fishnet.drawing.display import Display
+from fishnet.environment import announce
 from fishnet.errors import Interrupted
 from fishnet.files import atomic_path, atomic_write, write_json
 from fishnet.metrics import MetricsFile
@@ -21,11 +21,6 @@ from fishnet.training.module import TrainingModule
 from fishnet.training.optimizer import Checkpoint
 from fishnet.training.progress import Stopwatch
 from fishnet.training.signals import SignalWatch
-
-
-def is_better(value: float, best: float | None) -> bool:
-    """Whether a figure is above the best one so far; any number is above NaN, the AP of a split without objects."""
-    return best is None or value > best or (math.isnan(best) and not math.isnan(value))
 
 
 class RunKeeper(pl.Callback):
@@ -46,18 +41,21 @@ class RunKeeper(pl.Callback):
         self.timing = MetricsFile(run.timing_csv)
         self.best: float | None = None
         self.best_epoch = -1
+        self.worse = 0  # validations since the best one
         self.validated = True
         self._saved_step = -1
         self._saved_at = time.monotonic()
 
     def state_dict(self) -> Checkpoint:
         """Return the state that a resumed run needs."""
-        return {"best": self.best, "best_epoch": self.best_epoch, "validated": self.validated}
+        return {
+            "best": self.best, "best_epoch": self.best_epoch, "worse": self.worse, "validated": self.validated,
+        }  # fmt: skip
 
     def load_state_dict(self, state_dict: Checkpoint) -> None:
         """Restore the state of an interrupted run."""
         self.best, self.best_epoch = state_dict["best"], state_dict["best_epoch"]
-        self.validated = state_dict["validated"]
+        self.worse, self.validated = state_dict.get("worse", 0), state_dict["validated"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Install the signal handlers; run the validation that an interrupted run missed."""
@@ -65,6 +63,7 @@ class RunKeeper(pl.Callback):
         self.signals.install()
         if not self.validated:
             self._validate(trainer, pl_module, trainer.current_epoch - 1)
+        self._stop_early(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Restart the stopwatch."""
@@ -131,6 +130,14 @@ class RunKeeper(pl.Callback):
         self._validate(trainer, pl_module, epoch)
         if signum := self._agreed_signal(trainer):
             raise Interrupted(signum)
+        self._stop_early(trainer, pl_module)
+
+    def _stop_early(self, trainer: pl.Trainer, module: TrainingModule) -> None:
+        """End the training if the last validations were not better, as often as `patience` says."""
+        patience = module.config.patience
+        if patience is not None and self.worse >= patience:
+            trainer.should_stop = True
+            announce(f"stopping: no better validation since epoch {self.best_epoch + 1} (patience {patience})")
 
     def _note_timing(self, trainer: pl.Trainer, module: TrainingModule) -> None:
         watch, batches = self.stopwatch, module.trainer.fit_loop.epoch_loop.batch_progress.current.completed
@@ -144,9 +151,10 @@ class RunKeeper(pl.Callback):
     def _validate(self, trainer: pl.Trainer, module: TrainingModule, epoch: int) -> None:
         started = time.perf_counter()
         evaluation = module.evaluate_split(progress=trainer.is_global_zero)
-        primary = module.display.primary_of(evaluation.metrics)
+        primary = module.deciding(evaluation.metrics)
         value = evaluation.metrics[primary]
-        better = is_better(value, self.best)
+        better = module.display.is_better(primary, value, self.best)
+        self.worse = 0 if better else self.worse + 1
         if better:
             self.best, self.best_epoch = value, epoch
         if trainer.is_global_zero:
@@ -157,7 +165,7 @@ class RunKeeper(pl.Callback):
                 content = {"split": "val", "epoch": epoch + 1, **evaluation.to_dict()}
                 write_json(self.run.evaluation_json(), content)
             self._list_bad_images(module)
-            self._tell(trainer, epoch, evaluation.metrics, module.display)
+            self._tell(trainer, epoch, evaluation.metrics, module.display, primary)
         self.validated = True
         if not better:
             self._save(trainer, module)
@@ -174,9 +182,8 @@ class RunKeeper(pl.Callback):
             known = self.run.bad_images_txt.read_text("utf-8").splitlines() if self.run.bad_images_txt.exists() else []
             atomic_write(self.run.bad_images_txt, "\n".join(sorted({*known, *module.bad_images})) + "\n")
 
-    def _tell(self, trainer: pl.Trainer, epoch: int, metrics: dict[str, float], display: Display) -> None:
+    def _tell(self, trainer: pl.Trainer, epoch: int, metrics: dict[str, float], display: Display, primary: str) -> None:
         assert self.best is not None
-        primary = display.primary_of(metrics)
         shown = [name for name in display.order(list(metrics)) if name in (primary, "loss")]
         figures = "  ".join(f"{display.title(name)} {display.text(name, metrics[name])}" for name in shown)
         best = f"best {display.text(primary, self.best)} (epoch {self.best_epoch + 1})"

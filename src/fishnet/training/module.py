@@ -7,7 +7,7 @@ so drop path and mixing do not depend on what ran before, and a resumed run equa
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -276,6 +276,24 @@ class TrainingModule(pl.LightningModule):
     def display(self) -> Display:
         """What reports show of an evaluation of this task, and which metric decides on the best epoch."""
         return get_task(self.job.task.card.task).display
+
+    def deciding(self, metrics: Collection[str]) -> str:
+        """Return the name of the metric that decides on the best epoch.
+
+        Args:
+            metrics: Names of the metrics of an evaluation.
+
+        Raises:
+            UsageError: The settings name one that the evaluation does not have.
+        """
+        named = self.config.best
+        if named is None:
+            return self.display.primary_of(metrics)
+        if named not in metrics:
+            raise UsageError(
+                f"best: the evaluation has no {named!r}.{did_you_mean(named, metrics)} Metrics: {', '.join(metrics)}"
+            )
+        return named
 
     def evaluate_split(self, progress: bool = True) -> Evaluation:
         """Evaluate the network on the validation split, over all processes, in the precision of training."""
