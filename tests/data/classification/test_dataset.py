@@ -206,9 +206,9 @@ def test_missing_and_empty_folders(tmp_path):
 def test_missing_splits_are_listed(tmp_path):
     class_folders(tmp_path, {"train": {"a": 1, "b": 1}})
     fails(tmp_path, "val", "no split 'val'; available: train. .*fishnet data split")
-    class_folders(tmp_path, {"valid": {"a": 1}, "test": {"a": 1}})
-    assert available_splits(tmp_path) == ["train", "test", "valid"]
-    fails(tmp_path, "val", "Did you mean 'valid'")
+    class_folders(tmp_path, {"vali": {"a": 1}, "test": {"a": 1}})
+    assert available_splits(tmp_path) == ["train", "test", "vali"]
+    fails(tmp_path, "val", "Did you mean 'vali'")
 
 
 def test_unsplit_class_folders(tmp_path):
@@ -441,3 +441,9 @@ def test_images_kept_in_memory_are_the_same_and_are_read_once(mini: Callable[[st
     again = dataset[SampleKey(1, 3)]["image"]
     assert torch.equal(first, expected[0])
     assert torch.equal(again, expected[1])
+
+
+@pytest.mark.parametrize("name", ["valid", "validation"])
+def test_other_names_of_val_are_val(name: str, tmp_path: Path) -> None:
+    class_folders(tmp_path, {"train": {"ant": 2, "bee": 2}, name: {"ant": 1, "bee": 1}})
+    assert len(open_classification(tmp_path, "val")) == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from PIL import Image, ImageOps
 
 from fishnet.commands.data_convert import data_convert
 from fishnet.data.detection.coco import read_coco
-from fishnet.data.detection.convert import convert_boxes, detect_layout
+from fishnet.data.detection.convert import can_convert, convert_boxes, detect_layout
 from fishnet.data.detection.dataset import open_detection
 from fishnet.data.images import read_image, turned_box
 from fishnet.errors import FishnetError, UsageError
@@ -309,3 +310,37 @@ def test_text_of_another_encoding_is_named(layout: str, name: str, mini: Callabl
     path.write_bytes(b"caf\xe9\n")
     with pytest.raises(FishnetError, match=rf"^{re.escape(str(path))} is not UTF-8 text"):
         convert_boxes(tmp_path / "there", tmp_path / "out", "coco")
+
+
+def as_roboflow(source: Path, root: Path) -> Path:
+    """Write a YOLO folder in the layout of Roboflow: <split>/images and <split>/labels, valid for val."""
+    for split, name in (("train", "train"), ("val", "valid")):
+        for kind in ("images", "labels"):
+            shutil.copytree(source / kind / split, root / name / kind)
+    shutil.copy(source / "data.yaml", root / "data.yaml")
+    return root
+
+
+@pytest.mark.parametrize("by_file", [False, True])
+def test_the_layout_of_roboflow_is_yolo(by_file: bool, mini: Callable[[str], Path], tmp_path: Path) -> None:
+    convert_boxes(mini("pennfudan"), tmp_path / "yolo", "yolo")
+    root = as_roboflow(tmp_path / "yolo", tmp_path / "roboflow")
+    source = root / "data.yaml" if by_file else root
+    assert can_convert(source)
+    report = data_convert(str(source), str(tmp_path / "coco"))
+    data_convert(str(tmp_path / "yolo"), str(tmp_path / "other"))
+    for split in ("train", "val"):
+        name = f"annotations/instances_{split}.json"
+        assert json.loads((tmp_path / "coco" / name).read_text()) == json.loads((tmp_path / "other" / name).read_text())
+    assert set(report.images) == {"train", "val"}
+
+
+def test_an_outline_of_yolo_becomes_its_box(tmp_path: Path) -> None:
+    root = yolo(tmp_path / "yolo", "1 0.2 0.3 0.6 0.1 0.4 0.7\n1 0.5 0.5 0.25 0.5\n")
+    report = convert_boxes(root, tmp_path / "coco", "coco")
+    assert "1 outlines are reduced to the boxes around them" in report.describe()
+    document = json.loads((tmp_path / "coco" / "annotations" / "instances_train.json").read_text())
+    width, height = document["images"][0]["width"], document["images"][0]["height"]
+    first, second = (entry["bbox"] for entry in document["annotations"])
+    assert first == pytest.approx([0.2 * width, 0.1 * height, 0.4 * width, 0.6 * height])
+    assert second == pytest.approx([0.375 * width, 0.25 * height, 0.25 * width, 0.5 * height])

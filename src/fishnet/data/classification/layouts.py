@@ -101,6 +101,8 @@ def resolve_split(root: Path, split: str) -> str:
         return split
     if len(dated) == 1:
         return dated[0]
+    if split == "val" and (other := [name for name in ("valid", "validation") if name in splits]):
+        return other[0]
     if not splits and is_split(root):
         raise FishnetError(f"{root} is one split of a data set; did you mean --data {root.parent}?")
     if not splits and any(next(image_files(folder), None) for folder in subfolders(root)):

@@ -23,7 +23,7 @@ from pathlib import Path
 from fishnet.data.detection.convert.boxes import USUAL, BoxSet, FolderNames, Layout
 from fishnet.data.detection.convert.coco import read_coco_boxes, write_coco
 from fishnet.data.detection.convert.voc import read_voc, write_voc
-from fishnet.data.detection.convert.yolo import read_yolo, write_yolo
+from fishnet.data.detection.convert.yolo import read_yolo, write_yolo, yolo_folders
 from fishnet.data.detection.split import stratify
 from fishnet.data.folders import check_root
 from fishnet.errors import FishnetError, UsageError
@@ -63,21 +63,27 @@ def detect_layout(root: Path, names: FolderNames = USUAL) -> Layout:
         return "coco"
     if (root / "Annotations").is_dir():
         return "voc"
-    if (root / "labels").is_dir() and (root / (names.images or "images")).is_dir():
+    if yolo_folders(root, names):
         return "yolo"
     raise FishnetError(
         f"{root} has no known layout: COCO has annotations/instances_*.json, VOC Annotations/*.xml, YOLO images/ and "
-        "labels/; pass other folder names of VOC and YOLO with --images and --annotations"
+        "labels/, at the top or in every split; pass other folder names of VOC and YOLO with --images and --annotations"
     )
 
 
 def can_convert(root: Path) -> bool:
     """Whether a folder has boxes in one of the three layouts."""
+    root = _folder_of(root)
     if not root.is_dir():
         return False
-    return any((root / "annotations").glob("instances_*.json")) or any(
-        (root / name).is_dir() for name in ("Annotations", "labels")
-    )
+    if any((root / "annotations").glob("instances_*.json")) or (root / "Annotations").is_dir():
+        return True
+    return (root / "labels").is_dir() or bool(yolo_folders(root))
+
+
+def _folder_of(source: Path) -> Path:
+    """Return the folder of a data set that is named by its data.yaml, as YOLO tools do; any other path unchanged."""
+    return source.parent if source.suffix in (".yaml", ".yml") and source.is_file() else source
 
 
 def convert_data(
@@ -129,6 +135,7 @@ def convert_boxes(
         FishnetError: The source is damaged; the message names the file and the problem.
         UsageError: `dest` is not empty, the source already has the layout, or `val` does not apply to it.
     """
+    source = _folder_of(source)
     if val is not None and not 0 < val < 1:
         raise UsageError(f"--val must be between 0 and 1, such as 0.2, not {val}")
     kind = detect_layout(source, names)

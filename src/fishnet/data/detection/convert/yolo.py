@@ -14,22 +14,41 @@ from fishnet.data.images import image_shape
 from fishnet.errors import FishnetError
 from fishnet.files import atomic_write
 
+_SAME = {"valid": "val", "validation": "val", "training": "train", "testing": "test"}
+"""Other names of splits."""
+
+
+def yolo_folders(root: Path, names: FolderNames = USUAL) -> dict[str, tuple[Path, Path]]:
+    """Return the folders of images and of labels of every split; empty if a folder has no such layout.
+
+    These are images/<split> and labels/<split> (ultralytics), <split>/images and <split>/labels (Roboflow), or images
+    and labels without splits.
+    """
+    images, labels = names.images or "images", names.annotations or "labels"
+    if (root / images).is_dir() and (root / labels).is_dir():
+        inside = sorted(path for path in (root / images).iterdir() if path.is_dir())
+        found = {path.name: (path, root / labels / path.name) for path in inside}
+        found = found or {"train": (root / images, root / labels)}
+    else:
+        splits = sorted(path for path in root.iterdir() if (path / images).is_dir() and (path / labels).is_dir())
+        found = {path.name: (path / images, path / labels) for path in splits}
+    return {_SAME.get(name, name): folders for name, folders in found.items()}
+
 
 def read_yolo(root: Path, names: FolderNames = USUAL) -> BoxSet:
-    """Read a YOLO folder with class names in data.yaml or classes.txt."""
+    """Read a YOLO folder with class names in data.yaml or classes.txt; outlines become the boxes around them."""
     classes = _yolo_classes(root)
     found = BoxSet(classes, {})
-    images = root / (names.images or "images")
-    folders = sorted(path for path in images.iterdir() if path.is_dir()) or [images]
-    for folder in folders:
-        split = folder.name if folder != images else "train"
-        labels = root / (names.annotations or "labels") / folder.relative_to(images)
+    outlines = 0
+    for split, (folder, labels) in yolo_folders(root, names).items():
         pictures = []
         for path in image_files(folder):
             picture = Picture(path, *image_shape(path).upright)
-            _read_yolo_lines((labels / path.relative_to(folder)).with_suffix(".txt"), picture, classes)
+            outlines += _read_yolo_lines((labels / path.relative_to(folder)).with_suffix(".txt"), picture, classes)
             pictures.append(picture)
         found.splits[split] = pictures
+    if outlines:
+        found.notes.append(f"{outlines} outlines are reduced to the boxes around them")
     return found
 
 
@@ -49,26 +68,40 @@ def _yolo_classes(root: Path) -> list[str]:
     raise FishnetError(f"{root} has no class names: add data.yaml with `names`, or classes.txt")
 
 
-def _read_yolo_lines(path: Path, picture: Picture, classes: list[str]) -> None:
-    """Add the boxes of a label file; an image without a file has no objects."""
+def _read_yolo_lines(path: Path, picture: Picture, classes: list[str]) -> int:
+    """Add the boxes of a label file and return how many are those of outlines; without a file there are no objects."""
+    outlines = 0
     if not path.is_file():
-        return
+        return outlines
     for number, line in enumerate(read_lines(path), 1):
         words = line.split()
         if not words:
             continue
         try:
             label, values = int(words[0]), [float(word) for word in words[1:]]
-            if len(values) != 4 or not all(map(math.isfinite, values)) or not 0 <= label < len(classes):
+            outline = len(values) >= 6 and len(values) % 2 == 0
+            if len(values) != 4 and not outline:
+                raise ValueError
+            if not all(map(math.isfinite, values)) or not 0 <= label < len(classes):
                 raise ValueError
         except ValueError:
             raise FishnetError(
-                f"{path}, line {number}: expected a class below {len(classes)} and four numbers, not {line[:60]!r}"
+                f"{path}, line {number}: expected a class below {len(classes)} and four numbers, or the corners of an "
+                f"outline, not {line[:60]!r}"
             ) from None
-        across, down, wide, high = values
+        across, down, wide, high = _around(values) if outline else values
+        outlines += outline
         box = ((across - wide / 2) * picture.width, (down - high / 2) * picture.height)
         picture.boxes.append((classes[label], *box, wide * picture.width, high * picture.height))
         picture.ignored.append(False)
+    return outlines
+
+
+def _around(corners: list[float]) -> tuple[float, float, float, float]:
+    """Return center and size of the box around corners x1 y1 x2 y2 ..."""
+    left, right = min(corners[::2]), max(corners[::2])
+    top, bottom = min(corners[1::2]), max(corners[1::2])
+    return (left + right) / 2, (top + bottom) / 2, right - left, bottom - top
 
 
 def write_yolo(found: BoxSet, out: Path, place: Callable[[Path, Path], None]) -> None:
