@@ -37,7 +37,7 @@ def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str], name:
         (["train", "classification", "--out", "y"], "--data DIR is missing"),
         (
             ["train", "classification", "--data", "y", "--resume"],
-            "--out RUN is missing: the folder of the run to continue",
+            "--out RUN is missing: the run to resume",
         ),
         (["train", "classification", "--data", "y", "--out", "x", "--recipe", "cifar"], "Did you mean 'cifar10'"),
         (["train", "classification", "--data", "y", "--out", "x", "--model-option", "gate"], "model-option"),
@@ -121,3 +121,13 @@ def test_every_synonym_names_an_option() -> None:
     answers = {"score", "max_detections", "inputs", "overwrite"}
     assert set(SYNONYMS.values()) <= settings | answers
     assert not set(SYNONYMS) & {"data", "model", "out", "size", "lr", "seed", "device", "score"}
+
+
+@pytest.mark.parametrize("variable", ["RANK", "SLURM_PROCID"])
+def test_started_by_a_launcher_a_run_needs_its_folder(
+    variable: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for rank in ("0", "1"):
+        monkeypatch.setenv(variable, rank)
+        assert main(["train", "classification", "--data", "photos"]) == 2
+        assert "--out RUN is missing: torchrun and SLURM start several processes" in capsys.readouterr().err

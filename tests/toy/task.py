@@ -162,6 +162,7 @@ class Swatches:
 
 class BrightnessTask:
     collate = None
+    metrics = ("within", "error")
 
     def __init__(self, card: ModelCard, options: BrightnessOptions | None = None) -> None:
         self.card, self.options = card, options or BrightnessOptions()

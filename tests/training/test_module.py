@@ -26,6 +26,7 @@ from fishnet.models.build import Architecture, build_network
 from fishnet.models.heads.image import ClassifierPlan, ImageHead
 from fishnet.models.heads.types import Frame
 from fishnet.models.network import Network
+from fishnet.predictor import Predictor
 from fishnet.runs import RunFolder
 from fishnet.tasks.classification.evaluator import ClassificationEvaluator, Evaluation
 from fishnet.tasks.classification.options import ClassificationConfig
@@ -434,8 +435,9 @@ def test_the_best_epoch_is_that_of_the_named_metric(photos: Path, tmp_path: Path
         if (row["split"], row["name"]) == ("val", "loss")
     }
     best = json.loads(run.evaluation_json().read_text())
+    assert set(best["metrics"]) == set(Predictor(run.path, device="cpu").task.metrics)
     assert best["epoch"] == min(losses, key=lambda epoch: losses[epoch])
     assert best["metrics"]["loss"] == pytest.approx(min(losses.values()))
-    with pytest.raises(UsageError, match=r"classification has no metric 'top-1'.*Did you mean 'top1'"):
+    with pytest.raises(UsageError, match=r"the validation computes no 'top-1'.*Did you mean 'top1'"):
         fit(photos, tmp_path / "other", best="top-1")
     assert not (tmp_path / "other").exists()

@@ -27,7 +27,7 @@ from fishnet.tasks import get_task
 from fishnet.tasks.base import TaskKind, Training
 
 # Settings that change where and how fast a run computes, but not its result; a resumed run may change them.
-FREE_TO_CHANGE = {"workers", "worker_start", "cache", "checkpoint_minutes", "tensorboard", "compile", "out"}
+FREE_TO_CHANGE = {"workers", "worker_start", "checkpoint_minutes", "tensorboard", "compile", "out"}
 OUT = "FISHNET_OUT"
 """Environment variable with the run folder that the main process chose."""
 # A checkpoint contains tensors that fit these only, and what the task adds.
@@ -55,7 +55,7 @@ def train(
     print_config: bool = False,
     **settings: Any,
 ) -> RunFolder | None:
-    """Train a model into a run folder; the recipe replaces many of the defaults that are listed here.
+    """Train a model. The recipe may override the defaults below.
 
     Args:
         task: What to predict, such as classification or detection.
@@ -87,13 +87,10 @@ def train(
         recipe, reason = kind.choose_recipe(settings)
         announce(f"recipe {recipe}: {reason}")
     config = decide_precision(resolve(kind, recipe, settings, base=saved))
-    if config.best is not None and config.best not in (known := kind.display.scores):
-        raise UsageError(
-            f"best: {task} has no metric {config.best!r}.{did_you_mean(config.best, known)} Metrics: {', '.join(known)}"
-        )
     if not resume and (line := describe_preprocessing(config)):
         announce(line)
     job = kind.make_training(config)
+    check_best(job)
     fit_batch_size(job)
     if saved is not None:
         check_resume(kind, run, saved, job.config, allow_changes)
@@ -120,7 +117,9 @@ def _say_result(kind: TaskKind, run: RunFolder, config: TrainConfig) -> None:
 def _next_out(resume: bool) -> str:
     """Return the first of runs/train, runs/train2, ... that does not exist; the processes of a run get the same."""
     if resume:
-        raise UsageError("--out RUN is missing: the folder of the run to go on with")
+        raise UsageError("--out RUN is missing: the run to resume")
+    if "RANK" in os.environ or "SLURM_PROCID" in os.environ:
+        raise UsageError("--out RUN is missing: torchrun and SLURM start several processes, which need the same folder")
     if not is_main_process():  # the main process chose it before it started this one
         return os.environ[OUT]
     numbers = itertools.count(2)
@@ -143,6 +142,15 @@ def _open_run(kind: TaskKind, out: str, resume: bool, overwrite: bool) -> tuple[
     if not run.config_yaml.exists():
         raise UsageError(f"--resume: {run.path} does not contain a run (no config.yaml); start it without --resume")
     return run, read_settings(run.config_yaml, kind.config)
+
+
+def check_best(job: Training) -> None:
+    """Refuse a metric for the best epoch that the validation will not compute."""
+    named, known = job.config.best, job.task.metrics
+    if named is not None and named not in known:
+        raise UsageError(
+            f"best: the validation computes no {named!r}.{did_you_mean(named, known)} Metrics: {', '.join(known)}"
+        )
 
 
 def fit_batch_size(job: Training) -> None:
@@ -168,7 +176,7 @@ def check_resume(kind: TaskKind, run: RunFolder, saved: Tree, config: TrainConfi
         config: Settings now.
         allow_changes: Whether the settings may differ where the checkpoint allows it.
     """
-    changed = differences(saved, config, ignore=FREE_TO_CHANGE)
+    changed = differences(saved, config, ignore=FREE_TO_CHANGE | kind.free)
     fixed = TIED_TO_CHECKPOINT | kind.tied
     tied = [entry for entry in changed if entry[0] in fixed or (entry[0] == "ema" and None in entry[1:])]
     if tied:

@@ -80,14 +80,15 @@ def write_report(run: RunFolder, display: Display | None = None) -> Path:
     environment, environment_note = _read_json(run.environment_json)
     name, task = run.path.resolve().name, _task(run)
     display = display or _display_of(task)
-    best = _best_epoch(metrics, evaluation, display)
+    named = config.get("best")
+    best = _best_epoch(metrics, evaluation, display, named if isinstance(named, str) else None)
     sections = [
         _headline(name, task, config, _best_scores(metrics, evaluation, best, display), metrics, best, run.timing_csv),
         _section("Curves", _figure(draw_curves(run.metrics_csv, display), "Loss, scores and learning rate")),
         _section("Epochs", _epochs_table(metrics, best, display)),
         _section("Evaluation", note),
         *(_section(part.title, _content(part, display)) for part in display.sections(evaluation)),
-        _section("Predictions", _picture(run.predictions_png, "Images with the highest-scoring predictions")),
+        _section("Predictions", _picture(run.predictions_png, "Example predictions")),
         _section("Augmented training batch", _picture(run.train_batch_png, "Augmented images")),
         _section("Skipped images", _bad_images(run.bad_images_txt)),
         _section("Settings", _text_file(run.config_yaml)),
@@ -178,20 +179,21 @@ def _best_scores(
     return [(display.title(name), _cell(name, found[name], display)) for name in names]
 
 
-def _best_epoch(metrics: Metrics, evaluation: Mapping[str, object], display: Display) -> int | None:
-    """Return the epoch of the evaluation, otherwise that of the best primary metric (or of the lowest loss)."""
+def _best_epoch(
+    metrics: Metrics, evaluation: Mapping[str, object], display: Display, named: str | None = None
+) -> int | None:
+    """Return the epoch of the evaluation, otherwise that of the best value of the named or the primary metric."""
     epoch = evaluation.get("epoch")
     if isinstance(epoch, int):
         return int(epoch)
-    for name, sign in [*((score, 1) for score in display.primary), ("loss", -1)]:
-        series = metrics.get(("val", name))
-        points = (
-            [(sign * v, -e) for v, e in zip(series.values, series.epochs, strict=True) if not math.isnan(v)]
-            if series
-            else []
-        )
-        if points:
-            return -max(points)[1]
+    for name in [*([named] if named else []), *display.primary]:
+        best: tuple[float, int] | None = None
+        if series := metrics.get(("val", name)):
+            for value, number in zip(series.values, series.epochs, strict=True):
+                if not math.isnan(value) and display.is_better(name, value, None if best is None else best[0]):
+                    best = value, number
+        if best is not None:
+            return best[1]
     return None
 
 

@@ -51,7 +51,7 @@ EvaluatorT = TypeVar("EvaluatorT")
 EvaluationT = TypeVar("EvaluationT", contravariant=True)
 """What the evaluator of a task computes."""
 PreparedT = TypeVar("PreparedT")
-"""What the model sees of an image."""
+"""Model input prepared from an image."""
 ResultT = TypeVar("ResultT", covariant=True)
 """What an evaluator computes."""
 
@@ -166,6 +166,11 @@ class Task(Protocol[DataT, EvaluatorT, EvaluationT, PreparedT]):
     """
 
     card: ModelCard
+
+    @property
+    def metrics(self) -> Sequence[str]:
+        """Names of the metrics that an evaluation computes."""
+        ...
 
     @property
     def collate(self) -> Collate | None:
@@ -367,6 +372,8 @@ class TaskKind:
     """Explicitly set settings -> recipe of a run that names none."""
     tied: frozenset[str] = frozenset()
     """Settings besides the model that a checkpoint depends on; a resumed run cannot change them."""
+    free: frozenset[str] = frozenset()
+    """Settings that do not change the result; a resumed run may change them."""
     batch_size: int = 32
     """Images per forward pass in evaluation and prediction, by default."""
     display: Display = field(default_factory=Display)

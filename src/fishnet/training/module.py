@@ -282,18 +282,8 @@ class TrainingModule(pl.LightningModule):
 
         Args:
             metrics: Names of the metrics of an evaluation.
-
-        Raises:
-            UsageError: The settings name one that the evaluation does not have.
         """
-        named = self.config.best
-        if named is None:
-            return self.display.primary_of(metrics)
-        if named not in metrics:
-            raise UsageError(
-                f"best: the evaluation has no {named!r}.{did_you_mean(named, metrics)} Metrics: {', '.join(metrics)}"
-            )
-        return named
+        return self.config.best or self.display.primary_of(metrics)
 
     def evaluate_split(self, progress: bool = True) -> Evaluation:
         """Evaluate the network on the validation split, over all processes, in the precision of training."""

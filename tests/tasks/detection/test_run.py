@@ -372,3 +372,15 @@ def test_another_size_scales_both_bounds(trained: RunFolder, data: Path, factor:
     assert tuple(scaled.pixels.shape) == (3, 48 * factor, 96 * factor)
     judged, again = (made.open_split(data, "val", "stop")[0]["image"] for made in (level, other))
     assert max(again.shape) == pytest.approx(factor * max(judged.shape), abs=1)
+
+
+def test_only_metrics_that_the_detector_has_decide_on_the_best_epoch(data: Path, tmp_path: Path) -> None:
+    settings = {**QUICK, "data": str(data), "out": str(tmp_path / "run")}
+    with pytest.raises(UsageError, match=r"the validation computes no 'mask_ap'.* Metrics: box_ap, "):
+        train("detection", **{**settings, "detector": "faster_rcnn", "best": "mask_ap"})
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_announced_metrics_are_those_of_an_evaluation(trained: RunFolder, data: Path) -> None:
+    found = json.loads(trained.evaluation_json().read_text())
+    assert list(found["metrics"]) == list(Predictor(trained.path, device="cpu").task.metrics)

@@ -20,6 +20,7 @@ TASK = TaskKind(
     make_task=ClassificationTask,
     recipes="fishnet.recipes.classification",
     choose_recipe=choose_recipe,
+    free=frozenset({"cache"}),
     batch_size=64,
     display=DISPLAY,
     check_data=check_classification,

@@ -31,6 +31,10 @@ from fishnet.tasks.base import Batch
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+METRICS = ("top1", "top5", "macro_accuracy", "ece", "loss")
+"""Metrics of classifiers with one label per image."""
+MULTI_LABEL_METRICS = ("map", "f1", "loss")
+"""Metrics of classifiers with several labels per image."""
 CONFUSION_LIMIT = 2000
 """More classes than this get no confusion matrix: it grows with their square."""
 

@@ -56,7 +56,9 @@ def choose_recipe(settings: Given) -> RecipeChoice:
     """Return the recipe of a run that names none, from its weights and the size of its data."""
     if settings.get("weights"):
         return RecipeChoice("finetune", "weights are given")
-    root = Path(settings.get("data") or ".")
+    if not settings.get("data"):
+        return RecipeChoice("scratch_small", "no weights are given")
+    root = Path(settings["data"])
     if list(shard_paths(root, "train")):
         return RecipeChoice("imagenet_cosine", "no weights are given, and the data set is in shards")
     folders = [folder for folder in sorted(root.glob("train*")) if folder.is_dir()]

@@ -19,7 +19,14 @@ from fishnet.errors import FishnetError
 from fishnet.files import Json
 from fishnet.models.heads.types import Answers
 from fishnet.tasks.base import Answer, BadImages, Batch, Entry, Runtime
-from fishnet.tasks.classification.evaluator import DISPLAY, ClassificationEvaluator, Evaluation, good_items
+from fishnet.tasks.classification.evaluator import (
+    DISPLAY,
+    METRICS,
+    MULTI_LABEL_METRICS,
+    ClassificationEvaluator,
+    Evaluation,
+    good_items,
+)
 from fishnet.tasks.classification.options import ClassificationOptions
 from fishnet.tasks.classification.painter import Sheets
 from fishnet.tasks.tables import class_table
@@ -60,6 +67,11 @@ class ClassificationTask:
     def classes(self) -> list[str]:
         """Class names in the order of the outputs."""
         return self.head.classes
+
+    @property
+    def metrics(self) -> Sequence[str]:
+        """Names of the metrics that an evaluation computes."""
+        return MULTI_LABEL_METRICS if self.multi_label else METRICS
 
     @property
     def multi_label(self) -> bool:

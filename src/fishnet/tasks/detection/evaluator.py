@@ -43,6 +43,11 @@ KEYPOINT_FIGURES = (
 _CURVES_AT = (0.5, 0.75)
 
 
+def metric_names(kinds: Sequence[str]) -> list[str]:
+    """Return the names of the metrics for box, mask or keypoint, in COCO's order."""
+    return [f"{kind}_{name}" for kind in kinds for name in (KEYPOINT_FIGURES if kind == "keypoint" else BOX_FIGURES)]
+
+
 @dataclass
 class DetectionEvaluation:
     """Result of an evaluation.

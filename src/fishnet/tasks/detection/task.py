@@ -23,7 +23,7 @@ from fishnet.models.heads.detectors import WITH_MASKS
 from fishnet.models.heads.types import Answers, Detections, Size
 from fishnet.tasks.base import Answer, BadImages, Batch, Entry, Runtime
 from fishnet.tasks.detection.detections import HEAD, Objects, as_objects, detect, in_original_pixels, select
-from fishnet.tasks.detection.evaluator import DetectionEvaluation, DetectionEvaluator
+from fishnet.tasks.detection.evaluator import DetectionEvaluation, DetectionEvaluator, metric_names
 from fishnet.tasks.detection.options import DetectionOptions
 from fishnet.tasks.detection.painter import Pictures
 from fishnet.tasks.detection.tiles import merge_tiles, tile_places
@@ -83,6 +83,11 @@ class DetectionTask:
         self.longest = int(card.details.get("longest", LONGEST))
         self.classes = card.heads[HEAD].classes
         self.kinds = evaluated_kinds(card.architecture.heads[HEAD].kind)
+
+    @property
+    def metrics(self) -> Sequence[str]:
+        """Names of the metrics that an evaluation computes."""
+        return metric_names(self.kinds)
 
     def open_split(self, root: Path, split: str, bad_images: BadImages = "stop") -> DetectionDataset:
         """Return a split with the classes of the model, resized for it."""
