@@ -41,9 +41,7 @@ class Command:
 
 
 COMMANDS = {
-    "info": Command(
-        "info", "the family, a model (stages, costs, figures), recipes, detectors", {"model": "?", "name": "?"}
-    ),
+    "info": Command("info", "describe models, recipes and detectors", {"model": "?", "name": "?"}),
     "train": Command("train", "train or fine-tune a model", {"task": None}, "train_settings", "--data DIR [--out RUN]"),
     "evaluate": Command("evaluate", "evaluate a run or weights on a data set", {"run": None}),
     "predict": Command(
@@ -149,7 +147,7 @@ def _split_resume(argument: str) -> list[str]:
 def usage() -> str:
     """Return the overview of all commands."""
     lines = [f"  {name:<12} {command.summary}" for name, command in COMMANDS.items()]
-    return "\n".join(["usage: fishnet COMMAND ... (fishnet COMMAND --help tells more)", "", *lines])
+    return "\n".join(["usage: fishnet COMMAND ... (fishnet COMMAND --help for details)", "", *lines])
 
 
 def find_command(arguments: list[str]) -> tuple[str, list[str]]:

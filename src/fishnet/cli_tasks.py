@@ -77,7 +77,7 @@ def class_hints(kind: type, prefix: str = "") -> Hints:
 
 
 def normalize(arguments: Sequence[str], hints: Hints) -> list[str]:
-    """Turn the spelling of people into that of the parser.
+    """Normalize command-line arguments for jsonargparse.
 
     `--batch-size 8` becomes `--batch_size=8`, a yes/no option alone means yes, `--no-NAME` means no, `None` means null
     where an option may have no value, lists need no brackets (`--freeze stem,tail`), and `--model-option KEY=VALUE`

@@ -43,7 +43,7 @@ class NormalizeConfig:
 
 @dataclass
 class PreprocessConfig(NormalizeConfig):
-    """How an image becomes a square input of a classifier in evaluation and prediction."""
+    """Preprocessing of images in evaluation and prediction: resize, then a square center crop."""
 
     crop_pct: float = 0.875
     """Fraction of the resized image that the center crop keeps; 1 keeps all of it."""
@@ -79,7 +79,7 @@ class OptimConfig:
     weight_decay: float = 1e-4
     """Weight decay."""
     decay_all: bool = True
-    """Decay all parameters, as the released recipe does; false excludes norms and biases."""
+    """Apply weight decay to norms and biases too, as the released recipe does."""
     schedule: Literal["cosine", "step", "constant"] = "cosine"
     """Learning rate schedule after the warm-up, updated at every optimizer step."""
     warmup_epochs: float = 0.0
@@ -119,7 +119,8 @@ class TrainConfig:
     """Keyword arguments of the backbone, such as stem_stride=1 or drop_path_rate=0.1."""
     weights: str | None = None
     """Weights to start from: a run folder, a checkpoint, a tag such as osmr_in1k, or "pretrained" to download those
-    that timm or this library publishes for --model. Heads that do not fit start anew."""
+    that timm or this library publishes for --model. Heads that do not fit are
+    initialized randomly."""
     freeze: list[str] = field(default_factory=list)
     """Parts of the model that are not trained, such as stem, tail or heads.region."""
     epochs: int = 100
@@ -129,7 +130,7 @@ class TrainConfig:
     accumulate: int = 1
     """Batches per optimizer step on every device; gradients are accumulated."""
     lr: float | None = None
-    """Learning rate at the top of the schedule; overrides optim.lr and its scaling with the batch size."""
+    """Peak learning rate; overrides optim.lr and its scaling with the batch size."""
     size: int = 224
     """Size of the training images in pixels."""
     seed: int = 0
@@ -166,8 +167,8 @@ class TrainConfig:
     validate_every: int = 1
     """Epochs between two validations; the last epoch is always validated."""
     best: str | None = None
-    """Metric of the validation that decides which epoch is best and kept, such as loss or box_ap50; None: the main one
-    of the task, such as top1 or mask_ap."""
+    """Validation metric used to select the best epoch, such as loss or box_ap50; None: the main one of the task, such as
+    top1 or mask_ap."""
     patience: int | None = None
     """Stop after this number of validations without a better one; None trains all epochs."""
     max_steps: int | None = None

@@ -1,4 +1,4 @@
-"""The settings of a run: put together, saved in its folder, compared."""
+"""Resolve, save and compare the settings of a run."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ def evaluate(
 
 
 def _epoch(run: RunFolder) -> Json:
-    """Return the epoch of the network of a run, as training noted it; {} for a source that does not say it."""
+    """Return the epoch of the network of a run, recorded by training; {} if it is unknown."""
     try:
         return {"epoch": int(json_module.loads(run.evaluation_json().read_text("utf-8"))["epoch"])}
     except (OSError, ValueError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""What to type next."""
+"""Suggestions of follow-up commands."""
 
 from __future__ import annotations
 

@@ -41,17 +41,17 @@ def start_heads(network: Network, weights: str | None, card: ModelCard) -> None:
             and all(key in state and state[key].shape == own[key].shape for key in keys)
             for part, prefix in (("neck", f"necks.{name}."), ("head", f"heads.{name}."))
         }
-        reason = "" if fits["head"] else f": it is a {before.kind} of another form"
+        reason = "" if fits["head"] else ": its shapes differ"
         if plan.kind != before.kind:
             fits["head"], reason = False, f": it is a {before.kind}"
         elif earlier.heads[name].classes != card.heads[name].classes:
-            fits["head"], reason = False, ": its classes are others"
+            fits["head"], reason = False, ": its classes differ"
         taken = tuple(f"{part}s.{name}." for part, fit in fits.items() if fit)
         network.load_state_dict({key: value for key, value in state.items() if key.startswith(taken)}, strict=False)
         if fits["neck"]:
             note_loaded_norms(network.necks[name])
         parts = ["trunk", *(part for part, fit in fits.items() if fit)]
-        rest = "" if fits["head"] else f"; the head starts anew{reason}"
+        rest = "" if fits["head"] else f"; the head is initialized randomly{reason}"
         announce(f"{name}: {' and '.join(parts)} from {path}{rest}")
 
 

@@ -333,7 +333,7 @@ def test_a_classifier_with_group_norms_starts_a_detector_with_group_norms(data: 
 
 
 @pytest.mark.parametrize(
-    ("change", "says"), [("", ""), ("classes", "its classes are others"), ("kind", "it is a mask_rcnn")]
+    ("change", "says"), [("", ""), ("classes", "its classes differ"), ("kind", "it is a mask_rcnn")]
 )
 def test_a_detector_starts_another(
     trained: RunFolder, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: str, says: str
@@ -356,7 +356,7 @@ def test_a_detector_starts_another(
         assert changed
         assert all(key.startswith("heads.region.") for key in changed)
         assert "region: trunk and neck from" in told
-        assert f"the head starts anew: {says}" in told
+        assert f"the head is initialized randomly: {says}" in told
     else:
         assert not changed
         assert "region: trunk and neck and head from" in told

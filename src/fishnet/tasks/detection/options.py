@@ -34,11 +34,11 @@ class HeadsConfig:
     tower_layers: int | None = None
     """Convolutions of the towers of RetinaNet and FCOS."""
     proposals: int | None = None
-    """Proposals per image that the second stage gets; twice as many in training."""
+    """Proposals per image passed to the second stage; twice as many in training."""
     samples: int | None = None
     """Proposals per image that the second stage is trained on."""
     anchor_scale: float | None = None
-    """Size of the anchors of a level, in strides of that level."""
+    """Size of the anchors of a level, as a multiple of its stride."""
     aspect_ratios: list[float] | None = None
     """Aspect ratios (height / width) of the anchors."""
     score: float | None = None
