@@ -167,8 +167,8 @@ class TrainConfig:
     validate_every: int = 1
     """Epochs between two validations; the last epoch is always validated."""
     best: str | None = None
-    """Validation metric used to select the best epoch, such as loss or box_ap50; None: the main one of the task, such as
-    top1 or mask_ap."""
+    """Validation metric used to select the best epoch, such as loss or box_ap50; None: the main one of the task, such
+    as top1 or mask_ap."""
     patience: int | None = None
     """Stop after this number of validations without a better one; None trains all epochs."""
     max_steps: int | None = None
