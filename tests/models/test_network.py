@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -256,3 +257,12 @@ def plain_names(one: Network) -> dict[str, Tensor]:
 
 def plain_name(name: str) -> str:
     return name.removeprefix("network.").removeprefix("model.").replace(".", "_")
+
+
+def test_a_kind_of_head_is_found_before_any_task_is_imported() -> None:
+    code = (
+        "import sys; from fishnet.models.build import plan_of; "
+        "print(plan_of({'kind': 'fcos', 'num_classes': 2}).kind, 'fishnet.tasks' in sys.modules)"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert told.split() == ["fcos", "False"]

@@ -6,17 +6,16 @@ same network is built again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from importlib import metadata
-from typing import Any, Generic, Literal, NamedTuple, TypeVar
+from typing import Any
 
 from torch import nn
 
-from fishnet.errors import UsageError, did_you_mean
+from fishnet.errors import UsageError
 from fishnet.models.build_trunk import build_trunk, split
-from fishnet.models.heads.detectors import DETECTORS, RegionPlan, build_region_head, check_region_plan
 from fishnet.models.heads.image import ClassifierPlan, ImageHead, similar_layer
+from fishnet.models.heads.registry import CLASSIFIER, HEADS, HeadKind, head_kind, register_head
 from fishnet.models.heads.types import HeadPlan
 from fishnet.models.network import Batcher, Network
 from fishnet.models.norms import apply_norm_policy
@@ -24,47 +23,12 @@ from fishnet.models.pyramid import Pyramid
 from fishnet.models.timm_types import ModelOptions
 from fishnet.models.trunk import Taps, Trunk
 
+__all__ = [
+    "CLASSIFIER", "HEADS", "Architecture", "HeadKind", "as_network", "build_network", "plan_of", "register_head",
+]  # fmt: skip
+
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Channel means and standard deviations of ImageNet images in 0..1."""
-
-
-Plan = TypeVar("Plan", bound=HeadPlan)
-
-
-class HeadKind(NamedTuple, Generic[Plan]):
-    """How heads of one kind are described and built."""
-
-    plan: type[Plan]
-    """Frozen dataclass with the field `kind`, and `num_classes` if the head predicts classes."""
-    build: Callable[[Plan, Trunk], tuple[Pyramid | None, nn.Module]]
-    """Plan and trunk -> neck (None if the head needs none) and head."""
-    check: Callable[[Plan], None] | None = None
-    """Raises UsageError for a plan from which no head can be built."""
-    takes: Literal["maps", "vector"] = "maps"
-    """Input of the head: maps, those of its neck if it has one, or the pooled features of the trunk."""
-
-
-CLASSIFIER = "classifier"
-"""Kind of the heads that take over the last layer of the backbone."""
-HEADS: dict[str, HeadKind[Any]] = {
-    name: HeadKind(RegionPlan, build_region_head, check_region_plan) for name in DETECTORS
-}
-"""Every other kind of head by name; other packages add theirs with `register_head`."""
-
-
-def register_head(name: str, kind: HeadKind[Plan]) -> None:
-    """Register a kind of head, for plans with `kind=name`.
-
-    Args:
-        name: Value of `kind` in the plans.
-        kind: How the heads are described and built.
-
-    Raises:
-        UsageError: Another kind is registered under the name.
-    """
-    if name == CLASSIFIER or HEADS.get(name, kind) != kind:
-        raise UsageError(f"a head named {name!r} is already registered; choose another name")
-    HEADS[name] = kind
 
 
 @dataclass(frozen=True)
@@ -109,33 +73,12 @@ def plan_of(values: Mapping[str, object]) -> HeadPlan:
     kind = values.get("kind")
     if kind == CLASSIFIER:
         return ClassifierPlan(**_known_fields(ClassifierPlan, values, "a classifier"))
-    plan = _kind_of(kind).plan
+    plan = head_kind(kind).plan
     return plan(**_known_fields(plan, values, str(kind)))
 
 
-def _kind_of(name: object) -> HeadKind[Any]:
-    if name not in HEADS:
-        problems = _load_other_tasks()
-        if name not in HEADS:
-            known = [CLASSIFIER, *HEADS]
-            near = did_you_mean(str(name), known)
-            raise UsageError(f"unknown head {name!r}.{near} Known are {', '.join(known)}{problems}")
-    return HEADS[name]
-
-
-def _load_other_tasks() -> str:
-    """Import the tasks of other packages, which registers their heads; return which could not be imported."""
-    problems = []
-    for entry in metadata.entry_points(group="fishnet.tasks"):
-        try:
-            entry.load()
-        except Exception as error:  # a package of somebody else may raise anything when it is imported
-            problems.append(f"; {entry.value} cannot be imported: {error}")
-    return "".join(problems)
-
-
 def _takes_vector(plan: HeadPlan) -> bool:
-    return plan.kind == CLASSIFIER or _kind_of(plan.kind).takes == "vector"
+    return plan.kind == CLASSIFIER or head_kind(plan.kind).takes == "vector"
 
 
 def _known_fields(kind: type, values: Mapping[str, object], what: str) -> dict[str, Any]:
@@ -166,7 +109,7 @@ def build_network(
     """
     plans = dict(architecture.heads)
     for plan in plans.values():
-        if plan.kind != CLASSIFIER and (check := _kind_of(plan.kind).check):
+        if plan.kind != CLASSIFIER and (check := head_kind(plan.kind).check):
             check(plan)
     classifier = next((plan for plan in plans.values() if plan.kind == CLASSIFIER), None)
     trunk, last = build_trunk(
@@ -210,7 +153,7 @@ def _assemble(trunk: Trunk, last: nn.Module | None, architecture: Architecture, 
             heads[name] = ImageHead(similar_layer(last, plan.num_classes) if taken else last, plan)
             taken = True
             continue
-        neck, heads[name] = _kind_of(plan.kind).build(plan, trunk)
+        neck, heads[name] = head_kind(plan.kind).build(plan, trunk)
         if neck is not None:
             necks[name] = neck
     pooled = [name for name, plan in architecture.heads.items() if _takes_vector(plan)]

@@ -26,6 +26,7 @@ from fishnet.models.heads.boxes import Anchors
 from fishnet.models.heads.cascade import IOUS, CascadePredictor, CascadeRegions
 from fishnet.models.heads.dense import FCOS, DenseHead, RetinaNet
 from fishnet.models.heads.region import BoxPredictor, ProposalNetwork, Regions, TwoStageHead
+from fishnet.models.heads.registry import HeadKind, register_head
 from fishnet.models.pyramid import Extra, Neck, Pyramid
 from fishnet.models.trunk import Trunk
 
@@ -249,3 +250,7 @@ _HEADS: dict[str, Callable[[Pyramid, Sizes, RegionPlan], TwoStageHead | DenseHea
     "retinanet": _retinanet,
     "fcos": _fcos,
 }
+
+
+for _name in DETECTORS:
+    register_head(_name, HeadKind(RegionPlan, build_region_head, check_region_plan))
