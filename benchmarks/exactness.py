@@ -21,7 +21,7 @@ from fishnet.models.checkpoints.layouts import convert_state
 from fishnet.models.complexity import count
 
 sys.path.insert(0, str(PROJECT))
-from tests.models.test_parity import outputs, pytorchcv_model, randomise  # needs the line above
+from tests.models.test_parity import outputs, pytorchcv_model, randomize  # needs the line above
 
 
 def parity(folder: Path) -> None:
@@ -63,9 +63,9 @@ def conversion() -> None:
         for direction in ("from pytorchcv", "to pytorchcv"):
             ours, theirs = create_model(name).eval(), pytorchcv_model(name)
             if direction == "from pytorchcv":
-                ours.load_state_dict(convert_state(randomise(theirs, seed=1).state_dict(), "fishnet"))
+                ours.load_state_dict(convert_state(randomize(theirs, seed=1).state_dict(), "fishnet"))
             else:
-                theirs.load_state_dict(convert_state(randomise(ours, seed=2).state_dict(), "pytorchcv"))
+                theirs.load_state_dict(convert_state(randomize(ours, seed=2).state_dict(), "pytorchcv"))
             for height, width in ((224, 224), (160, 288)):
                 if height == 160:
                     theirs.features.final_pool = nn.AdaptiveAvgPool2d(1)

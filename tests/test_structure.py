@@ -51,7 +51,10 @@ def imported(path: Path) -> list[str]:
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         if isinstance(node, ast.ImportFrom):
-            names += [f"{node.module}.{alias.name}" for alias in node.names]
+            package = ["fishnet", *path.relative_to(SOURCE).parent.parts]
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            names += [f"{module}.{alias.name}" for alias in node.names]
     return [name for name in names if name.startswith("fishnet.")]
 
 
@@ -82,6 +85,9 @@ def test_a_trespass_would_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         "commands/new.py": "from fishnet.tasks.detection import TASK",
         "tasks/classification/new.py": "def f():\n    import fishnet.data.detection.coco",
         "models/new.py": "from fishnet.data import detection",
+        "drawing/new.py": "from ..data.detection import coco",
+        "tasks/classification/relative.py": "from ..detection.task import DetectionTask",
+        "tasks/detection/relative.py": "from .task import DetectionTask",
         "tasks/detection/fine.py": "from fishnet.data.detection.coco import CocoFile",
         "tasks/multitask/fine.py": "from fishnet.tasks.detection.task import DetectionTask",
     }.items():
@@ -90,7 +96,10 @@ def test_a_trespass_would_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("tests.test_structure.SOURCE", tmp_path)
     monkeypatch.setattr("tests.test_structure.TASKS", [*TASKS, "multitask"])
     found = trespasses(sorted(tmp_path.rglob("*.py")))
-    assert [line.split()[0] for line in found] == ["commands/new.py", "models/new.py", "tasks/classification/new.py"]
+    assert [line.split()[0] for line in found] == [
+        "commands/new.py", "drawing/new.py", "models/new.py", "tasks/classification/new.py",
+        "tasks/classification/relative.py",
+    ]  # fmt: skip
 
 
 def test_the_code_page_names_every_module() -> None:

@@ -10,16 +10,18 @@ import torch
 from torchvision import tv_tensors
 
 from fishnet.data.augmentation import Flip, Photometric, Resize, ScaleJitter, cropped, random_crop, sanitize
+from fishnet.data.detection.transforms import CopyPaste, IouCrop, Mosaic
 from fishnet.data.geometry import IGNORE, Sample, plain
 
 
-def blocks(boxes: bool) -> Sample:
+def blocks(boxes: bool, turned: bool = False) -> Sample:
     """Return an image of 4x6 blocks of 16 pixels, whose value is written in the label map, with one object or none."""
     values = torch.arange(24).reshape(4, 6).repeat_interleave(16, 0).repeat_interleave(16, 1)
+    values = 23 - values if turned else values
     target: dict[str, Any] = {"label_map": tv_tensors.Mask(values.to(torch.uint8))}
     if boxes:
         place = torch.tensor([[16.0, 16.0, 48.0, 32.0]])
-        masks = ((values == 7) | (values == 8)).to(torch.uint8)[None]
+        masks = ((values == values[16, 16]) | (values == values[16, 32])).to(torch.uint8)[None]
         target["boxes"] = tv_tensors.BoundingBoxes(place, format="XYXY", canvas_size=(64, 96))
         target |= {"labels": torch.tensor([0]), "masks": tv_tensors.Mask(masks)}
     image = (10 * values).to(torch.uint8)[None].repeat(3, 1, 1)
@@ -67,3 +69,38 @@ def test_an_object_that_leaves_takes_no_label_map_with_it() -> None:
     moved = sanitize(cropped(blocks(True), 40, 60, 20, 30))
     assert len(moved["target"]["boxes"]) == len(moved["target"]["masks"]) == len(moved["target"]["labels"]) == 0
     assert plain(moved["target"]["label_map"]).shape == (20, 30)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("name", ["iou crop", "mosaic", "copy-paste"])
+def test_label_maps_are_mixed_as_the_images_are(name: str, seed: int) -> None:
+    torch.manual_seed(seed)
+
+    def draw() -> Sample:
+        return blocks(True, turned=True)
+
+    moved = {
+        "iou crop": lambda: IouCrop()(blocks(True)),
+        "mosaic": lambda: Mosaic(1.0, 160)(blocks(True), draw),
+        "copy-paste": lambda: CopyPaste(1.0, Flip(0.0))(blocks(True), draw),
+    }[name]()
+    image, labels = plain(moved["image"])[0].int(), plain(moved["target"]["label_map"]).int()
+    assert labels.shape == image.shape
+    assert not (labels == IGNORE).any(), "every pixel belongs to one of the images"
+    # away from the edges of the blocks, where bilinear pixels lie between two, the label is the block
+    exact = image % 10 == 0
+    assert (image[exact] // 10 == labels[exact]).float().mean() > 0.97
+    if name == "copy-paste":
+        assert torch.equal(image, 10 * labels)
+        assert not torch.equal(labels, plain(blocks(True)["target"]["label_map"]).int())
+
+
+@pytest.mark.parametrize("mix", [Mosaic(1.0, 160), CopyPaste(1.0, Flip(0.0))], ids=["mosaic", "copy-paste"])
+@pytest.mark.parametrize("missing", ["own", "other"])
+def test_pixels_of_an_image_without_label_map_are_ignored(mix: Mosaic | CopyPaste, missing: str) -> None:
+    torch.manual_seed(0)
+    own, other = blocks(True), blocks(True, turned=True)
+    del (own if missing == "own" else other)["target"]["label_map"]
+    labels = plain(mix(own, lambda: other)["target"]["label_map"])
+    assert 0 < (labels == IGNORE).sum() < labels.numel()
+    assert labels.dtype == torch.uint8

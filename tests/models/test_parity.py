@@ -43,7 +43,7 @@ def test_logits_and_stages_equal_the_released_network(name: str, reference: Simp
         assert abs(values.std() - case[f"stage{index}_std"]) <= 1e-3
 
 
-def randomise(model: nn.Module, seed: int) -> nn.Module:
+def randomize(model: nn.Module, seed: int) -> nn.Module:
     """Give every norm random affine parameters and statistics, so that no tensor is like another."""
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
@@ -79,10 +79,10 @@ def outputs(model: nn.Module, height: int, width: int) -> Tensor:
 def test_outputs_equal_pytorchcv(name: str, direction: str) -> None:
     ours, theirs = create_model(name).eval(), pytorchcv_model(name)
     if direction == "from pytorchcv":
-        randomise(theirs, seed=1)
+        randomize(theirs, seed=1)
         ours.load_state_dict(convert_state(theirs.state_dict(), "fishnet"))
     else:
-        randomise(ours, seed=2)
+        randomize(ours, seed=2)
         theirs.load_state_dict(convert_state(ours.state_dict(), "pytorchcv"))
     torch.testing.assert_close(outputs(ours, 224, 224), outputs(theirs, 224, 224), rtol=0, atol=1e-5)
     # pytorchcv averages over 7x7; only with a global average does it take other sizes.

@@ -11,7 +11,7 @@ from fishnet.models.norms import SharedBatchNorm2d
 
 
 def work(rank: int, folder: str) -> None:
-    """Normalise half of a batch in one of two processes, and keep what came out."""
+    """Normalize half of a batch in one of two processes, and keep what came out."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     given = torch.load(f"{folder}/given.pt")
     norm = SharedBatchNorm2d(3)

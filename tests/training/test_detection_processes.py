@@ -112,11 +112,14 @@ ALIKE = [
 def test_two_processes_have_the_losses_of_one(
     data: Path, nano_weights: Path, tmp_path: Path, detector: str, norm: str
 ) -> None:
-    """Regions are drawn by the image, losses are means over all processes, fresh norms share their statistics, and all
-    processes pad their batches to one size.
+    """Regions are drawn by the image, losses are means over all processes, fresh norms share their statistics, and
+    all processes pad their batches to one size.
 
-    SGD at a low rate: where a rounding error turns a single choice of non-maximum suppression the comparison ends, and
-    Adam's first steps are as long for gradients of rounding errors as for others.
+    Convolutions round differently for batches of other sizes, and on some CPUs such an error changes a choice of
+    non-maximum suppression or the match of a single region, once in several steps: hence one step of ten may differ, by
+    little. Regions that are drawn otherwise, or means over the objects of one process, move every step by percents.
+    SGD at a low rate keeps the weights together afterwards; the first steps of Adam are as long for gradients of
+    rounding errors as for others.
     """
     found = []
     for devices in ("1", "2"):
@@ -127,6 +130,10 @@ def test_two_processes_have_the_losses_of_one(
     one, two = found
     assert sum(name == "loss" for _, name in one) == 20
     assert one.keys() == two.keys()
-    for (step, name), value in one.items():
-        if "loss" in name:
-            assert two[step, name] == pytest.approx(value, rel=1e-4, abs=1e-6), (step, name)
+    apart = {
+        (step, name): abs(two[step, name] - value) / max(abs(value), 1e-2)
+        for (step, name), value in one.items()
+        if "loss" in name
+    }
+    assert max(apart.values()) < 5e-3, apart
+    assert len({step for (step, _), difference in apart.items() if difference > 1e-4}) <= 2, apart

@@ -24,10 +24,11 @@ from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F2
 
+from fishnet.models.heads.types import Size
+
 Sample = dict[str, Any]
 Moved = TypeVar("Moved", bound=Mapping[str, object])
 """Type of a sample; an operation returns the type that it receives."""
-Size = tuple[int, int]
 
 IGNORE = 255
 """Value of label maps that losses and metrics ignore, by default."""

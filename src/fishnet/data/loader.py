@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from fishnet.errors import FishnetError
 
-Item = TypeVar("Item")
-Batch = TypeVar("Batch")
+ItemT = TypeVar("ItemT")
+BatchT = TypeVar("BatchT")
 
 
 class SampleKey(NamedTuple):
@@ -153,7 +153,7 @@ class EvalBatches(Sampler[list[SampleKey]]):
             yield [SampleKey(0, index) for index in self.indices[first : first + self.batch_size]]
 
 
-class ResumableLoader(DataLoader[Item]):
+class ResumableLoader(DataLoader[ItemT]):
     """DataLoader that saves its position in an epoch in `state_dict` and continues from it.
 
     The position counts the batches that were returned, not those that workers have prefetched.
@@ -161,7 +161,7 @@ class ResumableLoader(DataLoader[Item]):
 
     batch_sampler: TrainBatches
 
-    def __init__(self, dataset: Dataset[Item], batches: TrainBatches, **options: Any):
+    def __init__(self, dataset: Dataset[ItemT], batches: TrainBatches, **options: Any):
         super().__init__(dataset, batch_sampler=batches, **options)
         self._epoch, self._handed_out = 0, 0
 
@@ -183,7 +183,7 @@ class ResumableLoader(DataLoader[Item]):
         self._epoch, self._handed_out = state["epoch"], state["batches"]
 
 
-def reraise_plainly(batches: Iterator[Batch]) -> Iterator[Batch]:
+def reraise_plainly(batches: Iterator[BatchT]) -> Iterator[BatchT]:
     """Yield the batches; a FishnetError from a worker is raised again with its message only, without the traceback."""
     try:
         yield from batches

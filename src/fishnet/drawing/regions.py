@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.utils import draw_bounding_boxes, draw_keypoints, draw_segmentation_masks
 
-from fishnet.data.run_lengths import RunLengths
+from fishnet.data.run_lengths import RunLengths, decode
 from fishnet.drawing import style
 
 Color = tuple[int, int, int]
@@ -100,9 +100,7 @@ def _masks(masks: Tensor | list[RunLengths] | None, size: tuple[int, ...]) -> Te
     if masks is None or not len(masks):
         return None
     if isinstance(masks, list):
-        from faster_coco_eval.core import mask as rle_of
-
-        masks = torch.from_numpy(np.ascontiguousarray(rle_of.decode(masks).transpose(2, 0, 1)))
+        masks = decode(masks, *masks[0]["size"])
     masks = masks.float()[:, None]
     return torch.nn.functional.interpolate(masks, size, mode="nearest-exact")[:, 0] > 0.5
 

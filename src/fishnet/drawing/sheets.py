@@ -25,7 +25,7 @@ def draw_batch(images: Tensor, captions: Sequence[str], preprocess: PreprocessCo
     """Draw a batch as the network sees it, with a caption below each image; at most 32 images.
 
     Args:
-        images: Normalised images (N, C, H, W); of more than 3 channels the first three are drawn, of 2 the first.
+        images: Normalized images (N, C, H, W); of more than 3 channels the first three are drawn, of 2 the first.
         captions: Caption of each image.
         preprocess: Mean and standard deviation of the normalization, which is undone.
 

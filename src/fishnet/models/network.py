@@ -40,7 +40,7 @@ class Head(Protocol[FeaturesT, TargetsT, AnswerT]):
 
 
 class Batcher:
-    """Normalise images and pad them with zeros to one batch; images are not resized.
+    """Normalize images and pad them with zeros to one batch; images are not resized.
 
     Args:
         mean: Channel means of images in 0..1.
@@ -133,7 +133,7 @@ class Network(nn.Module):
         """Return the losses by name in training mode, the answers by head otherwise.
 
         Args:
-            images: Normalised batch, or a list of images.
+            images: Normalized batch, or a list of images.
             targets: Targets by head; required in training mode. A head without targets is not run, in any process.
         """
         if self.training:
@@ -151,7 +151,7 @@ class Network(nn.Module):
         """Return the raw outputs of heads for a normalized batch, by head; this is what is exported.
 
         Args:
-            batch: Normalised images (N, C, H, W).
+            batch: Normalized images (N, C, H, W).
             heads: Names of the heads to run; None runs all.
         """
         features = self.trunk(batch)

@@ -1,6 +1,6 @@
 """Transforms from a PIL image to a normalized tensor: augmentation for training, a fixed resize and crop otherwise.
 
-Geometry and color operations work on 8-bit PIL images, lighting on a tensor of values in 0..1. Normalisation follows,
+Geometry and color operations work on 8-bit PIL images, lighting on a tensor of values in 0..1. Normalization follows,
 and last random erasing, which fills its rectangle with normalized noise.
 """
 
@@ -279,14 +279,14 @@ class Lighting:
 
 
 class Normalize:
-    """Normalise each channel in place: (x - mean) / std."""
+    """Normalize each channel in place: (x - mean) / std."""
 
     def __init__(self, preprocess: PreprocessConfig) -> None:
         self.mean = torch.tensor(preprocess.mean).view(3, 1, 1)
         self.std = torch.tensor(preprocess.std).view(3, 1, 1)
 
     def __call__(self, image: Tensor) -> Tensor:
-        """Normalise the image."""
+        """Normalize the image."""
         return image.sub_(self.mean).div_(self.std)
 
     def __repr__(self) -> str:

@@ -33,6 +33,7 @@ from fishnet.data.detection.entries import (
 from fishnet.data.detection.types import AnnotationEntry, Document, ImageEntry
 from fishnet.data.folders import check_root
 from fishnet.data.images import MISSING, BadImageError, ImageShape, image_shape
+from fishnet.data.run_lengths import bounding_boxes
 from fishnet.errors import FishnetError, UsageError
 
 KINDS: dict[str, tuple[Severity, str]] = {
@@ -145,12 +146,10 @@ def _check_masks(file: CocoFile, report: CheckReport) -> None:
     """Report masks whose bounding box differs much from the annotated box."""
     if file.without_outline and (file.outlines.kind != NONE).any():
         report.add("no segmentation", file.path.name, f"{file.without_outline} objects")
-    from faster_coco_eval.core import mask as rle_of
-
     objects = np.where((file.outlines.kind != NONE) & ~file.crowd)[0]
     for start in range(0, len(objects), 1000):
         part = objects[start : start + 1000]
-        around = np.asarray(rle_of.toBbox([file.mask(int(index)) for index in part])).reshape(-1, 4)
+        around = bounding_boxes([file.mask(int(index)) for index in part])
         for index, overlap in zip(part.tolist(), box_overlaps(around, file.boxes[part]).tolist(), strict=True):
             # outlines of small objects are imprecise relative to their size
             slack = 2 * file.boxes[index, 2:].sum() / max(1.0, file.boxes[index, 2:].prod())

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fishnet.data import run_lengths
 from fishnet.data.detection.entries import (
     EntryError,
     Fault,
@@ -58,16 +59,13 @@ class Outlines:
 
     def rle(self, index: int, height: int, width: int) -> RunLengths | None:
         """Return the mask of an object as compressed run lengths; None if it has no segmentation."""
-        from faster_coco_eval.core import mask as rle_of
-
         if self.kind[index] == RLE:
             counts = self.runs[index]
             if isinstance(counts, bytes):
                 return {"size": [height, width], "counts": counts}
-            return rle_of.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
+            return run_lengths.of_counts(counts.tolist(), height, width)
         if self.kind[index] == POLYGONS:
-            shapes = [polygon.tolist() for polygon in self.polygons(index)]
-            return rle_of.merge(rle_of.frPyObjects(shapes, height, width))
+            return run_lengths.of_polygons([polygon.tolist() for polygon in self.polygons(index)], height, width)
         return None
 
 
@@ -115,14 +113,12 @@ class CocoFile:
 
     def mask(self, index: int) -> RunLengths:
         """Return the mask of an object as run lengths; its box if it has no segmentation."""
-        from faster_coco_eval.core import mask as rle_of
-
         image = self.image_of[index]
         height, width = int(self.heights[image]), int(self.widths[image])
         found = self.outlines.rle(index, height, width)
         if found is not None:
             return found
-        return rle_of.frPyObjects([self.boxes[index].tolist()], height, width)[0]
+        return run_lengths.of_box(self.boxes[index].tolist(), height, width)
 
     @property
     def without_outline(self) -> int:

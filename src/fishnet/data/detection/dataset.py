@@ -17,13 +17,14 @@ from torchvision import tv_tensors
 
 from fishnet.data import geometry
 from fishnet.data.detection.coco import CocoFile, Fault, read_coco, summarize
-from fishnet.data.detection.types import Batch, Sample, Target
+from fishnet.data.detection.types import Batch, Sample, SampleTarget
 from fishnet.data.folders import check_root
 from fishnet.data.geometry import VISIBILITY, plain
 from fishnet.data.images import MISSING, BadImageSkipper, bad_image, read_image
 from fishnet.data.run_lengths import decode
 from fishnet.data.seeding import sample_seed, sample_words
 from fishnet.errors import FishnetError, did_you_mean
+from fishnet.models.heads.types import Target
 
 LAYOUT = "DIR/annotations/instances_<split>.json, with images in DIR/<split>/ or DIR/<split>/images/"
 PIXEL_CENTER = 0.5
@@ -273,7 +274,7 @@ def collate(samples: list[Sample]) -> Batch:
     }
 
 
-def _plain_target(target: Target) -> Target:
+def _plain_target(target: SampleTarget) -> Target:
     """Return a target as plain tensors, with keypoints and visibility in one tensor (N, K, 3)."""
     found = Target(boxes=plain(target["boxes"]), labels=plain(target["labels"]), seed=target["seed"])
     if "masks" in target:

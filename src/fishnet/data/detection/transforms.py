@@ -2,7 +2,8 @@
 
 The transforms take samples as returned by `DetectionDataset.sample`. `fishnet.data.geometry` transforms image, boxes,
 masks and keypoints together; objects that leave the image are removed. If there are masks, a cropped object gets the
-bounding box of the rest of its mask; all other objects keep their annotated box. The detector normalizes the image.
+bounding box of the rest of its mask; all other objects keep their annotated box. A target may have label maps (H, W) as
+well, which are mixed as the images are; pixels of an image without one are `IGNORE`. The detector normalizes the image.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torchvision.transforms import v2
 from fishnet.config import AT_LEAST_1, NOT_NEGATIVE, PROBABILITY, Rules
 from fishnet.data import geometry
 from fishnet.data.augmentation import (
+    OBJECT_FIELDS,
     Draw,
     Flip,
     MixingStep,
@@ -33,7 +35,7 @@ from fishnet.data.augmentation import (
     select,
     with_boxes,
 )
-from fishnet.data.geometry import Sample, canvas_size, mask_boxes, plain
+from fishnet.data.geometry import IGNORE, Sample, canvas_size, mask_boxes, plain
 from fishnet.errors import UsageError
 
 
@@ -86,7 +88,6 @@ def _pasted(below: Sample, above: Sample) -> Sample:
     if not len(above["target"]["labels"]):
         return below
     cover = plain(above["target"]["masks"]).amax(0) > 0
-    image = torch.where(cover, plain(above["image"]), plain(below["image"]))
     before = plain(below["target"]["masks"])
     after = before * (~cover).to(before.dtype)
     seen, whole = after.flatten(1).sum(1), before.flatten(1).sum(1)
@@ -96,15 +97,15 @@ def _pasted(below: Sample, above: Sample) -> Sample:
     hidden = with_boxes(hidden, smaller, mask_boxes(after[smaller]))
     # objects of which less than a tenth stays visible are removed, since they cannot be recognized
     hidden = select(hidden, (seen > 0) & (seen >= 0.1 * whole))
-    return sanitize(_merged(below, image, [hidden["target"], above["target"]]))
+    return sanitize(_merged([hidden, above], [cover]))
 
 
 def _fitted(sample: Sample, size: geometry.Size) -> Sample:
-    """Crop or zero-pad a sample at the bottom and right to a size (height, width)."""
+    """Crop or pad a sample at the bottom and right to a size (height, width)."""
     height, width = canvas_size(sample)
     sample = cropped(sample, 0, 0, min(height, size[0]), min(width, size[1]))
     border = [0, 0, max(0, size[1] - width), max(0, size[0] - height)]
-    return sanitize(geometry.pad(sample, border))
+    return sanitize(geometry.pad(sample, border, ignore=IGNORE))
 
 
 def _hidden_keypoints(target: Sample, cover: Tensor) -> Sample:
@@ -138,17 +139,19 @@ class Mosaic:
             (middle[0], middle[1], size, size),
         ]
         parts = [self._part(one, place) for one, place in zip([sample, draw(), draw(), draw()], places, strict=True)]
-        image = torch.stack([plain(part["image"]) for part in parts]).amax(0)
-        return sanitize(_merged(sample, image, [part["target"] for part in parts]))
+        covers = torch.zeros(4, size, size, dtype=torch.bool)
+        for cover, (top, left, bottom, right) in zip(covers, places, strict=True):
+            cover[top:bottom, left:right] = True
+        return sanitize(_merged(parts, list(covers[1:])))
 
     def _part(self, sample: Sample, place: tuple[int, int, int, int]) -> Sample:
-        """Scale and crop a sample to its place (top, left, bottom, right) in a square that is zero elsewhere."""
+        """Scale and crop a sample to its place (top, left, bottom, right), and pad it to the square."""
         top, left, bottom, right = place
         height, width = bottom - top, right - left
         h, w = canvas_size(sample)
         sample = geometry.rescale(sample, max(height / h, width / w))
         sample = sanitize(random_crop(sample, height, width))
-        return geometry.pad(sample, [left, top, self.size - right, self.size - bottom])
+        return geometry.pad(sample, [left, top, self.size - right, self.size - bottom], ignore=IGNORE)
 
     def __repr__(self) -> str:
         return f"Mosaic(p={self.probability}, size={self.size})"
@@ -222,13 +225,37 @@ def train_pipeline(
     return Pipeline([*steps, sanitize], mixing)
 
 
-def _merged(like: Sample, image: Tensor, targets: list[Sample]) -> Sample:
-    """Return a sample with a new image and the objects of several targets of the same image size."""
-    merged = {}
-    for name, value in targets[0].items():
-        joined = torch.cat([plain(target[name]) for target in targets])
+def _merged(parts: list[Sample], covers: list[Tensor]) -> Sample:
+    """Return one sample with the objects of several samples of the same image size.
+
+    Args:
+        parts: Samples; everything that is not listed here is that of the first.
+        covers: Pixels (H, W), bool, where the image and the label maps of each further sample are shown.
+    """
+    targets = [part["target"] for part in parts]
+    merged = dict(targets[0])
+    for name in OBJECT_FIELDS & merged.keys():
+        value, joined = merged[name], torch.cat([plain(target[name]) for target in targets])
         merged[name] = tv_tensors.wrap(joined, like=value) if isinstance(value, tv_tensors.TVTensor) else joined
-    return {**like, "image": tv_tensors.Image(image), "target": merged}
+    label_maps = {
+        name: value
+        for target in targets
+        for name, value in target.items()
+        if name not in OBJECT_FIELDS and isinstance(value, tv_tensors.Mask)
+    }
+    for name, like in label_maps.items():
+        layers = [plain(target.get(name, torch.full_like(plain(like), IGNORE))) for target in targets]
+        merged[name] = tv_tensors.wrap(_layered(layers, covers), like=like)
+    image = _layered([plain(part["image"]) for part in parts], covers)
+    return {**parts[0], "image": tv_tensors.Image(image), "target": merged}
+
+
+def _layered(layers: list[Tensor], covers: list[Tensor]) -> Tensor:
+    """Return the first layer (..., H, W) with each further one shown where its cover (H, W) is true."""
+    shown = layers[0]
+    for layer, cover in zip(layers[1:], covers, strict=True):
+        shown = torch.where(cover, layer, shown)
+    return shown
 
 
 def _check(augment: AugmentConfig, size: int, longest: int) -> None:

@@ -10,10 +10,10 @@ from typing import NotRequired, TypedDict
 
 from torch import Tensor
 
-from fishnet.data.geometry import Size
+from fishnet.models.heads.types import Size, Target
 
 
-class Target(TypedDict):
+class SampleTarget(TypedDict):
     """Truth of one image: N objects with boxes, optionally with masks or K keypoints; N may be 0, crowds are left out.
 
     Coordinates are continuous, see `fishnet.data.geometry`."""
@@ -27,9 +27,9 @@ class Target(TypedDict):
     masks: NotRequired[Tensor]
     """uint8 (N, H, W)."""
     keypoints: NotRequired[Tensor]
-    """float32 (N, K, 2), continuous x, y in a sample; (N, K, 3) with the visibility as third value in a batch."""
+    """float32 (N, K, 2): continuous x, y."""
     keypoints_visibility: NotRequired[Tensor]
-    """float32 (N, K), in samples only: 0 absent, 1 hidden, 2 visible."""
+    """float32 (N, K): 0 absent, 1 hidden, 2 visible."""
 
 
 class Sample(TypedDict):
@@ -37,7 +37,7 @@ class Sample(TypedDict):
 
     image: Tensor
     """uint8 (3, H, W) after the transform."""
-    target: Target
+    target: SampleTarget
     size: Size
     """(height, width) of the image in its file."""
     index: int
@@ -47,7 +47,7 @@ class Sample(TypedDict):
 
 
 class Batch(TypedDict):
-    """Several samples; images and targets stay in lists, since their sizes differ."""
+    """Several samples; images and targets stay in lists, since their sizes differ. Targets are those of the heads."""
 
     image: list[Tensor]
     target: list[Target]
