@@ -19,11 +19,15 @@ COMMAND = [sys.executable, "-W", "error::ResourceWarning", "-m", "fishnet"]
 
 
 def start(
-    *arguments: str | Path, threads: int = 1, env: Mapping[str, str] | None = None, **options: object
+    *arguments: str | Path,
+    threads: int = 1,
+    env: Mapping[str, str] | None = None,
+    script: Path | None = None,
+    **options: object,
 ) -> subprocess.Popen[str]:
-    """Start `fishnet ARGUMENTS` and return the process; its output is one text stream."""
+    """Start `fishnet ARGUMENTS`, or a script in its place, and return the process; its output is one text stream."""
     environment = {**(env or os.environ), "OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""}
-    command = [*COMMAND, *map(str, arguments)]
+    command = [*([sys.executable, str(script)] if script else COMMAND), *map(str, arguments)]
     return subprocess.Popen(
         command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, **options
     )

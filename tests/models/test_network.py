@@ -17,9 +17,9 @@ from fishnet.cards import HeadCard, ModelCard, save_model
 from fishnet.errors import UsageError
 from fishnet.models.build import HEADS, Architecture, HeadKind, as_network, build_network
 from fishnet.models.checkpoints.weights import load_weights
-from fishnet.models.heads.detectors import RegionPlan
+from fishnet.models.heads.detectors import DETECTORS, RegionPlan
 from fishnet.models.heads.image import ClassifierPlan
-from fishnet.models.heads.types import Frame
+from fishnet.models.heads.types import Frame, Mean
 from fishnet.models.network import Network
 from tests.models.heads.test_detectors import images, target
 
@@ -128,15 +128,17 @@ class MeanPlan:
     kind: str = "mean"
 
 
-class Mean(nn.Module):
+class MeanHead(nn.Module):
     """One number per image, from its pooled features or from its maps."""
 
     def raw(self, features: Any) -> dict[str, Tensor]:
         maps = features.values() if isinstance(features, dict) else [features[:, :, None, None]]
         return {"mean": torch.stack([level.mean((1, 2, 3)) for level in maps]).sum(0)}
 
-    def losses(self, raw: dict[str, Tensor], frame: Frame, targets: Tensor) -> dict[str, Tensor]:
-        return {"loss": (raw["mean"] - targets).square().mean()}
+    loss_names = ("loss",)
+
+    def losses(self, raw: dict[str, Tensor], frame: Frame, targets: Tensor) -> dict[str, Mean]:
+        return {"loss": Mean((raw["mean"] - targets).square().mean(), len(targets))}
 
     def decode(self, raw: dict[str, Tensor], frame: Frame) -> list[Tensor]:
         return list(raw["mean"])
@@ -144,7 +146,7 @@ class Mean(nn.Module):
 
 @pytest.mark.parametrize("takes", ["maps", "vector"])
 def test_a_head_without_a_neck_takes_what_its_kind_says(takes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(HEADS, "mean", HeadKind(MeanPlan, lambda plan, trunk: (None, Mean()), takes=takes))
+    monkeypatch.setitem(HEADS, "mean", HeadKind(MeanPlan, lambda plan, trunk: (None, MeanHead()), takes=takes))
     for model in ("fishnet_nano", "resnet18"):
         one = network(model, mean=MeanPlan()).eval()
         batch = torch.randn(2, 3, 64, 64)
@@ -175,6 +177,92 @@ def test_heads_without_targets_are_not_run_but_have_gradients_of_zero() -> None:
     torch.stack(list(nothing.values())).sum().backward()
 
 
+def hold_statistics(one: Network) -> Network:
+    """Return the network in training mode whose norms do not depend on the other images of a batch."""
+    one.train()
+    for module in one.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+    return one
+
+
+PLANS = {"classifier": CLASSIFIER, "multi-label": ClassifierPlan(num_classes=4, multi_label=True)}
+PLANS |= {kind: RegionPlan(kind=kind, num_classes=3, preset="nano", keypoints=2) for kind in DETECTORS}
+
+
+@pytest.mark.parametrize("kind", PLANS)
+def test_images_without_labels_change_no_loss(kind: str) -> None:
+    region = kind in DETECTORS
+    one = hold_statistics(network(answer=PLANS[kind]))
+    pictures = images((64, 64), (64, 64), (64, 64))
+    if region:
+        truth = [full_target([[8, 10, 40, 50]], (64, 64)), full_target([[2, 2, 60, 30], [5, 30, 20, 60]], (64, 64))]
+        for number, item in enumerate(truth):
+            item["seed"] = torch.tensor(number)
+    else:
+        truth = [torch.tensor(1), torch.tensor(3)]
+        if kind == "multi-label":
+            truth = [torch.tensor([0.0, 1, 1, 0]), torch.tensor([1.0, 0, 0, 0])]
+    names = one.heads["answer"].loss_names
+    expected = one([pictures[0], pictures[2]], {"answer": truth})
+    found = one(pictures, {"answer": [truth[0], None, truth[1]]})
+    assert tuple(found) == tuple(expected) == names
+    for name in names:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-6)
+        assert float(expected[name].detach()) > 0 or "ctrness" in name
+    nothing = one(pictures, {"answer": [None] * 3})
+    assert {name: value.item() for name, value in nothing.items()} == {"loss": 0.0}
+
+
+def full_target(boxes: list[list[float]], size: tuple[int, int]) -> dict[str, Tensor]:
+    """Return a target with boxes, masks and keypoints."""
+    found = target(boxes, size)
+    found["keypoints"] = torch.tensor([[[x1 + 1, y1 + 1, 2.0], [x2 - 1, y2 - 1, 2.0]] for x1, y1, x2, y2 in boxes])
+    return found
+
+
+PARTIAL: dict[str, list[Any]] = {
+    "image": [torch.tensor(1), None, None, None],
+    "region": [None, None, full_target([[8, 10, 40, 50]], (64, 64)), full_target([[2, 2, 60, 30]], (64, 64))],
+}
+"""Labels of four images; a process that has the first two has none for regions."""
+
+
+def _partial_labels(rank: int, folder: str, world: int) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/store{world}", rank=rank, world_size=world
+    )
+    both = hold_statistics(network(image=CLASSIFIER, region=DETECTOR))
+    module = torch.nn.parallel.DistributedDataParallel(both)
+    own = range(4)[rank * 4 // world : (rank + 1) * 4 // world]
+    generator = torch.Generator().manual_seed(0)
+    pictures = [torch.rand(3, 64, 64, generator=generator) for _ in range(4)]
+    for number, item in enumerate(PARTIAL["region"]):
+        if item:
+            item["seed"] = torch.tensor(number)
+    losses = module([pictures[place] for place in own], {name: [PARTIAL[name][i] for i in own] for name in PARTIAL})
+    torch.stack(list(losses.values())).sum().backward()
+    found = {name: value.detach() for name, value in losses.items()}
+    torch.save((found, {n: p.grad for n, p in both.named_parameters()}), f"{folder}/{world}_{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks, for speed; elsewhere forked processes are unreliable")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.timeout(240)
+def test_partial_labels_of_two_processes_give_the_losses_and_gradients_of_one(tmp_path: Path) -> None:
+    for world in (1, 2):
+        torch.multiprocessing.start_processes(
+            _partial_labels, (str(tmp_path), world), nprocs=world, start_method="fork"
+        )
+    (one, gradients), *two = (torch.load(tmp_path / f"{name}.pt") for name in ("1_0", "2_0", "2_1"))
+    for name, value in one.items():
+        torch.testing.assert_close((two[0][0][name] + two[1][0][name]) / 2, value, rtol=1e-4, atol=1e-6)
+    for name, value in gradients.items():
+        torch.testing.assert_close(two[0][1][name], value, rtol=1e-3, atol=1e-5, msg=name)
+
+
 def _part_of_a_group(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
@@ -184,7 +272,8 @@ def _part_of_a_group(rank: int, folder: str) -> None:
     generator = torch.Generator().manual_seed(rank)
     pictures = [torch.rand(3, 64, 64, generator=generator) for _ in range(2)]
     given: dict[str, Any] = {"image": torch.tensor([1, 2]), "region": [target([[8, 10, 40, 50]], (64, 64))] * 2}
-    for heads in ("image", "region", "", "image region"):
+    mine = [("image", "region", "", "image region"), ("image", "image", "region", "region")]
+    for heads in mine[rank]:  # the processes have labels for different heads
         losses = module(pictures, {name: given[name] for name in heads.split()})
         optimizer.zero_grad()
         torch.stack(list(losses.values())).sum().backward()

@@ -22,7 +22,7 @@ from fishnet.config import NOT_NEGATIVE, Rules, TrainConfig
 from fishnet.data.checks import CheckReport
 from fishnet.drawing.display import Display, Score, Section, Table
 from fishnet.models.build import Architecture, HeadKind, register_head
-from fishnet.models.heads.types import Answers, Frame, Losses, Maps, Raw
+from fishnet.models.heads.types import Answers, Frame, Maps, Mean, Means, Raw
 from fishnet.models.network import Network
 from fishnet.models.pyramid import Pyramid
 from fishnet.models.trunk import Trunk
@@ -51,9 +51,11 @@ class BrightnessHead(nn.Module):
     def raw(self, features: Maps) -> Raw:
         return {"value": self.last(next(iter(features.values())).mean((2, 3)).float())[:, 0]}
 
-    def losses(self, raw: Raw, frame: Frame, targets: Tensor) -> Losses:
+    loss_names = ("loss",)
+
+    def losses(self, raw: Raw, frame: Frame, targets: Tensor) -> Means:
         loss = nn.functional.l1_loss if self.plan.loss == "l1" else nn.functional.mse_loss
-        return {"loss": loss(raw["value"], targets.float())}
+        return {"loss": Mean(loss(raw["value"], targets.float()), len(targets))}
 
     def decode(self, raw: Raw, frame: Frame) -> list[Tensor]:
         return list(raw["value"])

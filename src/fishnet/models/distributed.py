@@ -21,20 +21,21 @@ def world_size() -> int:
     return torch.distributed.get_world_size() if _is_distributed() else 1
 
 
-def balanced(loss: Tensor, count: int | Tensor) -> Tensor:
-    """Scale the mean over the items of this process so that its average over processes is the mean over all items.
+def balanced(losses: list[Tensor], counts: list[int | Tensor]) -> list[Tensor]:
+    """Scale means over the items of this process so that their averages over processes are the means over all items.
 
-    Every process must call this the same number of times, even if it has no items.
+    Every process must pass the same number of losses, also those of which it has no items.
 
     Args:
-        loss: Sum over the items of this process divided by max(1, count), a scalar.
-        count: Number of items in this process.
+        losses: Sums over the items of this process, each divided by max(1, count): scalars.
+        counts: Number of items of each loss in this process.
     """
-    if not _is_distributed():
-        return loss
-    own = torch.as_tensor(count, dtype=torch.float64, device=loss.device)
-    factor = own.clamp(min=1) * world_size() / total(own).clamp(min=1)
-    return loss * factor.to(loss.dtype)
+    if not _is_distributed() or not losses:
+        return losses
+    device = losses[0].device
+    own = torch.stack([torch.as_tensor(count, dtype=torch.float64, device=device) for count in counts])
+    factors = own.clamp(min=1) * world_size() / total(own).clamp(min=1)
+    return [loss * factor.to(loss.dtype) for loss, factor in zip(losses, factors, strict=True)]
 
 
 class _Total(torch.autograd.Function):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, overload
 
 import torch
 from torch import Tensor, nn
 
-from fishnet.models.distributed import largest
-from fishnet.models.heads.types import Answers, Frame, Losses, Maps, Raw, Size, Targets
+from fishnet.models.distributed import balanced, largest
+from fishnet.models.heads.types import Answers, Frame, Losses, Maps, Mean, Means, Raw, Size, Targets
 from fishnet.models.pyramid import Pyramid
 from fishnet.models.timm_types import LayerGroups
 from fishnet.models.trunk import Features, Trunk
@@ -30,8 +30,13 @@ class Head(Protocol[FeaturesT, TargetsT, AnswerT]):
         """Return the outputs before decoding, by name. Must not branch on tensor values, so that it can be exported."""
         ...
 
-    def losses(self, raw: Raw, frame: Frame, targets: TargetsT) -> Losses:
-        """Return the losses by name; their sum is minimized."""
+    @property
+    def loss_names(self) -> tuple[str, ...]:
+        """Names of the losses, in their order."""
+        ...
+
+    def losses(self, raw: Raw, frame: Frame, targets: TargetsT) -> Means:
+        """Return the losses of images that are all labeled, at least one, by name; their sum is minimized."""
         ...
 
     def decode(self, raw: Raw, frame: Frame) -> list[AnswerT]:
@@ -91,12 +96,41 @@ def _size(image: Tensor) -> Size:
     return image.shape[-2], image.shape[-1]
 
 
+def _labeled(targets: Tensor | Sequence[object] | None) -> list[int]:
+    """Return the places of the images that have a target."""
+    if targets is None:
+        return []
+    if isinstance(targets, Tensor):
+        return list(range(len(targets)))
+    return [place for place, target in enumerate(targets) if target is not None]
+
+
+def _selected(raw: Raw, frame: Frame, targets: Any, places: list[int]) -> tuple[Raw, Frame, Any]:
+    """Return the outputs, sizes and targets of some images of a batch."""
+    if len(places) == len(frame.sizes):
+        return raw, frame, targets
+    outputs = {name: value[places] for name, value in raw.items()}
+    sizes = [frame.sizes[place] for place in places]
+    return outputs, Frame(frame.canvas, sizes), [targets[place] for place in places]
+
+
+def _zero_of(tensors: Iterable[Tensor]) -> Tensor:
+    """Return zero with a gradient of zeros for all tensors, whatever their values.
+
+    The backward pass then runs through all that they were computed from: norms that share statistics wait for it.
+    """
+    return torch.stack([tensor.flatten()[:0].float().sum() for tensor in tensors]).sum()
+
+
 class Network(nn.Module):
     """Images -> batch -> trunk (once) -> necks -> heads.
 
     In training mode `network(images, targets)` returns the losses by name; in eval mode `network(images)` returns the
     answers by head, each a list with one entry per image. With several heads, the name of a loss starts with the name
     of its head.
+
+    A head learns from the images that are labeled for it, and its losses are means over those of all processes. A head
+    for which no process has a labeled image is not run.
 
     Args:
         trunk: Backbone.
@@ -134,12 +168,16 @@ class Network(nn.Module):
 
         Args:
             images: Normalized batch, or a list of images.
-            targets: Targets by head; required in training mode. A head without targets is not run, in any process.
+            targets: Targets by head; required in training mode. None in place of the target of an image, or of those
+                of a head, means that it is not labeled.
         """
         if self.training:
             assert targets is not None, "training needs targets"
             batch, frame = self.batcher(images, common=True)
-            return self._losses(self.raw(batch, targets), frame, targets)
+            labeled = {name: _labeled(targets.get(name)) for name in self.heads}
+            counts = largest([len(places) for places in labeled.values()], batch.device)
+            wanted = [name for name, count in zip(labeled, counts, strict=True) if count]
+            return self._losses(self.raw(batch, wanted), frame, targets, labeled)
         answers: dict[str, dict[int, Any]] = {name: {} for name in self.heads}
         for places in [list(range(len(images)))] if isinstance(images, Tensor) else self.batcher.groups(images):
             batch, frame = self.batcher(images if isinstance(images, Tensor) else [images[place] for place in places])
@@ -169,18 +207,25 @@ class Network(nn.Module):
         """Return the answers of every head from raw outputs by head, such as those of an exported network."""
         return {name: self._head(name).decode(outputs, frame) for name, outputs in raw.items()}
 
-    def _losses(self, raw: dict[str, Raw], frame: Frame, targets: Targets) -> Losses:
-        losses: Losses = {}
+    def _losses(
+        self, raw: Mapping[str, Raw], frame: Frame, targets: Targets, labeled: Mapping[str, list[int]]
+    ) -> Losses:
+        """Return the losses of the heads that ran, from the places of the images that are labeled for each."""
+        means: Means = {}
         for name, outputs in raw.items():
+            places, head = labeled[name], self._head(name)
             prefix = f"{name}_" if len(self.heads) > 1 else ""
-            found = self._head(name).losses(outputs, frame, targets[name])
-            losses |= {prefix + loss: value for loss, value in found.items()}
-        if len(raw) < len(self.heads):
-            # several processes wait for the gradient of every parameter, that of a head without targets too
-            parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
-            nothing = torch.stack([parameter.sum() for parameter in parameters]).sum() * 0
+            if places:
+                found = head.losses(*_selected(outputs, frame, targets[name], places))
+            else:  # another process has labels: it waits for the counts of this one
+                found = {loss: Mean(_zero_of(outputs.values()), 0) for loss in head.loss_names}
+            means |= {prefix + loss: found[loss] for loss in head.loss_names}
+        values = balanced([mean.value for mean in means.values()], [mean.items for mean in means.values()])
+        losses = dict(zip(means, values, strict=True))
+        if not all(labeled.values()):
+            # DistributedDataParallel waits for the gradient of every parameter, that of a head without labels too
             first = next(iter(losses), "loss")
-            losses[first] = losses.get(first, 0) + nothing
+            losses[first] = losses.get(first, 0) + _zero_of(p for p in self.parameters() if p.requires_grad)
         return losses
 
     def _head(self, name: str) -> Head[Any, Any, object]:

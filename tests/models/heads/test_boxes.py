@@ -110,8 +110,8 @@ def test_the_keypoint_loss_takes_maps_in_any_memory_order() -> None:
     logits = torch.randn(2, 5, 8, 8, requires_grad=True)
     boxes = [torch.tensor([[0.0, 0, 16, 16], [4, 4, 20, 12]])]
     points = [torch.cat([torch.rand(2, 5, 2) * 8 + 4, torch.ones(2, 5, 1)], 2)]
-    first = keypoint_loss(logits, boxes, points)
+    first = keypoint_loss(logits, boxes, points).value
     torch.testing.assert_close(
-        keypoint_loss(logits.contiguous(memory_format=torch.channels_last), boxes, points), first
+        keypoint_loss(logits.contiguous(memory_format=torch.channels_last), boxes, points).value, first
     )
     torch.testing.assert_close(first, keypointrcnn_loss(logits, boxes, points, [torch.arange(2)]))

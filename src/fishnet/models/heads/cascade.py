@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from torchvision.models.detection import _utils as detection_utils
 from torchvision.ops import boxes as box_ops
 
-from fishnet.models.distributed import balanced
 from fishnet.models.heads.region import Regions, objects_of
-from fishnet.models.heads.types import Detections, Losses, Maps, Size, Target
+from fishnet.models.heads.types import Detections, Maps, Mean, Means, Size, Target
 
 IOUS = (0.5, 0.6, 0.7)
 """IoU threshold for positive regions, per stage."""
@@ -53,7 +52,13 @@ class CascadeRegions(Regions):
     coders: ClassVar = [detection_utils.BoxCoder(weights) for weights in DELTA_WEIGHTS]
     matchers: ClassVar = [detection_utils.Matcher(iou, iou, allow_low_quality_matches=False) for iou in IOUS]
 
-    def losses(self, maps: Maps, regions: list[Tensor], sizes: list[Size], targets: list[Target]) -> Losses:
+    @property
+    def loss_names(self) -> tuple[str, ...]:
+        """Names of the losses."""
+        stages = range(1, len(IOUS) + 1)
+        return *self.inner_names, *(f"{name}_{i}" for i in stages for name in ("loss_classifier", "loss_box_reg"))
+
+    def losses(self, maps: Maps, regions: list[Tensor], sizes: list[Size], targets: list[Target]) -> Means:
         """Return the losses of every box stage, and of the masks on the regions of the first stage."""
         regions, matched, labels, _ = self.select(regions, targets)
         losses = self.inner_losses(maps, regions, matched, labels, sizes, targets)
@@ -64,8 +69,9 @@ class CascadeRegions(Regions):
             logits, deltas = self._stage(stage, maps, regions, sizes)
             wanted = torch.cat(self.coders[stage].encode(objects_of(truth, matched, regions), regions))
             scoring, regression = _box_losses(logits, deltas, torch.cat(labels), wanted)
-            losses[f"loss_classifier_{stage + 1}"] = weight * scoring
-            losses[f"loss_box_reg_{stage + 1}"] = weight * regression
+            count = sum(map(len, labels))
+            losses[f"loss_classifier_{stage + 1}"] = Mean(weight * scoring, count)
+            losses[f"loss_box_reg_{stage + 1}"] = Mean(weight * regression, count)
             regions = [_without_empty(boxes) for boxes in self._refine(stage, deltas, regions, sizes)]
         return losses
 
@@ -124,4 +130,4 @@ def _box_losses(logits: Tensor, deltas: Tensor, labels: Tensor, wanted: Tensor) 
     positive, count = torch.where(labels > 0)[0], len(labels)
     scoring = F.cross_entropy(logits, labels, reduction="sum") / max(1, count)
     regression = F.smooth_l1_loss(deltas[positive], wanted[positive], beta=1 / 9, reduction="sum") / max(1, count)
-    return balanced(scoring, count), balanced(regression, count)
+    return scoring, regression

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from torchvision.models.detection._utils import BoxCoder, BoxLinearCoder, Matcher
 from torchvision.ops import boxes as box_ops
 
-from fishnet.models.distributed import balanced
 from fishnet.models.heads.boxes import Anchors
-from fishnet.models.heads.types import Detections, Frame, Losses, Maps, Raw, Size, Target
+from fishnet.models.heads.types import Detections, Frame, Maps, Mean, Means, Raw, Size, Target
 
 
 class DenseHead(nn.Module):
@@ -35,11 +34,14 @@ class DenseHead(nn.Module):
         self.towers, self.anchors = towers, anchors
         self.score, self.nms, self.detections, self.candidates = score, nms, detections, candidates
 
+    loss_names: tuple[str, ...] = ("classification", "bbox_regression")
+    """Names of the losses."""
+
     def raw(self, maps: Maps) -> Raw:
         """Return the outputs of the towers, concatenated over the levels."""
         return {name: value.float() for name, value in self.towers(list(maps.values())).items()}
 
-    def losses(self, raw: Raw, frame: Frame, targets: list[Target]) -> Losses:
+    def losses(self, raw: Raw, frame: Frame, targets: list[Target]) -> Means:
         """Return the losses by name."""
         levels = self.anchors.levels(frame.canvas, raw["cls_logits"].device)
         matched = [self.match(levels, target["boxes"]) for target in targets]
@@ -49,9 +51,10 @@ class DenseHead(nn.Module):
         """Return the index of the object matched to each anchor (A,); negative if there is none."""
         raise NotImplementedError
 
-    def tower_losses(self, raw: Raw, anchors: list[Tensor], matched: list[Tensor], targets: list[Target]) -> Losses:
-        """Return the losses by name for matched anchors."""
-        return self.towers.compute_loss(targets, raw, anchors, matched)  # type: ignore[operator]
+    def tower_losses(self, raw: Raw, anchors: list[Tensor], matched: list[Tensor], targets: list[Target]) -> Means:
+        """Return the losses by name for matched anchors, as means over the images."""
+        losses = self.towers.compute_loss(targets, raw, anchors, matched)  # type: ignore[operator]
+        return {name: Mean(losses[name], len(targets)) for name in self.loss_names}
 
     def scores(self, raw: Raw) -> Tensor:
         """Return the score of every anchor and class (B, A, classes)."""
@@ -92,8 +95,7 @@ class DenseHead(nn.Module):
 class RetinaNet(DenseHead):
     """RetinaNet: focal loss on anchors; an anchor is matched to the object with which its IoU is at least 0.5.
 
-    The losses are means over images, of which every process has the same number. `towers` is torchvision's
-    `RetinaNetHead`.
+    The losses are means over images. `towers` is torchvision's `RetinaNetHead`.
     """
 
     matcher = Matcher(0.5, 0.4, allow_low_quality_matches=True)
@@ -121,6 +123,7 @@ class FCOS(DenseHead):
     `towers` is torchvision's `FCOSHead`; the anchors are squares of one stride.
     """
 
+    loss_names = ("classification", "bbox_regression", "bbox_ctrness")
     RADIUS, NEAREST, FARTHEST = 1.5, 4, 8
     coder = BoxLinearCoder(normalize_by_size=True)
 
@@ -141,11 +144,11 @@ class FCOS(DenseHead):
         smallest, index = torch.where(fits, areas, torch.inf).min(1)
         return torch.where(smallest.isfinite(), index, -1)
 
-    def tower_losses(self, raw: Raw, anchors: list[Tensor], matched: list[Tensor], targets: list[Target]) -> Losses:
-        """Return the losses by name, as means over the matched positions of all processes."""
+    def tower_losses(self, raw: Raw, anchors: list[Tensor], matched: list[Tensor], targets: list[Target]) -> Means:
+        """Return the losses by name, as means over the matched positions."""
         losses = super().tower_losses(raw, anchors, matched, targets)
         count = sum(int((index >= 0).sum()) for index in matched)
-        return {name: balanced(loss, count) for name, loss in losses.items()}
+        return {name: Mean(loss.value, count) for name, loss in losses.items()}
 
     def scores(self, raw: Raw) -> Tensor:
         """Return the geometric mean of class probability and center-ness (B, A, classes)."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fishnet.errors import UsageError
-from fishnet.models.heads.types import Frame, Losses, Raw
+from fishnet.models.heads.types import Frame, Mean, Means, Raw
 
 
 @dataclass(frozen=True)
@@ -42,21 +43,31 @@ class ImageHead(nn.Module):
         """Return the logits."""
         return {"logits": self.classifier(features)}
 
-    def losses(self, raw: Raw, frame: Frame, targets: Tensor) -> Losses:
+    @property
+    def loss_names(self) -> tuple[str, ...]:
+        """Names of the losses."""
+        return ("loss",)
+
+    def losses(self, raw: Raw, frame: Frame, targets: Tensor | list[Tensor]) -> Means:
         """Return the mean loss of a batch.
 
         Args:
             raw: Output of `raw`.
             frame: Sizes of the images; not used.
-            targets: Class indices (N,), probabilities (N, classes) of mixed images, or multi-hot vectors (N, classes).
+            targets: Class indices (N,), probabilities (N, classes) of mixed images, or multi-hot vectors (N, classes);
+                or a list of N of them.
         """
         logits, plan = raw["logits"], self.plan
+        targets = targets if isinstance(targets, Tensor) else torch.stack(targets)
         weights = None if plan.class_weights is None else logits.new_tensor(plan.class_weights)
         smooth = plan.label_smoothing
         if plan.multi_label:
             targets = targets * (1 - smooth) + smooth / 2
-            return {"loss": F.binary_cross_entropy_with_logits(logits, targets, weight=weights)}
-        return {"loss": F.cross_entropy(logits, targets, weight=weights, label_smoothing=smooth)}
+            return {"loss": Mean(F.binary_cross_entropy_with_logits(logits, targets, weight=weights), len(targets))}
+        loss = F.cross_entropy(logits, targets, weight=weights, label_smoothing=smooth)
+        # PyTorch divides by the sum of the weights of the targets if these are class indices
+        count = len(targets) if weights is None or targets.ndim > 1 else weights[targets].sum()
+        return {"loss": Mean(loss, count)}
 
     def decode(self, raw: Raw, frame: Frame) -> list[Tensor]:
         """Return the logits (classes,) of each image, in fp32."""

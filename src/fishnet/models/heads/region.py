@@ -23,9 +23,8 @@ from torchvision.models.detection.roi_heads import (
 from torchvision.models.detection.rpn import RegionProposalNetwork, concat_box_prediction_layers
 from torchvision.ops import MultiScaleRoIAlign
 
-from fishnet.models.distributed import balanced
 from fishnet.models.heads.boxes import Anchors, TakeAll, drawn, generator_of
-from fishnet.models.heads.types import Detections, Frame, Losses, Maps, Raw, Size, Target
+from fishnet.models.heads.types import Detections, Frame, Maps, Mean, Means, Raw, Size, Target
 
 POSITIVE_PROPOSALS, POSITIVE_REGIONS = 0.5, 0.25
 """Largest share of positive regions among those sampled for training, in the first and in the second stage."""
@@ -55,7 +54,7 @@ class ProposalNetwork(RegionProposalNetwork):
         deltas: list[Tensor],
         frame: Frame,
         targets: list[Target] | None = None,
-    ) -> tuple[list[Tensor], Losses]:
+    ) -> tuple[list[Tensor], Means]:
         """Return regions (N, 4) of each image, and the losses (empty without targets).
 
         Args:
@@ -71,7 +70,7 @@ class ProposalNetwork(RegionProposalNetwork):
         regions, _ = self.filter_proposals(boxes, scores, frame.sizes, counts)
         return regions, {} if targets is None else self._losses(scores, moves, anchors, targets)
 
-    def _losses(self, scores: Tensor, moves: Tensor, anchors: list[Tensor], targets: list[Target]) -> Losses:
+    def _losses(self, scores: Tensor, moves: Tensor, anchors: list[Tensor], targets: list[Target]) -> Means:
         labels, matched = self.assign_targets_to_anchors(anchors, targets)
         labels = [
             drawn(part, self.DRAWS, POSITIVE_PROPOSALS, generator_of(target, 0))
@@ -79,7 +78,7 @@ class ProposalNetwork(RegionProposalNetwork):
         ]
         scoring, regression = self.compute_loss(scores, moves, labels, self.box_coder.encode(matched, anchors))
         count = sum(int((part >= 0).sum()) for part in labels)
-        return {"loss_objectness": balanced(scoring, count), "loss_rpn_box_reg": balanced(regression, count)}
+        return {"loss_objectness": Mean(scoring, count), "loss_rpn_box_reg": Mean(regression, count)}
 
 
 class BoxPredictor(FastRCNNPredictor):
@@ -134,14 +133,25 @@ class Regions(RoIHeads):
         )
         self.samples = samples
 
-    def losses(self, maps: Maps, regions: list[Tensor], sizes: list[Size], targets: list[Target]) -> Losses:
+    @property
+    def loss_names(self) -> tuple[str, ...]:
+        """Names of the losses."""
+        return "loss_classifier", "loss_box_reg", *self.inner_names
+
+    @property
+    def inner_names(self) -> tuple[str, ...]:
+        """Names of the losses of masks and keypoints."""
+        parts = {"loss_mask": self.has_mask(), "loss_keypoint": self.has_keypoint()}
+        return tuple(name for name, present in parts.items() if present)
+
+    def losses(self, maps: Maps, regions: list[Tensor], sizes: list[Size], targets: list[Target]) -> Means:
         """Return the losses of boxes, masks and keypoints for regions (N, 4) of each image."""
         regions, matched, labels, truth = self.select(regions, targets)
         logits, deltas = self.box_predictor(self.box_head(self.box_roi_pool(maps, regions, sizes)))
         wanted = list(self.box_coder.encode(truth, regions))
         scoring, regression = fastrcnn_loss(logits, deltas, labels, wanted)
         count = sum(map(len, labels))
-        losses = {"loss_classifier": balanced(scoring, count), "loss_box_reg": balanced(regression, count)}
+        losses = {"loss_classifier": Mean(scoring, count), "loss_box_reg": Mean(regression, count)}
         return losses | self.inner_losses(maps, regions, matched, labels, sizes, targets)
 
     def select(
@@ -173,16 +183,16 @@ class Regions(RoIHeads):
         labels: list[Tensor],
         sizes: list[Size],
         targets: list[Target],
-    ) -> Losses:
+    ) -> Means:
         """Return the losses of masks and keypoints over the regions that contain an object."""
         positive = [torch.where(part > 0)[0] for part in labels]
         boxes = [box[places] for box, places in zip(regions, positive, strict=True)]
         objects = [index[places] for index, places in zip(matched, positive, strict=True)]
-        losses: Losses = {}
+        losses: Means = {}
         if self.has_mask():
             masks, classes = [t["masks"] for t in targets], [t["labels"] for t in targets]
             loss = maskrcnn_loss(self.mask_logits(maps, boxes, sizes), boxes, masks, classes, objects)
-            losses["loss_mask"] = balanced(loss, sum(map(len, boxes)))
+            losses["loss_mask"] = Mean(loss, sum(map(len, boxes)))
         if self.has_keypoint():
             points = [t["keypoints"][index] for t, index in zip(targets, objects, strict=True)]
             losses["loss_keypoint"] = keypoint_loss(self.keypoint_logits(maps, boxes, sizes), boxes, points)
@@ -225,7 +235,7 @@ def objects_of(boxes: list[Tensor], matched: list[Tensor], regions: list[Tensor]
     return [box[index] if len(box) else own for box, index, own in zip(boxes, matched, regions, strict=True)]
 
 
-def keypoint_loss(logits: Tensor, boxes: list[Tensor], points: list[Tensor]) -> Tensor:
+def keypoint_loss(logits: Tensor, boxes: list[Tensor], points: list[Tensor]) -> Mean:
     """Return the mean cross entropy of the position of each visible keypoint in the heat map of its region.
 
     Args:
@@ -238,7 +248,7 @@ def keypoint_loss(logits: Tensor, boxes: list[Tensor], points: list[Tensor]) -> 
     kept = torch.where(visible.flatten())[0]
     scores = logits.reshape(-1, side * side)[kept]  # not `view`: the maps are in channels-last memory order
     loss = F.cross_entropy(scores, places.flatten()[kept], reduction="sum") / max(1, len(kept))
-    return balanced(loss, len(kept))
+    return Mean(loss, len(kept))
 
 
 class TwoStageHead(nn.Module):
@@ -254,6 +264,11 @@ class TwoStageHead(nn.Module):
         super().__init__()
         self.proposals, self.regions, self.names = proposals, regions, names
 
+    @property
+    def loss_names(self) -> tuple[str, ...]:
+        """Names of the losses."""
+        return "loss_objectness", "loss_rpn_box_reg", *self.regions.loss_names
+
     def raw(self, maps: Maps) -> Raw:
         """Return objectness and box deltas of every level, and the maps that region features are pooled from."""
         objectness, deltas = self.proposals.head(list(maps.values()))
@@ -262,7 +277,7 @@ class TwoStageHead(nn.Module):
             outputs |= {f"objectness_{name}": score.float(), f"deltas_{name}": delta.float()}
         return outputs | {f"map_{name}": maps[name] for name in self.names}
 
-    def losses(self, raw: Raw, frame: Frame, targets: list[Target]) -> Losses:
+    def losses(self, raw: Raw, frame: Frame, targets: list[Target]) -> Means:
         """Return the losses of both stages."""
         counted: list[Target] = [{**target, "labels": target["labels"] + 1} for target in targets]
         regions, losses = self.proposals(*self._levels(raw), frame, counted)

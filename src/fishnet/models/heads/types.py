@@ -28,6 +28,19 @@ Losses = dict[str, Tensor]
 """Scalar losses by name; their sum is minimized."""
 
 
+class Mean(NamedTuple):
+    """A loss that is a mean over items, such as regions or pixels, whose number differs between processes."""
+
+    value: Tensor
+    """Sum over the items of this process, divided by their number or 1: a scalar."""
+    items: int | Tensor
+    """Number of items in this process."""
+
+
+Means = dict[str, Mean]
+"""Losses of a head in this process, by name."""
+
+
 class Target(TypedDict):
     """Ground-truth objects of one image; N may be 0."""
 
@@ -61,7 +74,8 @@ class Detections(TypedDict):
 
 
 Targets = Mapping[str, Any]
-"""Targets of a batch by head, in the form that `losses` of that head takes, such as a `Target` per image."""
+"""Targets of a batch by head: a tensor with an entry per image, or a list with one, such as a `Target`. None in a list
+marks an image that is not labeled for the head, which is not the same as an image without objects."""
 Answers = dict[str, list[Any]]
 """Answers to a batch by head, one entry per image, such as logits (classes,) or `Detections`."""
 
