@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 
 import pytest
 
-from fishnet.cli import COMMANDS, SYNONYMS, main
+from fishnet.cli import COMMANDS, SYNONYMS, main, plain_warnings
 from fishnet.cli_tasks import normalize
+from fishnet.models.norms import check_norm_policy
 from fishnet.schema import setting_names
 from fishnet.tasks import get_task
 
@@ -131,3 +133,11 @@ def test_started_by_a_launcher_a_run_needs_its_folder(
         monkeypatch.setenv(variable, rank)
         assert main(["train", "classification", "--data", "photos"]) == 2
         assert "--out RUN is missing: torchrun and SLURM start several processes" in capsys.readouterr().err
+
+
+def test_a_warning_of_this_package_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with plain_warnings(), warnings.catch_warnings():
+        warnings.simplefilter("always")
+        check_norm_policy("train", 2, on_gpu=False)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("fishnet: warning: BatchNorm trains on 2 images per device")

@@ -9,7 +9,9 @@ import importlib
 import re
 import sys
 import traceback
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -65,7 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
-        return run(arguments)
+        with plain_warnings():
+            return run(arguments)
     except (FishnetError, Interrupted) as error:
         return report(error, error.exit_code, debug)
     except KeyboardInterrupt as error:
@@ -78,6 +81,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         return report(
             error, 1, debug, f"unexpected {type(error).__name__}: {' '.join(str(error).split())} (--debug shows where)"
         )
+
+
+@contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Print the warnings of this package as one line, without the line of code that they come from."""
+    original = warnings.formatwarning
+
+    def one_line(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+    ) -> str:
+        if category.__module__.partition(".")[0] == __package__:
+            return f"fishnet: warning: {message}\n"
+        return original(message, category, filename, lineno, line)
+
+    warnings.formatwarning = one_line
+    try:
+        yield
+    finally:
+        warnings.formatwarning = original
 
 
 def report(error: BaseException, code: int, debug: bool, message: str | None = None) -> int:
