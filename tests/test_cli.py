@@ -2,13 +2,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import warnings
 
 import pytest
 
-from fishnet.cli import COMMANDS, SYNONYMS, main, plain_warnings
+from fishnet.cli import COMMANDS, SYNONYMS, main
 from fishnet.cli_tasks import normalize
-from fishnet.models.norms import check_norm_policy
 from fishnet.schema import setting_names
 from fishnet.tasks import get_task
 
@@ -135,9 +133,13 @@ def test_started_by_a_launcher_a_run_needs_its_folder(
         assert "--out RUN is missing: torchrun and SLURM start several processes" in capsys.readouterr().err
 
 
-def test_a_warning_of_this_package_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    with plain_warnings(), warnings.catch_warnings():
-        warnings.simplefilter("always")
-        check_norm_policy("train", 2, on_gpu=False)
-    (line,) = capsys.readouterr().err.splitlines()
+def test_a_warning_of_this_package_is_one_line() -> None:
+    code = """
+from fishnet.cli import plain_warnings
+from fishnet.models.norms import check_norm_policy
+with plain_warnings():
+    check_norm_policy("train", 2, on_gpu=False)
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    (line,) = found.stderr.splitlines()
     assert line.startswith("fishnet: warning: BatchNorm trains on 2 images per device")
