@@ -38,8 +38,8 @@ def _as_preprocessing(found: Json) -> PreprocessConfig:
 def preprocessing_of_weights(model: str, weights: str | None) -> Json:
     """Return how the images were prepared that weights were trained on, as fields of `PreprocessConfig`.
 
-    Published weights (`pretrained` or a tag) determine all fields, a run only mean and std, since the crop of its
-    images belongs to its data. Other files determine none.
+    Published weights (`pretrained` or a tag) determine all fields, a run and the small images of the weights in this
+    package only mean and std, since the crop belongs to the data. Other files determine none.
 
     Args:
         model: Backbone.
@@ -54,7 +54,9 @@ def preprocessing_of_weights(model: str, weights: str | None) -> Json:
     if weights == PUBLISHED or weights in PRETRAINED:
         config = get_pretrained_cfg(model if weights == PUBLISHED else f"{PRETRAINED[weights].model}.{weights}")
         assert config is not None
-        return dataclasses.asdict(_as_preprocessing(resolve_data_config(pretrained_cfg=config.to_dict())))
+        found = dataclasses.asdict(_as_preprocessing(resolve_data_config(pretrained_cfg=config.to_dict())))
+        packaged = weights in PRETRAINED and PRETRAINED[weights].packaged
+        return {name: found[name] for name in ("mean", "std")} if packaged else found
     path = Path(weights or "").expanduser()
     path = RunFolder(path).model_file if path.is_dir() else path
     card = read_card(path) if path.suffix == ".safetensors" and path.is_file() else None

@@ -34,7 +34,7 @@ def fish(name: str = "fishnet_nano", **options: Any) -> FishNet:
 
 def test_every_member_is_registered_with_its_preprocessing() -> None:
     assert set(timm.list_models(module="fishnet")) == set(list_models())
-    assert timm.list_models("fish*", pretrained=True) == ["fishnet150.osmr_in1k"]
+    assert timm.list_models("fish*", pretrained=True) == ["fishnet150.osmr_in1k", "fishnet_nano.cifar10"]
     config = resolve_model_data_config(timm.create_model("fishnet150", device="meta"))
     assert (config["input_size"], config["crop_pct"], config["interpolation"]) == ((3, 224, 224), 0.875, "bilinear")
 

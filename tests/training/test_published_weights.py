@@ -96,7 +96,8 @@ def test_a_run_to_start_from_brings_mean_and_std(tmp_path: Path) -> None:
 def test_of_a_fish_they_are_its_tag() -> None:
     for task in ("classification", "detection"):
         assert resolve(get_task(task), "finetune", pretrained("fishnet150")).weights == "osmr_in1k"
-    for model in ("fishnet_nano", "fishnet150.untrained"):
+        assert resolve(get_task(task), "finetune", pretrained("fishnet_nano")).weights == "cifar10"
+    for model in ("fishnet_tiny", "fishnet150.untrained"):
         with pytest.raises(UsageError, match=rf"^{model} has no published weights .*osmr_in1k of fishnet150.*"):
             resolve(CLASSIFICATION, "finetune", pretrained(model))
         with pytest.raises(UsageError, match="no published weights"):

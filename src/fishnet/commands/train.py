@@ -13,6 +13,8 @@ from fishnet.config import TrainConfig
 from fishnet.environment import announce, is_main_process
 from fishnet.errors import FishnetError, UsageError, did_you_mean
 from fishnet.files import sweep_partials
+from fishnet.models.build import takes_vector
+from fishnet.models.checkpoints.pretrained import packaged_weights
 from fishnet.runs import RunFolder
 from fishnet.schema import Tree
 from fishnet.settings import (
@@ -90,6 +92,8 @@ def train(
     if not resume and (line := describe_preprocessing(config)):
         announce(line)
     job = kind.make_training(config)
+    if not resume and (line := packaged_hint(job)):
+        announce(line)
     check_best(job)
     fit_batch_size(job)
     if saved is not None:
@@ -101,6 +105,15 @@ def train(
     if is_main_process():
         _say_result(kind, run, job.config)
     return run
+
+
+def packaged_hint(job: Training) -> str | None:
+    """Return a line about weights in this package that a run with heads on maps could start from, if there are any."""
+    tags = packaged_weights(job.config.model.partition(".")[0])
+    on_maps = any(not takes_vector(plan) for plan in job.architecture().heads.values())
+    if job.config.weights or not tags or not on_maps:
+        return None
+    return f"{job.config.model} starts without weights; small ones come with this package: --weights {tags[0]}"
 
 
 def _say_result(kind: TaskKind, run: RunFolder, config: TrainConfig) -> None:

@@ -25,6 +25,7 @@ from fishnet.models.trunk import Taps, Trunk
 
 __all__ = [
     "CLASSIFIER", "HEADS", "Architecture", "HeadKind", "as_network", "build_network", "plan_of", "register_head",
+    "takes_vector",
 ]  # fmt: skip
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -77,7 +78,8 @@ def plan_of(values: Mapping[str, object]) -> HeadPlan:
     return plan(**_known_fields(plan, values, str(kind)))
 
 
-def _takes_vector(plan: HeadPlan) -> bool:
+def takes_vector(plan: HeadPlan) -> bool:
+    """Return whether a head takes the pooled features instead of maps."""
     return plan.kind == CLASSIFIER or head_kind(plan.kind).takes == "vector"
 
 
@@ -114,8 +116,8 @@ def build_network(
     classifier = next((plan for plan in plans.values() if plan.kind == CLASSIFIER), None)
     trunk, last = build_trunk(
         architecture.backbone,
-        taps=None if all(_takes_vector(plan) for plan in plans.values()) else architecture.taps,
-        vector=any(_takes_vector(plan) for plan in plans.values()),
+        taps=None if all(takes_vector(plan) for plan in plans.values()) else architecture.taps,
+        vector=any(takes_vector(plan) for plan in plans.values()),
         num_classes=classifier.num_classes if classifier else None,
         weights=weights,
         group_norm=architecture.group_norm,
@@ -156,7 +158,7 @@ def _assemble(trunk: Trunk, last: nn.Module | None, architecture: Architecture, 
         neck, heads[name] = head_kind(plan.kind).build(plan, trunk)
         if neck is not None:
             necks[name] = neck
-    pooled = [name for name, plan in architecture.heads.items() if _takes_vector(plan)]
+    pooled = [name for name, plan in architecture.heads.items() if takes_vector(plan)]
     # maps that only heads without a neck take are all used
     finest = [necks[name].finest if name in necks else 0 for name in heads if name not in pooled]
     if finest:

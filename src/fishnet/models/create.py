@@ -61,9 +61,9 @@ def create_model(
 
     Args:
         name: Name of a FishNet (see `list_models`) or of a timm model.
-        weights: Checkpoint file, run folder or tag (`osmr_in1k`) to load; see `fishnet.load_weights`. `pretrained`
-            loads the published weights of the model. With `pretrained` or a tag, a classifier of another size keeps its
-            initial weights; with a file it is an error.
+        weights: Checkpoint file, run folder or tag (`osmr_in1k`, `cifar10`) to load; see `fishnet.load_weights`.
+            `pretrained` loads the published weights of the model. With `pretrained` or a tag, a classifier of another
+            size keeps its initial weights; with a file it is an error.
         num_classes: Number of classes; 0 builds the model without a classifier.
         in_chans: Number of channels of the images.
         **config: For a FishNet: fields of `FishConfig`, `global_pool`, `drop_rate`, `features_only`, `out_indices`,

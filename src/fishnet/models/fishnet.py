@@ -19,6 +19,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from fishnet.models.blocks import Block, Device, FactoryKwargs
+from fishnet.models.checkpoints.pretrained import PACKAGED, PRETRAINED
 from fishnet.models.config import STAGES, VARIANTS, FishConfig, too_small
 from fishnet.models.stages import Body, Bridge, Head, Stem, Tail, set_stage_checkpointing
 from fishnet.models.timm_types import LayerGroups, ModelOptions, Pattern
@@ -166,9 +167,12 @@ class FishNet(nn.Module):
     @torch.jit.ignore
     def load_pretrained(self, checkpoint_path: str, prefix: str = "") -> None:
         """Load a checkpoint file of any known layout; another `num_classes` or `in_chans` is adapted as in timm."""
-        from fishnet.models.checkpoints.weights import read_checkpoint
+        from fishnet.models.checkpoints.states import is_network, read_checkpoint, whole_of
 
-        state = checkpoint_filter_fn(read_checkpoint(checkpoint_path), self)
+        state = read_checkpoint(checkpoint_path)
+        if is_network(state):
+            state, _ = whole_of(state, self.state_dict(), "classifier")
+        state = checkpoint_filter_fn(state, self)
         source = {**getattr(self, "pretrained_cfg", {}), "state_dict": state, "source": ""}
         load_timm_pretrained(self, source, num_classes=self.num_classes, in_chans=self.in_chans)
 
@@ -341,7 +345,19 @@ default_cfgs = generate_default_cfgs(
             license="mit",
             custom_load=True,
         ),
-        **{f"{name}.untrained": _cfg() for name in VARIANTS if name != "fishnet150"},
+        "fishnet_nano.cifar10": _cfg(
+            file=str(PACKAGED / PRETRAINED["cifar10"].packaged),
+            num_classes=10,
+            input_size=(3, 32, 32),
+            pool_size=(1, 1),
+            crop_pct=1.0,
+            mean=(0.491, 0.482, 0.447),
+            std=(0.247, 0.243, 0.262),
+            license="apache-2.0",
+            custom_load=True,
+        ),
+        # the star makes the configuration for photos the default one, also of fishnet_nano
+        **{f"{name}.untrained*": _cfg() for name in VARIANTS if name != "fishnet150"},
     }
 )
 

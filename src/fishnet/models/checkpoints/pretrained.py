@@ -1,6 +1,6 @@
-"""Published weights by tag: downloaded once, verified and cached.
+"""Published weights by tag: in this package, or downloaded once, verified and cached.
 
-Files are cached in `torch.hub.get_dir()/checkpoints`, which the environment variable `TORCH_HOME` can change. A file
+Downloads are cached in `torch.hub.get_dir()/checkpoints`, which the environment variable `TORCH_HOME` can change. A file
 placed there by hand, zipped or not, is used as well. The environment variable `FISHNET_WEIGHTS_URL` can name a mirror:
 the URL of a folder with the files under their original names.
 """
@@ -41,13 +41,15 @@ class Pretrained:
     model: str
     """Name of the FishNet that the weights belong to."""
     url: str
-    """URL of the zip archive that contains the checkpoint."""
+    """URL of the zip archive that contains the checkpoint; empty if this package contains it."""
     sha1: str
     """SHA-1 of the unpacked checkpoint."""
     layout: str
     """Layout of the checkpoint: see `fishnet.models.checkpoints.layouts`."""
     note: str
     """Source of the weights and their accuracy."""
+    packaged: str = ""
+    """File name of the checkpoint in this package."""
 
     @property
     def archive(self) -> str:
@@ -68,7 +70,22 @@ PRETRAINED: dict[str, Pretrained] = {
         layout="pytorchcv",
         note="pytorchcv (MIT license), ImageNet-1k, top-5 error 4.75 %",
     ),
+    "cifar10": Pretrained(
+        model="fishnet_nano",
+        url="",
+        sha1="8000c5f1fa6f46689236224a3e3b1dc56249aa6a",
+        layout="fishnet",
+        note="this library (Apache-2.0), CIFAR-10, images of 32 pixels, top-1 accuracy 85.9 %",
+        packaged="fishnet_nano_cifar10.safetensors",
+    ),
 }
+PACKAGED = Path(__file__).resolve().parent / "packaged"
+"""Folder of the weights in this package."""
+
+
+def packaged_weights(model: str) -> list[str]:
+    """Return the tags of the weights of a model that this package contains."""
+    return [tag for tag, entry in PRETRAINED.items() if entry.packaged and entry.model == model]
 
 
 def cache_folder() -> Path:
@@ -93,6 +110,8 @@ def fetch(tag: str) -> Path:
     if tag not in PRETRAINED:
         raise UsageError(f"unknown weights {tag!r}; known are {', '.join(PRETRAINED)}.{did_you_mean(tag, PRETRAINED)}")
     entry = PRETRAINED[tag]
+    if entry.packaged:
+        return PACKAGED / entry.packaged
     kept, archive = cache_folder() / entry.file, cache_folder() / entry.archive
     if kept.is_file():
         _check(kept, entry, origin=str(kept), mend=f"Delete it and try again. {_by_hand(entry)}")
