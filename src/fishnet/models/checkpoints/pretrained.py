@@ -1,7 +1,7 @@
 """Published weights by tag: in this package, or downloaded once, verified and cached.
 
-Downloads are cached in `torch.hub.get_dir()/checkpoints`, which the environment variable `TORCH_HOME` can change. A file
-placed there by hand, zipped or not, is used as well. The environment variable `FISHNET_WEIGHTS_URL` can name a mirror:
+Downloads are cached in `torch.hub.get_dir()/checkpoints`, which the environment variable `TORCH_HOME` can change. Files
+placed there by hand, zipped or not, are used as well. The environment variable `FISHNET_WEIGHTS_URL` can name a mirror:
 the URL of a folder with the files under their original names.
 """
 
