@@ -67,13 +67,13 @@ class PyramidConfig:
 class OptimConfig:
     """The optimizer and its schedule."""
 
-    name: Literal["sgd", "adamw", "lamb"] = "sgd"
-    """Optimizer to train with."""
+    name: str = "sgd"
+    """Optimizer to train with: sgd, adamw, lamb, or any of timm's (fishnet info optimizers)."""
     lr: float = 0.1
     """Learning rate for a batch of 256 images, scaled linearly with the batch size; --lr sets the final rate
     instead."""
     momentum: float = 0.9
-    """Momentum of SGD; beta1 of the others."""
+    """Momentum of optimizers that have one, such as SGD, or else their first beta."""
     nesterov: bool = False
     """Nesterov momentum (SGD)."""
     weight_decay: float = 1e-4

@@ -32,7 +32,7 @@ from fishnet.tasks.classification.evaluator import ClassificationEvaluator, Eval
 from fishnet.tasks.classification.options import ClassificationConfig
 from fishnet.tasks.classification.training import ClassificationTraining, grown_size
 from fishnet.training.module import freeze, hold_norms
-from fishnet.training.optimizer import base_lr, build_optimizer, lr_share
+from fishnet.training.optimizer import base_lr, build_optimizer, lr_share, optimizer_names
 
 SMALL: dict[str, Any] = {
     "model": "fishnet_nano", "model_option": {"stem_stride": 2}, "size": 32, "batch_size": 20, "epochs": 2,
@@ -273,6 +273,43 @@ def test_layer_decay_gives_the_stem_the_lowest_and_the_classifier_the_highest_ra
     assert rate["stem.conv1.weight"] == min(rate.values())
     assert rate["heads.image.classifier.weight"] == max(rate.values()) == pytest.approx(1.0)
     assert rate["tail.t1.blocks.0.conv1.weight"] < rate["body.b3.blocks.0.conv1.weight"] < rate["score.conv.weight"]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("name", optimizer_names())
+def test_every_optimizer_of_timm_takes_a_step(name: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(64, 2))
+    before = [parameter.clone() for parameter in model.parameters()]
+    optimizer = build_optimizer(model, TrainConfig(lr=0.01, optim=OptimConfig(name=name, momentum=0.8)))  # type: ignore[arg-type]
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(torch.randn(2, 3, 6, 6)).square().mean().backward()
+        optimizer.step()
+    after = list(model.parameters())
+    assert all(torch.isfinite(parameter).all() for parameter in after)
+    assert not all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
+    group = optimizer.param_groups[0]
+    if "betas" in group and "momentum" not in group:
+        assert group["betas"][0] == 0.8
+
+
+def test_betas_beyond_the_first_are_those_of_the_optimizer() -> None:
+    model = nn.Linear(2, 2)
+    betas = {}
+    for name in ("adamw", "lamb", "lion", "adan"):
+        optimizer = build_optimizer(model, TrainConfig(optim=OptimConfig(name=name)))  # type: ignore[arg-type]
+        betas[name] = optimizer.param_groups[0]["betas"]
+    expected = {"adamw": (0.9, 0.999), "lamb": (0.9, 0.999), "lion": (0.9, 0.99), "adan": (0.9, 0.92, 0.99)}
+    assert betas == expected
+
+
+def test_an_unknown_optimizer_is_one_line_before_anything_is_written(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        UsageError, match=r"^optim.name: unknown optimizer 'admaw'\. Did you mean .*'adamw'.*sgd, adamw"
+    ):
+        fit(photos, tmp_path / "run", optim={"name": "admaw"})
+    assert not (tmp_path / "run").exists()
 
 
 def test_decay_can_leave_out_norms_and_biases() -> None:

@@ -29,8 +29,9 @@ __all__ = ["photos"]
         (1, {"norm": "frozen", "ema": 0.9}),
         (4, {"freeze": ["stem", "tail"], "ema": 0.9}),
         (4, {"optim": {"name": "lamb", "decay_all": False, "layer_decay": 0.8, "warmup_epochs": 1}}),
+        (2, {"optim": {"name": "lion", "decay_all": False}}),
     ],
-    ids=["frozen norms", "frozen parts", "groups of parameters"],
+    ids=["frozen norms", "frozen parts", "groups of parameters", "lion"],
 )
 def test_a_run_that_stops_inside_an_epoch_resumes_bit_identical(
     photos: Path, nano_weights: Path, tmp_path: Path, at: int, settings: dict[str, Any]

@@ -37,11 +37,12 @@ def info(
     weights: str | None = None,
     model_option: Json | None = None,
 ) -> Info:
-    """Describe the family, one model, the recipes of all tasks (recipes), one of them (recipe NAME), or a topic of a
-    task, such as detectors.
+    """Describe the family, one model, the recipes of all tasks (recipes), one of them (recipe NAME), the optimizers, or
+    a topic of a task, such as detectors.
 
     Args:
-        model: Member of the FishNet family, any timm model, or a topic; by default the family is listed.
+        model: Member of the FishNet family, any timm model, or a topic (recipes, optimizers, detectors); by default the
+            family is listed.
         name: Name of the recipe, after the word recipe.
         json: Print JSON instead of tables.
         gradient_flow: Picture to write (.png, .svg, .pdf) with the gradient norm of every stage; isolated convolutions
@@ -89,6 +90,10 @@ def _topic(topic: str, name: str | None) -> Json | None:
         return {"recipes": found, "text": "\n".join([head, "", *lines])}
     if topic == "recipe":
         return _one_recipe(name)
+    if topic == "optimizers":
+        from fishnet.training.optimizer import describe_optimizers, optimizer_names
+
+        return {"optimizers": optimizer_names(), "text": describe_optimizers()}
     if name is not None:
         raise UsageError(f"unexpected argument {name!r}: a name follows the word recipe only")
     return None if topic not in topics else {topic: topics[topic](), "text": topics[topic]()}

@@ -74,6 +74,7 @@ def train(
         FishnetError: Bad data or weights, NaN, a full disk.
     """
     from fishnet.training.fit import fit
+    from fishnet.training.optimizer import check_optimizer
     from fishnet.training.trainer import decide_precision
 
     kind = get_task(task)
@@ -89,6 +90,7 @@ def train(
         recipe, reason = kind.choose_recipe(settings)
         announce(f"recipe {recipe}: {reason}")
     config = decide_precision(resolve(kind, recipe, settings, base=saved))
+    check_optimizer(config.optim.name)
     if not resume and (line := describe_preprocessing(config)):
         announce(line)
     job = kind.make_training(config)

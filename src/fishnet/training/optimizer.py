@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from copy import deepcopy
 from typing import Any
 
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
 from torch import nn
 from torch.optim import Optimizer
 
 from fishnet.config import OptimConfig, TrainConfig
+from fishnet.errors import UsageError, did_you_mean
 
 Checkpoint = dict[str, Any]
 """State of a run, as Lightning writes it."""
@@ -39,11 +41,42 @@ def lr_share(optim: OptimConfig, step: int, steps_per_epoch: int, epochs: int) -
     return optim.final_lr + (1 - optim.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+def optimizer_names() -> list[str]:
+    """Return the names of the optimizers, without those that need another package or second derivatives."""
+    names = [str(name) for name in list_optimizers(exclude_filters=["bnb*", "fused*", "kron*"])]
+    return [name for name in names if not get_optimizer_info(name).second_order]
+
+
+def check_optimizer(name: str) -> None:
+    """Raise UsageError for an unknown optimizer."""
+    if name not in (names := optimizer_names()):
+        hint = did_you_mean(name, names)
+        raise UsageError(
+            f"optim.name: unknown optimizer {name!r}.{hint} Usual ones are sgd, adamw, lamb and lion; fishnet info "
+            f"optimizers lists all"
+        )
+
+
+def describe_optimizers() -> str:
+    """Return all optimizers with a few words on each."""
+    lines = [f"  {name:<16}{get_optimizer_info(name).description}" for name in optimizer_names()]
+    return "\n".join(["optimizers (fishnet train TASK --optim.name NAME)", "", *lines])
+
+
+def _momentum(optim: OptimConfig) -> dict[str, Any]:
+    """Return the momentum as the optimizer takes it; further betas are its own."""
+    info = get_optimizer_info(optim.name)
+    if info.has_momentum:
+        return {"momentum": optim.momentum}
+    kind: Any = info.opt_class
+    betas = inspect.signature(kind).parameters.get("betas")
+    return {} if betas is None or betas.default is None else {"betas": (optim.momentum, *betas.default[1:])}
+
+
 def build_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
     """Return timm's optimizer for the settings; layer decay follows the `group_matcher` of the model."""
     optim = config.optim
     name = "momentum" if optim.name == "sgd" and not optim.nesterov else optim.name
-    momentum = {"momentum": optim.momentum} if optim.name == "sgd" else {"betas": (optim.momentum, 0.999)}
     optimizer = create_optimizer_v2(
         model,
         opt=name,
@@ -51,7 +84,7 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
         weight_decay=optim.weight_decay,
         filter_bias_and_bn=not optim.decay_all,
         layer_decay=optim.layer_decay,
-        **momentum,
+        **_momentum(optim),
     )
     for group in optimizer.param_groups:  # timm leaves the factor of a layer to its own schedulers
         group["lr"] *= group.pop("lr_scale", 1.0)
