@@ -110,7 +110,7 @@ def test_resume_by_folder_in_every_form(tmp_path: Path, monkeypatch: pytest.Monk
     assert resume_by_folder(["--resume=mine"]) == resumed
     assert resume_by_folder(["classification", "--resume", "mine"]) == resumed
     assert resume_by_folder(["--resume", "detection"]) == ["classification", "--resume", "--out", "detection"]
-    behind_a_flag = ["--tensorboard", "detection", "--resume", "mine"]
+    behind_a_flag = ["--compile", "detection", "--resume", "mine"]
     assert resume_by_folder(behind_a_flag) == [*behind_a_flag[:3], "--out", "mine"]
     named_like_a_task = ["--data", "detection", "--resume", "mine"]
     assert resume_by_folder(named_like_a_task) == ["classification", *named_like_a_task[:3], "--out", "mine"]

@@ -173,13 +173,16 @@ class TrainConfig:
     """Stop after this number of validations without a better one; None trains all epochs."""
     max_steps: int | None = None
     """Stop after this number of optimizer steps, for trials; None trains all epochs."""
-    tensorboard: bool = False
-    """Write TensorBoard events to the run folder as well."""
+    save_every: int | None = None
+    """Keep the weights of every N-th epoch in RUN/checkpoints/epoch_NNN.safetensors; None keeps the best one."""
+    loggers: list[Literal["tensorboard", "wandb", "mlflow"]] = field(default_factory=list)
+    """Tools that metrics are logged to besides metrics.csv; each needs the extra of its name."""
     preprocess: NormalizeConfig = field(default_factory=NormalizeConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
 
     RULES: ClassVar[Rules] = {
-        AT_LEAST_1: "epochs batch_size accumulate size devices nodes log_every validate_every max_steps patience",
+        AT_LEAST_1: "epochs batch_size accumulate size devices nodes log_every validate_every save_every max_steps "
+        "patience",
         NOT_NEGATIVE: "workers checkpoint_minutes",
         POSITIVE: "lr",
         DECAY: "ema",
@@ -192,7 +195,9 @@ SETTING_GROUPS = {
         "precision",
     ),
     "Training": ("model_option", "freeze", "norm", "ema", "accumulate", "max_steps"),
-    "Validation and logging": ("best", "patience", "validate_every", "log_every", "checkpoint_minutes", "tensorboard"),
+    "Validation and logging": (
+        "best", "patience", "validate_every", "log_every", "checkpoint_minutes", "save_every", "loggers",
+    ),
     "Hardware and data loading": (
         "nodes", "compile", "channels_last", "checkpointing", "workers", "worker_start", "bad_images",
     ),

@@ -57,6 +57,15 @@ class RunFolder:
         """Checkpoint of the best epoch."""
         return self.checkpoints / "best.ckpt"
 
+    def epoch_file(self, epoch: int) -> Path:
+        """Weights after an epoch, counted from 1, if the settings keep them."""
+        return self.checkpoints / f"epoch_{epoch:03d}.safetensors"
+
+    @property
+    def loggers_json(self) -> Path:
+        """Identifiers of the run in other tools."""
+        return self.path / "loggers.json"
+
     @property
     def model_file(self) -> Path:
         """Weights of the best epoch with their card."""
@@ -82,7 +91,7 @@ class RunFolder:
         return [
             self.config_yaml, self.environment_json, self.metrics_csv, self.timing_csv, self.bad_images_txt,
             self.model_file, self.report_html, self.train_batch_png, self.predictions_png, self.evaluation_json(),
-            self.last, self.best,
+            self.last, self.best, self.loggers_json, *sorted(self.checkpoints.glob("epoch_*.safetensors")),
         ]  # fmt: skip
 
     @property

@@ -21,6 +21,7 @@ from fishnet.cards import read_card
 from fishnet.commands.train import train
 from fishnet.config import OptimConfig, TrainConfig
 from fishnet.errors import FishnetError, UsageError
+from fishnet.loading import load_model
 from fishnet.metrics import MetricsFile
 from fishnet.models.build import Architecture, build_network
 from fishnet.models.heads.image import ClassifierPlan, ImageHead
@@ -208,10 +209,69 @@ def test_fine_tuning_takes_a_run_with_other_classes_and_keeps_frozen_parts(photo
     assert any(not torch.equal(before[key], after[key]) for key in before if key.startswith("trunk.head."))
 
 
+def test_weights_and_biases_gets_the_figures_and_a_resumed_run_goes_on(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    run = fit(photos, tmp_path / "run", epochs=2, max_steps=1, loggers=["wandb"])
+    first = json.loads(run.loggers_json.read_text("utf-8"))["wandb"]
+    import wandb
+
+    wandb.finish()
+    fit(photos, tmp_path / "run", epochs=2, loggers=["wandb"], resume=True, allow_changes=True)
+    assert wandb.run is not None
+    assert wandb.run.id == json.loads(run.loggers_json.read_text("utf-8"))["wandb"] == first
+    logged = dict(wandb.run.summary)
+    wandb.finish()
+    for row in MetricsFile(run.metrics_csv).read():
+        if row["split"] == "val" and row["epoch"] == "2":
+            assert logged[f"val/{row['name']}"] == pytest.approx(float(row["value"]))
+    folders = sorted((run.path / "wandb").glob("offline-run-*"))
+    assert len(folders) == 2
+    assert all(folder.name.endswith(first) for folder in folders)
+
+
+@pytest.mark.filterwarnings("ignore:.*noload:DeprecationWarning")  # of MLflow's store
+def test_mlflow_gets_the_figures_and_a_resumed_run_goes_on(photos: Path, tmp_path: Path) -> None:
+    from mlflow.tracking import MlflowClient
+
+    run = fit(photos, tmp_path / "run", epochs=2, max_steps=1, loggers=["mlflow"])
+    fit(photos, tmp_path / "run", epochs=2, loggers=["mlflow"], resume=True, allow_changes=True)
+    found = MlflowClient(f"sqlite:///{run.path / 'mlflow.db'}")
+    (one,) = found.search_runs([found.get_experiment_by_name("fishnet").experiment_id])
+    assert one.data.params["epochs"] == "2"
+    history = found.get_metric_history(one.info.run_id, "train/loss")
+    rows = [row for row in MetricsFile(run.metrics_csv).read() if row["split"] == "train" and row["name"] == "loss"]
+    assert [(point.step, point.value) for point in history] == [
+        (int(row["step"]), pytest.approx(float(row["value"]))) for row in rows
+    ]
+
+
+def test_a_logger_that_is_not_installed_names_its_extra(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fishnet.training.loggers.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"^--loggers wandb needs the extra: pip install 'fishnet-vision\[wandb\]'$"):
+        fit(photos, tmp_path / "run", loggers=["wandb"])
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_weights_of_every_second_epoch_are_kept(photos: Path, tmp_path: Path) -> None:
+    run = fit(photos, tmp_path / "run", epochs=4, save_every=2)
+    kept = sorted(path.name for path in run.checkpoints.glob("epoch_*"))
+    assert kept == ["epoch_002.safetensors", "epoch_004.safetensors"]
+    last, _ = load_model(run.epoch_file(4))
+    state = torch.load(run.last, weights_only=True)["state_dict"]
+    assert all(torch.equal(value, state[f"model.{name}"]) for name, value in last.state_dict().items())
+    second, _ = load_model(run.epoch_file(2))
+    assert not torch.equal(next(second.parameters()), next(last.parameters()))
+
+
 def test_tensorboard_gets_the_figures_of_metrics_csv(photos: Path, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run = fit(photos, tmp_path / "run", epochs=1, tensorboard=True)
+    run = fit(photos, tmp_path / "run", epochs=1, loggers=["tensorboard"])
     events = EventAccumulator(str(run.path / "tensorboard"))
     events.Reload()
     rows = MetricsFile(run.metrics_csv).read()

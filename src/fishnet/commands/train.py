@@ -29,7 +29,7 @@ from fishnet.tasks import get_task
 from fishnet.tasks.base import TaskKind, Training
 
 # Settings that change where and how fast a run computes, but not its result; a resumed run may change them.
-FREE_TO_CHANGE = {"workers", "worker_start", "checkpoint_minutes", "tensorboard", "compile", "out"}
+FREE_TO_CHANGE = {"workers", "worker_start", "checkpoint_minutes", "save_every", "loggers", "compile", "out"}
 OUT = "FISHNET_OUT"
 """Environment variable with the run folder that the main process chose."""
 # A checkpoint contains tensors that fit these only, and what the task adds.
@@ -74,6 +74,7 @@ def train(
         FishnetError: Bad data or weights, NaN, a full disk.
     """
     from fishnet.training.fit import fit
+    from fishnet.training.loggers import check_loggers
     from fishnet.training.optimizer import check_optimizer
     from fishnet.training.trainer import decide_precision
 
@@ -91,6 +92,7 @@ def train(
         announce(f"recipe {recipe}: {reason}")
     config = decide_precision(resolve(kind, recipe, settings, base=saved))
     check_optimizer(config.optim.name)
+    check_loggers(config.loggers)
     if not resume and (line := describe_preprocessing(config)):
         announce(line)
     job = kind.make_training(config)

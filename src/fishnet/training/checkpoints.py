@@ -17,7 +17,7 @@ from fishnet.metrics import MetricsFile
 from fishnet.models.distributed import largest
 from fishnet.runs import RunFolder
 from fishnet.tasks.base import Batch
-from fishnet.training.module import TrainingModule
+from fishnet.training.module import TrainingModule, share_buffers
 from fishnet.training.optimizer import Checkpoint
 from fishnet.training.progress import Stopwatch
 from fishnet.training.signals import SignalWatch
@@ -120,6 +120,8 @@ class RunKeeper(pl.Callback):
         if cut_short:  # max_steps inside an epoch
             return
         config, epoch = pl_module.config, trainer.current_epoch
+        if config.save_every and (epoch + 1) % config.save_every == 0:
+            self._keep_epoch(trainer, pl_module, epoch)
         due = (epoch + 1) % config.validate_every == 0 or epoch + 1 == config.epochs
         self.validated = not due
         self._save(trainer, pl_module)
@@ -131,6 +133,12 @@ class RunKeeper(pl.Callback):
         if signum := self._agreed_signal(trainer):
             raise Interrupted(signum)
         self._stop_early(trainer, pl_module)
+
+    def _keep_epoch(self, trainer: pl.Trainer, module: TrainingModule, epoch: int) -> None:
+        """Write the weights of an epoch; a resumed run that repeats the end of the epoch writes the same again."""
+        share_buffers(module)
+        if trainer.is_global_zero:
+            save_model(self.run.epoch_file(epoch + 1), module.evaluated_model, module.job.card())
 
     def _stop_early(self, trainer: pl.Trainer, module: TrainingModule) -> None:
         """End the training if the last validations were not better, as often as `patience` says."""

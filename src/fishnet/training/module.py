@@ -229,10 +229,10 @@ class TrainingModule(pl.LightningModule):
             self.publish(step, self.current_epoch + 1, "train", {**values, "lr": rate, "grad_norm": float(norm)})
 
     def publish(self, step: int, epoch: int, split: str, values: dict[str, float]) -> None:
-        """Write metrics to metrics.csv, and to TensorBoard if it is enabled; epochs in files count from 1."""
+        """Write metrics to metrics.csv and to the loggers of the settings; epochs in files count from 1."""
         self.log_file.write(step, epoch, split, values)
-        if self.trainer.logger is not None:
-            self.trainer.logger.log_metrics({f"{split}/{name}": value for name, value in values.items()}, step=step)
+        for logger in self.trainer.loggers:
+            logger.log_metrics({f"{split}/{name}": value for name, value in values.items()}, step=step)
 
     def _check_loss(self, step: int, loss: Tensor) -> None:
         """Stop if the loss is not finite. On a GPU the previous step is checked, to avoid waiting for the current

@@ -8,14 +8,14 @@ from typing import Literal
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.io import CheckpointIO
 
 from fishnet.config import TrainConfig
-from fishnet.environment import announce
+from fishnet.environment import announce, is_main_process
 from fishnet.errors import UsageError
 from fishnet.files import atomic_path
 from fishnet.runs import RunFolder
+from fishnet.training.loggers import check_loggers, make_loggers
 from fishnet.training.optimizer import Checkpoint
 from fishnet.training.progress import ProgressBar
 
@@ -90,9 +90,9 @@ def build_trainer(config: TrainConfig, callbacks: list[pl.Callback], run: RunFol
         raise UsageError("--device cuda: no CUDA device is visible; use --device cpu")
     if not on_cpu and config.devices > torch.cuda.device_count():
         raise UsageError(f"--devices {config.devices}: only {torch.cuda.device_count()} GPUs are visible")
-    logger: Logger | bool = False
-    if config.tensorboard:
-        logger = tensorboard_logger(run)
+    check_loggers(config.loggers)
+    # only the first process logs, and its run folder exists by now
+    loggers = make_loggers(config, run) if is_main_process() else []
     return pl.Trainer(
         accelerator="cpu" if on_cpu else "gpu",
         devices=config.devices,
@@ -106,7 +106,7 @@ def build_trainer(config: TrainConfig, callbacks: list[pl.Callback], run: RunFol
         limit_val_batches=0,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
-        logger=logger,
+        logger=loggers or False,
         enable_checkpointing=False,
         enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
         enable_model_summary=False,
@@ -115,13 +115,3 @@ def build_trainer(config: TrainConfig, callbacks: list[pl.Callback], run: RunFol
         callbacks=callbacks,
         plugins=[SafeCheckpointIO()],
     )
-
-
-def tensorboard_logger(run: RunFolder) -> Logger:
-    """Return a TensorBoard logger that writes to the run folder."""
-    try:
-        import tensorboard  # noqa: F401
-        from pytorch_lightning.loggers import TensorBoardLogger
-    except ImportError:
-        raise UsageError("--tensorboard needs the extra: pip install 'fishnet-vision[tensorboard]'") from None
-    return TensorBoardLogger(str(run.path), name="", version="tensorboard")
