@@ -135,7 +135,9 @@ def test_boxes_from_a_coco_folder(boxes: tuple[Path, dict[str, str]]) -> None:
     check_boxes(*boxes)
 
 
-@pytest.mark.parametrize(("title", "name"), [("VOC folder", "voc"), ("YOLO folder", "yolo"), ("Roboflow export", "roboflow")])
+@pytest.mark.parametrize(
+    ("title", "name"), [("VOC folder", "voc"), ("YOLO folder", "yolo"), ("Roboflow export", "roboflow")]
+)
 def test_boxes_of_other_layouts(title: str, name: str, mini: Callable[[str], Path], tmp_path: Path) -> None:
     source = tmp_path / ("voc" if name == "voc" else "yolo")
     convert_boxes(mini("pennfudan"), source, source.name)
