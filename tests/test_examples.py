@@ -82,7 +82,7 @@ def test_an_own_task_from_unlabeled_photos(site: Path, mini: Callable[[str], Pat
     (tmp_path / "unlabeled" / "val").mkdir()
     for path in sorted((mini("pennfudan") / "val").iterdir())[:4]:
         shutil.copy(path, tmp_path / "unlabeled" / "val")
-    assert "by how many quarter turns a photo is turned" in run("train", "--help", **shell)
+    assert "how far a photo is turned" in run("train", "--help", **shell)
     run("train", "rotation", "--data", "unlabeled", "--out", "runs/rotation", *quick, **shell)
     evaluation = json.loads((tmp_path / "runs" / "rotation" / "evaluation_val.json").read_text())
     assert evaluation["images"] == 4 * 4

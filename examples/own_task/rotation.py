@@ -6,8 +6,7 @@ Photos without any labels are enough to train it (Gidaris et al. 2018, arXiv 180
     fishnet train rotation --data unlabeled --model fishnet_tiny --out runs/rotation   # unlabeled/{train,val}/*.jpg
     fishnet train classification --data photos --model fishnet_tiny --weights runs/rotation --out runs/photos
 
-All but the data comes from the task classification. `fishnet.tasks.base` says what a task consists of that shares
-nothing with the others.
+All but the data comes from the task classification. `fishnet.tasks.base` says what a task consists of.
 """
 
 from __future__ import annotations
@@ -76,6 +75,5 @@ class RotationTraining(ClassificationTraining):
 
 
 OWN = {"make_training": RotationTraining, "make_task": RotationTask}
-OTHER_LAYOUT = dict.fromkeys(("check_data", "split_data", "can_split", "load_foreign"))  # None: these take class folders
-SUMMARY = "by how many quarter turns a photo is turned"
-TASK = replace(get_task("classification"), name="rotation", summary=SUMMARY, **OWN, **OTHER_LAYOUT)
+OTHER_LAYOUT = dict.fromkeys(("check_data", "split_data", "can_split", "load_foreign"))  # these take class folders
+TASK = replace(get_task("classification"), name="rotation", summary="how far a photo is turned", **OWN, **OTHER_LAYOUT)
