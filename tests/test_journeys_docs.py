@@ -110,10 +110,10 @@ def check_boxes(home: Path, said: dict[str, str]) -> None:
     assert re.search(r"best epoch 1: \w+ AP [0-9.]+ %; weights: runs/boxes/model.safetensors", said["train detection"])
     assert "next: fishnet evaluate runs/boxes --data boxes" in said["train detection"]
     assert "box ap50" in said["evaluate runs/boxes"]
-    results = json.loads((home / "predictions" / "results.json").read_text())
+    results = json.loads((home / "detections" / "results.json").read_text())
     names = [Path(entry["file"]).name for entry in results["images"]]
     assert names == sorted(path.name for path in (home / "new_photos").iterdir())
-    assert len(list((home / "predictions" / "pictures").iterdir())) == 2
+    assert len(list((home / "detections" / "pictures").iterdir())) == 2
 
 
 def test_photos_in_folders(photos: tuple[Path, dict[str, str]]) -> None:
