@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow test-lowest lint format timm-conformance figures tables trunks pictures results clean
+.PHONY: demo test test-slow test-lowest lint docs format timm-conformance figures tables trunks pictures results clean
 
 $(VENV)/.user: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "no Python >= 3.11 found; name one: make PYTHON=/path/to/python3"; exit 2; }
@@ -17,7 +17,7 @@ $(VENV)/.user: pyproject.toml constraints.txt
 $(VENV)/.developer: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "no Python >= 3.11 found; name one: make PYTHON=/path/to/python3"; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) -e '.[all,test,lint]'
+	$(PIP) -e '.[all,test,lint,docs]'
 	touch $@
 
 demo: $(VENV)/.user  ## train on the embedded data, with a report and pictures, in runs/demo
@@ -37,6 +37,10 @@ lint: $(VENV)/.developer
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(MAKE) --no-print-directory docs
+
+docs: $(VENV)/.developer  ## the pages of docs/ and the reference from the docstrings, in build/docs; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 format: $(VENV)/.developer
 	$(BIN)/ruff check --fix .

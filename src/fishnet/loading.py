@@ -109,10 +109,11 @@ def load(
 ) -> LoadedModel:
     """Load a trained network with its transform and class names; `fishnet.Predictor` also does the rest.
 
-    >>> network, transform, classes, _ = fishnet.load("runs/pets")               # doctest: +SKIP
-    >>> logits = network(transform(image)[None])["image"][0]                     # doctest: +SKIP
-    >>> classes[logits.argmax()]                                                 # doctest: +SKIP
-    'siamese'
+    Examples:
+        >>> network, transform, classes, _ = fishnet.load("runs/pets")  # doctest: +SKIP
+        >>> logits = network(transform(image)[None])["image"][0]  # doctest: +SKIP
+        >>> classes[logits.argmax()]  # doctest: +SKIP
+        'siamese'
 
     Args:
         source: Run folder, model file, or any other weights file or tag, which needs `task` and `model`.

@@ -28,9 +28,10 @@ class Predictor:
     classes with a score above the threshold. A detector adds `boxes` (x1 y1 x2 y2 in pixels of the image), and `masks`
     (COCO run lengths) or `keypoints` (x, y, visibility). The best come first; scores are between 0 and 1.
 
-    >>> predictor = Predictor("runs/pets")                                  # doctest: +SKIP
-    >>> predictor("cat.jpg")                                                # doctest: +SKIP
-    {'labels': ['siamese', 'birman', ...], 'scores': [0.97, 0.02, ...], 'indices': [2, 0, ...]}
+    Examples:
+        >>> predictor = Predictor("runs/pets")  # doctest: +SKIP
+        >>> predictor("cat.jpg")  # doctest: +SKIP
+        {'labels': ['siamese', 'birman', ...], 'scores': [0.97, 0.02, ...], 'indices': [2, 0, ...]}
 
     Args:
         source: Run folder, model file, or any weights file (with `task` and `model`).
