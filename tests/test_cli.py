@@ -35,6 +35,7 @@ def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str], name:
         (["train", "classification", "--epochs", "x"], "--epochs"),
         (["train", "clasification", "--data", "x", "--out", "y"], "classification"),
         (["train", "classification", "--out", "y"], "--data DIR is missing"),
+        (["predict", "run", "photo.jpg"], "--out is missing; see fishnet predict --help"),
         (
             ["train", "classification", "--data", "y", "--resume"],
             "--out RUN is missing: the run to resume",

@@ -260,6 +260,9 @@ def explain(message: str, parser: ArgumentParser) -> str:
     line = re.sub(r"<class '(\w+)'>", r"\1", line).replace("typing.", "")
     if match := re.search(r"unrecognized arguments: --([\w.]+)", line):
         return f"unknown option --{match[1].replace('_', '-')}.{_advice(match[1], parser)}"
+    if match := re.search(r"following arguments are required: ([\w, ]+)", line):
+        names = [f"--{name.strip().replace('_', '-')}" for name in match[1].split(",")]
+        return f"{', '.join(names)} is missing; see {parser.prog} --help"
     return re.sub(r"Parser key \"([\w.]+)\":", lambda m: f"--{m[1].replace('_', '-')}:", line)
 
 

@@ -22,8 +22,9 @@ class UsageError(FishnetError):
 class Interrupted(Exception):
     """A signal stopped the run; its state is saved. The exit code is that of the shell: 130 or 143."""
 
-    def __init__(self, signum: int):
-        super().__init__(f"stopped by {signal.Signals(signum).name}; the state is saved, continue with --resume")
+    def __init__(self, signum: int, command: str):
+        """Say which command continues the run."""
+        super().__init__(f"stopped by {signal.Signals(signum).name}; the state is saved, continue with: {command}")
         self.exit_code = 128 + signum
 
 

@@ -10,7 +10,7 @@ from timm import get_pretrained_cfg
 from timm.data import resolve_data_config, resolve_model_data_config
 from torch import nn
 
-from fishnet.cards import read_card
+from fishnet.cards import ModelCard, read_card
 from fishnet.config import Interpolation, PreprocessConfig
 from fishnet.files import Json
 from fishnet.models.checkpoints.pretrained import PRETRAINED
@@ -57,7 +57,26 @@ def preprocessing_of_weights(model: str, weights: str | None) -> Json:
         found = dataclasses.asdict(_as_preprocessing(resolve_data_config(pretrained_cfg=config.to_dict())))
         packaged = weights in PRETRAINED and PRETRAINED[weights].packaged
         return {name: found[name] for name in ("mean", "std")} if packaged else found
+    card = _card_of(weights)
+    return {} if card is None else {"mean": card.preprocess.mean, "std": card.preprocess.std}
+
+
+def model_of_weights(weights: str | None) -> str | None:
+    """Return the backbone that a tag or a run belongs to; None for other weights.
+
+    Args:
+        weights: Weights to start from, as in the settings.
+
+    Raises:
+        FishnetError: The card of a run is damaged.
+    """
+    if weights in PRETRAINED:
+        return PRETRAINED[weights].model
+    card = _card_of(weights)
+    return None if card is None else card.model
+
+
+def _card_of(weights: str | None) -> ModelCard | None:
     path = Path(weights or "").expanduser()
     path = RunFolder(path).model_file if path.is_dir() else path
-    card = read_card(path) if path.suffix == ".safetensors" and path.is_file() else None
-    return {} if card is None else {"mean": card.preprocess.mean, "std": card.preprocess.std}
+    return read_card(path) if path.suffix == ".safetensors" and path.is_file() else None

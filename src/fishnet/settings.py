@@ -15,7 +15,7 @@ from fishnet.config import TrainConfig
 from fishnet.errors import FishnetError, UsageError
 from fishnet.files import atomic_write
 from fishnet.models.create import PUBLISHED, published_weights
-from fishnet.preprocessing import preprocessing_of_weights
+from fishnet.preprocessing import model_of_weights, preprocessing_of_weights
 from fishnet.recipes import TASK_KEY, list_recipes, parse_settings, read_recipe
 from fishnet.schema import (
     ConfigClass,
@@ -56,6 +56,7 @@ def resolve(kind: TaskKind, recipe: str | None, settings: Settings, base: Tree |
         prepared = {"preprocess": weights_preprocessing(kind.config, tree)}
         tree = merge(base or {}, named, prepared, own, settings)
     model, weights = _model_and_weights(tree)
+    tree["model"] = model
     tree["weights"] = published_weights(model) if weights == PUBLISHED else weights
     try:
         config = build_config(kind.config, tree, "settings")
@@ -68,7 +69,9 @@ def resolve(kind: TaskKind, recipe: str | None, settings: Settings, base: Tree |
 
 
 def _model_and_weights(tree: Settings) -> tuple[str, str | None]:
-    return str(tree.get("model", TrainConfig.model)), tree.get("weights")
+    """Return backbone and weights; without a backbone it is that of the weights, if they say which."""
+    weights = tree.get("weights")
+    return str(tree.get("model") or model_of_weights(weights) or TrainConfig.model), weights
 
 
 def weights_preprocessing(config: ConfigClass, tree: Settings) -> Tree:

@@ -185,11 +185,46 @@ def test_overwrite_replaces_the_files_of_a_run_and_nothing_else(photos: Path, tm
     assert "seed: 5" in run.config_yaml.read_text("utf-8")
 
 
-def test_resuming_a_finished_run_changes_nothing(photos: Path, tmp_path: Path) -> None:
-    run = fit(photos, tmp_path / "run", epochs=1)
+def test_resuming_a_finished_run_changes_nothing_and_says_so(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = fit(photos, tmp_path / "run", epochs=2)
     before = run.metrics_csv.read_bytes(), run.model_file.read_bytes()
-    fit(photos, tmp_path / "run", epochs=1, resume=True)
+    fit(photos, tmp_path / "run", epochs=2, resume=True)
     assert (run.metrics_csv.read_bytes(), run.model_file.read_bytes()) == before
+    assert "all 2 epochs are trained; --epochs 4 --allow-changes trains further" in capsys.readouterr().out
+    with pytest.raises(UsageError, match=r"^--epochs 1: .*run has finished 2 epochs already; give more of them$"):
+        fit(photos, tmp_path / "run", epochs=1, resume=True, allow_changes=True)
+    fit(photos, tmp_path / "run", epochs=3, resume=True, allow_changes=True)
+    assert {row["epoch"] for row in MetricsFile(run.metrics_csv).read()} == {"1", "2", "3"}
+    assert "epochs are trained" not in capsys.readouterr().out
+
+
+def test_the_model_of_a_run_need_not_be_named_again(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = fit(photos, tmp_path / "first", epochs=1)
+    capsys.readouterr()
+    settings = {**SMALL, "weights": str(first.path), "epochs": 1}
+    del settings["model"]
+    second = train("classification", data=str(photos), out=str(tmp_path / "second"), **settings)
+    assert "model fishnet_nano: that of the weights" in capsys.readouterr().out
+    assert load_model(second.path)[1].model == "fishnet_nano"
+
+
+def test_a_start_that_failed_does_not_count_as_a_run(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("FISHNET_OUT", raising=False)
+    broken = tmp_path / "broken.pth"
+    broken.write_bytes(b"nothing")
+    for _ in range(2):
+        with pytest.raises(FishnetError, match="broken"):
+            train("classification", data=str(photos), **{**SMALL, "weights": str(broken)})
+    first = train("classification", data=str(photos), epochs=1, **{k: v for k, v in SMALL.items() if k != "epochs"})
+    second = train("classification", data=str(photos), epochs=1, **{k: v for k, v in SMALL.items() if k != "epochs"})
+    assert [first.path, second.path] == [Path("runs/train"), Path("runs/train2")]
 
 
 def test_fine_tuning_takes_a_run_with_other_classes_and_keeps_frozen_parts(photos: Path, tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_a_signal_saves_and_exits_and_the_resumed_run_is_the_same(
     stopped = start(*train(mini("cifar10"), out))
     output = signal_at_step(stopped, out / "metrics.csv", STEPS_PER_EPOCH + 3, signum)
     assert stopped.returncode == code, output
-    assert "the state is saved, continue with --resume" in output
+    assert f"the state is saved, continue with: fishnet train --resume {out}" in output
     assert "Traceback" not in output
     run(*train(mini("cifar10"), out, "--resume"))
     assert_equal_runs(straight, out, STEPS)

@@ -15,6 +15,7 @@ from fishnet.errors import FishnetError, UsageError, did_you_mean
 from fishnet.files import sweep_partials
 from fishnet.models.build import takes_vector
 from fishnet.models.checkpoints.pretrained import packaged_weights
+from fishnet.preprocessing import model_of_weights
 from fishnet.runs import RunFolder
 from fishnet.schema import Tree
 from fishnet.settings import (
@@ -73,7 +74,7 @@ def train(
         UsageError: An unknown setting, a folder that contains a run already, changed settings on resume.
         FishnetError: Bad data or weights, NaN, a full disk.
     """
-    from fishnet.training.fit import fit
+    from fishnet.training.fit import check_epochs, fit
     from fishnet.training.loggers import check_loggers
     from fishnet.training.optimizer import check_optimizer
     from fishnet.training.trainer import decide_precision
@@ -95,6 +96,8 @@ def train(
     check_loggers(config.loggers)
     if not resume and (line := describe_preprocessing(config)):
         announce(line)
+    if "model" not in settings and config.model == model_of_weights(config.weights):
+        announce(f"model {config.model}: that of the weights")
     job = kind.make_training(config)
     if not resume and (line := packaged_hint(job)):
         announce(line)
@@ -102,6 +105,7 @@ def train(
     fit_batch_size(job)
     if saved is not None:
         check_resume(kind, run, saved, job.config, allow_changes)
+        check_epochs(job.config, run)
     if is_main_process():
         prepare_folder(run, resume)
         save_settings(run.config_yaml, task, job.config)
@@ -132,7 +136,7 @@ def _say_result(kind: TaskKind, run: RunFolder, config: TrainConfig) -> None:
 
 
 def _next_out(resume: bool) -> str:
-    """Return the first of runs/train, runs/train2, ... that does not exist; the processes of a run get the same."""
+    """Return the first of runs/train, runs/train2, ... without a run; the processes of a run get the same."""
     if resume:
         raise UsageError("--out RUN is missing: the run to resume")
     if "RANK" in os.environ or "SLURM_PROCID" in os.environ:
@@ -141,7 +145,7 @@ def _next_out(resume: bool) -> str:
         return os.environ[OUT]
     numbers = itertools.count(2)
     out = Path("runs", "train")
-    while out.exists():
+    while out.exists() and (RunFolder(out).has_begun or not RunFolder(out).config_yaml.exists()):
         out = Path("runs", f"train{next(numbers)}")
     os.environ[OUT] = str(out)
     return str(out)

@@ -20,7 +20,7 @@ from fishnet.tasks.base import Batch
 from fishnet.training.module import TrainingModule, share_buffers
 from fishnet.training.optimizer import Checkpoint
 from fishnet.training.progress import Stopwatch
-from fishnet.training.signals import SignalWatch
+from fishnet.training.signals import SignalWatch, resume_command
 
 
 class RunKeeper(pl.Callback):
@@ -36,7 +36,7 @@ class RunKeeper(pl.Callback):
 
     def __init__(self, run: RunFolder, minutes: float):
         self.run, self.seconds = run, minutes * 60
-        self.signals = SignalWatch()
+        self.signals = SignalWatch(run)
         self.stopwatch = Stopwatch()
         self.timing = MetricsFile(run.timing_csv)
         self.best: float | None = None
@@ -95,7 +95,7 @@ class RunKeeper(pl.Callback):
         if signum or at_limit or self._time_to_save(trainer, pl_module):
             self._save(trainer, pl_module)
         if signum:
-            raise Interrupted(signum)
+            raise Interrupted(signum, resume_command(self.run))
 
     def _agreed_signal(self, trainer: pl.Trainer) -> int:
         """Return the signal that any process received, since all processes must stop at the same step."""
@@ -126,12 +126,12 @@ class RunKeeper(pl.Callback):
         self.validated = not due
         self._save(trainer, pl_module)
         if signum := self._agreed_signal(trainer):
-            raise Interrupted(signum)
+            raise Interrupted(signum, resume_command(self.run))
         if not due:
             return
         self._validate(trainer, pl_module, epoch)
         if signum := self._agreed_signal(trainer):
-            raise Interrupted(signum)
+            raise Interrupted(signum, resume_command(self.run))
         self._stop_early(trainer, pl_module)
 
     def _keep_epoch(self, trainer: pl.Trainer, module: TrainingModule, epoch: int) -> None:

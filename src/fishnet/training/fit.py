@@ -7,10 +7,13 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
-from fishnet.environment import write_environment
+from fishnet.config import TrainConfig
+from fishnet.environment import announce, write_environment
+from fishnet.errors import UsageError
 from fishnet.files import atomic_path
 from fishnet.loading import load_model
 from fishnet.metrics import MetricsFile
@@ -40,11 +43,13 @@ def fit(job: Training, run: RunFolder, resume: bool = False) -> None:
         trainer = build_trainer(config, [keeper, *progress_bars(config.log_every)], run)
         checkpoint = run.last if resume and run.last.exists() else None
         if trainer.is_global_zero:
-            step, validated = read_position(checkpoint) if checkpoint else (0, True)
+            step, epochs, validated = read_position(checkpoint) if checkpoint else Position(0, 0, True)
             MetricsFile(run.metrics_csv).cut(step, validated)
             MetricsFile(run.timing_csv).cut(step, validated)
             write_environment(run.environment_json, job.fingerprint(), resume)
             print(f"resuming at step {step}" if checkpoint else f"writing to {run.path}", flush=True)
+            if epochs == config.epochs:
+                announce(f"all {epochs} epochs are trained; --epochs {2 * epochs} --allow-changes trains further")
         module = TrainingModule(job, run, checkpoint)
         trainer.fit(module, ckpt_path=checkpoint)
         keeper.finish(trainer, module)
@@ -52,11 +57,34 @@ def fit(job: Training, run: RunFolder, resume: bool = False) -> None:
             finish_report(job, run)
 
 
-def read_position(checkpoint: Path) -> tuple[int, bool]:
-    """Return the number of optimizer steps of a checkpoint, and whether its validation is done."""
+class Position(NamedTuple):
+    """How far a checkpoint is."""
+
+    step: int
+    """Optimizer steps."""
+    epochs: int
+    """Finished epochs."""
+    validated: bool
+    """Whether its validation is done."""
+
+
+def read_position(checkpoint: Path) -> Position:
+    """Return how far a checkpoint is."""
     state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
     keeper = next(value for key, value in state["callbacks"].items() if key.startswith("RunKeeper"))
-    return int(state["global_step"]), bool(keeper["validated"])
+    epochs = state["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+    return Position(int(state["global_step"]), int(epochs), bool(keeper["validated"]))
+
+
+def check_epochs(config: TrainConfig, run: RunFolder) -> None:
+    """Refuse to resume a run to fewer epochs than it has.
+
+    Raises:
+        UsageError: More epochs are finished than the settings ask for.
+    """
+    done = read_position(run.last).epochs if run.last.exists() else 0
+    if done > config.epochs:
+        raise UsageError(f"--epochs {config.epochs}: {run.path} has finished {done} epochs already; give more of them")
 
 
 def finish_report(job: Training, run: RunFolder) -> None:

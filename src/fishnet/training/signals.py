@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import threading
 from collections.abc import Callable
 from types import FrameType
 
 from fishnet.errors import Interrupted
+from fishnet.runs import RunFolder
 
 Handler = Callable[[int, FrameType | None], object] | int | None
 """What Python calls on a signal."""
 
 
+def resume_command(run: RunFolder) -> str:
+    """Return the command that continues a run."""
+    return shlex.join(["fishnet", "train", "--resume", str(run.path)])
+
+
 class SignalWatch:
     """Records SIGINT and SIGTERM, so that the run can stop at the next optimizer step; a second one stops
-    immediately."""
+    immediately.
 
-    def __init__(self) -> None:
-        self.signum = 0
+    Args:
+        run: Run folder, for the message.
+    """
+
+    def __init__(self, run: RunFolder) -> None:
+        self.run, self.signum = run, 0
         self._before: dict[int, Handler] = {}
 
     def install(self) -> None:
@@ -34,7 +45,7 @@ class SignalWatch:
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         if self.signum:
-            raise Interrupted(signum)
+            raise Interrupted(signum, resume_command(self.run))
         self.signum = signum
         print(
             f"\n{signal.Signals(signum).name}: saving at the next step; send the signal again to stop immediately",

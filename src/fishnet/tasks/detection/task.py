@@ -221,7 +221,10 @@ class DetectionTask:
         for one in entry["predictions"]:
             counts[one["label"]] = counts.get(one["label"], 0) + 1
         named = sorted(counts.items(), key=lambda item: -item[1])[:5]
-        return ", ".join(f"{count} x {name}" for name, count in named) or "no object above the score"
+        return (
+            ", ".join(f"{count} x {name}" for name, count in named)
+            or f"no object above {self.options.score:g} (--score)"
+        )
 
     def painter(self, out: Path, images: int) -> Pictures:
         """Return what draws a picture per image."""
