@@ -262,3 +262,33 @@ def test_of_many_classes_the_worst_are_shown() -> None:
     assert "the 20 worst of 30 classes" in text
     assert [line.split()[0] for line in table[:3]] == ["c10", "c20", "c1"]
     assert "... and 2 more skipped" in text
+
+
+def test_several_folders_are_evaluated_each_alone(
+    judged: Judged, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_run(tmp_path / "run", judged.network, judged.classes)
+    other = tmp_path / "elsewhere" / judged.data.name
+    shutil.copytree(judged.data, other)
+    for path in sorted(other.glob("val/*/*"))[::2]:
+        path.unlink()
+    alone = [evaluate(run, str(data), **QUICK) for data in (judged.data, other)]
+    capsys.readouterr()
+    first = evaluate(run, str(judged.data), also=[str(other)], **QUICK)
+    both = [first, *first.others]
+    assert [one.metrics for one in both] == [one.metrics for one in alone]
+    assert both[0].evaluation.images > both[1].evaluation.images
+    names = ["evaluation_val.json", f"evaluation_val_{judged.data.name}.json"]
+    assert [one.json and one.json.name for one in both] == names
+    table = capsys.readouterr().out.splitlines()[-3:-1]
+    assert table[0].startswith(str(judged.data))
+    assert table[1].startswith(str(other))
+    assert f"{100 * both[1].metrics['top1']:.2f} %" in table[1]
+
+
+def test_the_data_of_the_run_is_the_default(judged: Judged, tmp_path: Path) -> None:
+    run = Path(write_run(tmp_path / "run", judged.network, judged.classes))
+    with pytest.raises(UsageError, match=r"^--data DIR is missing: .*run does not say on which data it was trained$"):
+        evaluate(str(run), **QUICK)
+    (run / "config.yaml").write_text(f"task: classification\ndata: {judged.data}\n", "utf-8")
+    assert evaluate(str(run), **QUICK).metrics == evaluate(str(run), str(judged.data), **QUICK).metrics

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json as json_module
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from fishnet.commands.hints import suggest
+from fishnet.errors import UsageError
 from fishnet.files import Json
+from fishnet.runs import RunFolder
 
 if TYPE_CHECKING:
     import torch
 
-    from fishnet.runs import RunFolder
+    from fishnet.cards import ModelCard
+    from fishnet.drawing.display import Display
     from fishnet.tasks.base import AnyTask, Batch, Evaluation, Runtime, SplitData
 
 FORMAT_VERSION = 1
@@ -28,6 +32,8 @@ class EvaluationReport:
     json: Path | None
     pictures: list[Path]
     bad_images: list[str]
+    others: list[EvaluationReport] = field(default_factory=list)
+    """Results for the folders of `also`."""
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -37,7 +43,7 @@ class EvaluationReport:
 
 def evaluate(
     run: str,
-    data: str,
+    data: str | None = None,
     split: str = "val",
     json: str | None = None,
     device: str = "auto",
@@ -51,47 +57,108 @@ def evaluate(
     classes: str | None = None,
     out: str | None = None,
     runtime: Literal["torch"] = "torch",
+    also: list[str] | None = None,
 ) -> EvaluationReport:
     """Evaluate a model on a split: metrics, a table per class, a picture, and a JSON file.
 
     Args:
         run: Run folder or weights file.
-        data: Folder of the data set.
+        data: Folder of the data set; by default that of the run.
         split: Split to evaluate on.
-        json: File for the metrics; by default evaluation_<split>.json in the run folder or in --out.
+        json: File for the metrics; by default evaluation_<split>.json in the folder of --out.
         device: auto, cpu, cuda, cuda:1, ...
         batch_size: Images per forward pass; the default depends on the task.
         workers: Worker processes that load images.
         precision: Arithmetic; auto uses that of the validation during training.
-        bad_images: stop at an image that cannot be read, or skip it and list it.
-        size: Input size in pixels instead of that of the model. For a detector it is the shorter side, and the
-            maximum of the longer side is scaled with it.
+        bad_images: stop at an unreadable image, or skip and list it.
+        size: Input size in pixels instead of that of the model; for a detector it is the shorter side.
         task: Task of a weights file that does not describe its network.
         model: Backbone of a weights file that does not describe its network.
         classes: Text file with a class name per line, for a weights file without class names.
-        out: Folder for the picture and the JSON file; by default the run folder, if RUN is one.
+        out: Folder for pictures and JSON files; by default the run folder, if RUN is one.
         runtime: Inference backend.
+        also: Further folders, each evaluated alone; their names are added to the names of the files.
     """
     from fishnet.commands.predict import check_loading, read_names
     from fishnet.loading import load_runtime, resolve_device
-    from fishnet.runs import RunFolder
     from fishnet.tasks import get_task, make_task
 
     check_loading(batch_size, workers)
     names = read_names(classes)
     runner, card = load_runtime(run, runtime, device, precision, task=task, model=model, classes=names, size=size)
-    kind = make_task(card)
-    dataset = kind.open_split(Path(data), split, bad_images)
-    images = get_task(card.task).batch_size if batch_size is None else batch_size
-    evaluation, documents, bad = _evaluate(kind, runner, resolve_device(device), dataset, images, workers)
+    kind, described, where = make_task(card), get_task(card.task), resolve_device(device)
+    images = batch_size or described.batch_size
+    folders = list(dict.fromkeys([data or _data_of(run), *(also or [])]))
+    datasets = [kind.open_split(Path(folder), split, bad_images) for folder in folders]
+    place = Path(out) if out is not None else Path(run) if Path(run).is_dir() else None
+    reports: list[EvaluationReport] = []
+    for folder, dataset, name in zip(folders, datasets, _names(folders), strict=True):
+        evaluation, documents, bad = _evaluate(kind, runner, where, dataset, images, workers)
+        document = _document(run, folder, split, evaluation, bad, card)
+        print(summary(kind, evaluation, f"{card.model} on {split} of {folder}", bad))
+        target = _with_name(Path(json), name) if json else place and RunFolder(place).evaluation_json(split + name)
+        pictures = _write(kind, evaluation, {target: document}, documents, place, split + name)
+        reports.append(EvaluationReport(document, evaluation, target, pictures, bad))
+    _finish(run, folders, reports, described.display)
+    return reports[0]
+
+
+def _document(run: str, data: str, split: str, evaluation: Evaluation, bad: list[str], card: ModelCard) -> Json:
+    """Return the content of the JSON file."""
     about = {"format_version": FORMAT_VERSION, "source": str(run), "data": str(data), "split": split}
-    document = about | evaluation.to_dict() | _epoch(RunFolder(Path(run)))
-    document |= {"bad_images": bad, "card": card.to_dict()}
-    print(summary(kind, evaluation, f"{card.model} on {split} of {data}", bad))
-    folder = Path(out) if out is not None else Path(run) if Path(run).is_dir() else None
-    target = Path(json) if json else folder and RunFolder(folder).evaluation_json(split)
-    pictures = _write(kind, evaluation, {target: document}, documents, folder, split)
-    return EvaluationReport(document, evaluation, target, pictures, bad)
+    found = about | evaluation.to_dict() | _epoch(RunFolder(Path(run)))
+    return found | {"bad_images": bad, "card": card.to_dict()}
+
+
+def _data_of(run: str) -> str:
+    """Return the data folder that a run was trained on.
+
+    Raises:
+        UsageError: The run does not say it.
+    """
+    from fishnet.recipes import parse_settings
+
+    file = RunFolder(Path(run)).config_yaml
+    data = parse_settings(file.read_bytes(), str(file)).get("data") if file.is_file() else None
+    if not data:
+        raise UsageError(f"--data DIR is missing: {run} does not say on which data it was trained")
+    return str(data)
+
+
+def _names(folders: Sequence[str]) -> list[str]:
+    """Return what is added to the names of the files of each folder: nothing for the first, "_" and a unique name."""
+    names = [""]
+    for folder in folders[1:]:
+        plain = name = f"_{Path(folder).resolve().name}"
+        number = 1
+        while name in names:
+            number += 1
+            name = f"{plain}{number}"
+        names.append(name)
+    return names
+
+
+def _with_name(path: Path, name: str) -> Path:
+    return path.with_name(f"{path.stem}{name}{path.suffix}")
+
+
+def _finish(run: str, folders: Sequence[str], reports: Sequence[EvaluationReport], display: Display) -> None:
+    """Attach the further reports to the first; print the main metrics of several folders, and the next command."""
+    reports[0].others = [*reports[1:]]
+    if len(reports) > 1:
+        print(_side_by_side(folders, reports, display))
+    suggest("predict", run, "IMAGES", "--out", "predictions")
+
+
+def _side_by_side(folders: Sequence[str], reports: Sequence[EvaluationReport], display: Display) -> str:
+    """Return the main metrics of several folders as a table."""
+    shown = [name for name in display.order(list(reports[0].metrics)) if not display.is_detail(name)][:6]
+    width = max(map(len, folders)) + 2
+    lines = [" " * width + "".join(f"{display.title(name):>16}" for name in shown)]
+    for folder, report in zip(folders, reports, strict=True):
+        values = "".join(f"{display.text(name, report.metrics.get(name)):>16}" for name in shown)
+        lines.append(f"{folder:<{width}}{values}")
+    return "\n".join(lines)
 
 
 def _epoch(run: RunFolder) -> Json:

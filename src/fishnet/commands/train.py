@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -94,13 +95,9 @@ def train(
     config = decide_precision(resolve(kind, recipe, settings, base=saved))
     check_optimizer(config.optim.name)
     check_loggers(config.loggers)
-    if not resume and (line := describe_preprocessing(config)):
-        announce(line)
-    if "model" not in settings and config.model == model_of_weights(config.weights):
-        announce(f"model {config.model}: that of the weights")
     job = kind.make_training(config)
-    if not resume and (line := packaged_hint(job)):
-        announce(line)
+    if not resume:
+        _say_weights(job, settings)
     check_best(job)
     fit_batch_size(job)
     if saved is not None:
@@ -113,6 +110,17 @@ def train(
     if is_main_process():
         _say_result(kind, run, job.config)
     return run
+
+
+def _say_weights(job: Training, settings: Mapping[str, object]) -> None:
+    """Print what the weights to start from determine, or that there are some."""
+    config = job.config
+    if hint := packaged_hint(job):
+        announce(hint)
+    if line := describe_preprocessing(config):
+        announce(line)
+    if "model" not in settings and config.model == model_of_weights(config.weights):
+        announce(f"model {config.model}: that of the weights")
 
 
 def packaged_hint(job: Training) -> str | None:

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pytorch_lightning.loggers import Logger
 
@@ -75,7 +75,7 @@ def _kept(run: RunFolder, name: str, make: Callable[[], str]) -> str:
     return known[name]
 
 
-def _settings(config: TrainConfig) -> dict[str, Any]:
+def _settings(config: TrainConfig) -> dict[str, object]:
     return asdict(config)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from copy import deepcopy
-from typing import Any
+from typing import Any, cast
 
 from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
 from torch import nn
@@ -68,8 +68,7 @@ def _momentum(optim: OptimConfig) -> dict[str, Any]:
     info = get_optimizer_info(optim.name)
     if info.has_momentum:
         return {"momentum": optim.momentum}
-    kind: Any = info.opt_class
-    betas = inspect.signature(kind).parameters.get("betas")
+    betas = inspect.signature(cast(type[Optimizer], info.opt_class)).parameters.get("betas")
     return {} if betas is None or betas.default is None else {"betas": (optim.momentum, *betas.default[1:])}
 
 
