@@ -34,5 +34,14 @@ def data_check(task: str, directory: str, json: str | None = None, **options: An
     if json is not None:
         write_json(json, report.to_dict())
     if not report.exit_code:
-        suggest("train", task, "--data", directory, "--out", f"runs/{Path(directory).resolve().name}")
+        suggest(
+            "train",
+            task,
+            "--data",
+            directory,
+            "--out",
+            f"runs/{Path(directory).resolve().name}",
+            "--model",
+            "fishnet_tiny",
+        )
     return report

@@ -33,5 +33,5 @@ def data_split(directory: str, task: str | None = None, **options: Any) -> DataR
     print(report.describe())
     if options.get("undo"):
         return report
-    suggest("train", kind.name, "--data", directory, "--out", f"runs/{root.resolve().name}")
+    suggest("train", kind.name, "--data", directory, "--out", f"runs/{root.resolve().name}", "--model", "fishnet_tiny")
     return report

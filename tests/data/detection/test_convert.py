@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageOps
 
 from fishnet.commands.data_convert import data_convert
@@ -333,6 +334,66 @@ def test_the_layout_of_roboflow_is_yolo(by_file: bool, mini: Callable[[str], Pat
         name = f"annotations/instances_{split}.json"
         assert json.loads((tmp_path / "coco" / name).read_text()) == json.loads((tmp_path / "other" / name).read_text())
     assert set(report.images) == {"train", "val"}
+
+
+def as_roboflow_coco(source: Path, root: Path) -> Path:
+    """Write a COCO folder in the layout of Roboflow, with its category above all others."""
+    for split, name in (("train", "train"), ("val", "valid")):
+        shutil.copytree(image_folder_of(source, split), root / name)
+        document = json.loads((source / "annotations" / f"instances_{split}.json").read_text())
+        for one in document["images"]:
+            one["file_name"] = Path(one["file_name"]).name
+        for one in document["categories"]:
+            one["supercategory"] = "people"
+        document["categories"].insert(0, {"id": 0, "name": "people", "supercategory": "none"})
+        (root / name / "_annotations.coco.json").write_text(json.dumps(document))
+    return root
+
+
+def image_folder_of(source: Path, split: str) -> Path:
+    return next(folder for folder in (source / split / "images", source / split) if folder.is_dir())
+
+
+def test_the_coco_layout_of_roboflow_keeps_its_outlines(mini: Callable[[str], Path], tmp_path: Path) -> None:
+    source = mini("pennfudan")
+    root = as_roboflow_coco(source, tmp_path / "roboflow")
+    with pytest.raises(FishnetError, match="YOLO or Roboflow folder, `fishnet data convert"):
+        open_detection(root, "train")
+    assert can_convert(root)
+    report = data_convert(str(root), str(tmp_path / "coco"))
+    assert "the category without objects" in report.describe()
+    for split in ("train", "val"):
+        found, expected = (open_detection(folder, split) for folder in (tmp_path / "coco", source))
+        assert found.classes == expected.classes == ["person"]
+        assert report.images[split] == len(found) == len(expected)
+        for index in range(len(found)):
+            found.masks = expected.masks = True
+            one, other = found[index], expected[index]
+            assert torch.equal(one["image"], other["image"])
+            assert torch.equal(one["target"]["masks"], other["target"]["masks"])
+            assert torch.equal(one["target"]["boxes"], other["target"]["boxes"])
+
+
+def test_a_category_of_roboflow_with_objects_stays(mini: Callable[[str], Path], tmp_path: Path) -> None:
+    root = as_roboflow_coco(mini("pennfudan"), tmp_path / "roboflow")
+    path = root / "valid" / "_annotations.coco.json"
+    document = json.loads(path.read_text())
+    document["annotations"][0]["category_id"] = 0
+    path.write_text(json.dumps(document))
+    data_convert(str(root), str(tmp_path / "coco"))
+    assert open_detection(tmp_path / "coco", "train").classes == ["people", "person"]
+
+
+def test_damaged_folders_of_roboflow_are_named(mini: Callable[[str], Path], tmp_path: Path) -> None:
+    root = as_roboflow_coco(mini("pennfudan"), tmp_path / "roboflow")
+    with pytest.raises(UsageError, match="convert it with --to coco first, then that to yolo"):
+        data_convert(str(root), str(tmp_path / "yolo"), to="yolo")
+    next((root / "train").glob("*.*g")).unlink()
+    with pytest.raises(FishnetError, match=r"_annotations.coco.json names .*, but there is no such image beside it"):
+        data_convert(str(root), str(tmp_path / "one"))
+    (root / "train" / "_annotations.coco.json").write_text('{"images": 3}')
+    with pytest.raises(FishnetError, match="is not a COCO annotation file"):
+        data_convert(str(root), str(tmp_path / "two"))
 
 
 def test_an_outline_of_yolo_becomes_its_box(tmp_path: Path) -> None:

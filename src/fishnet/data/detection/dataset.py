@@ -43,8 +43,8 @@ def annotation_file(root: Path, split: str) -> Path:
     splits = {path.stem.removeprefix("instances_"): path for path in sorted(folder.glob("instances_*.json"))}
     if not splits:
         raise FishnetError(
-            f"{root} contains no detection data: {folder}/instances_{split}.json is missing. For a VOC or YOLO folder, "
-            f"`fishnet data convert {root} {root}_coco` writes it in the COCO layout"
+            f"{root} contains no detection data: {folder}/instances_{split}.json is missing. For a VOC, YOLO or "
+            f"Roboflow folder, `fishnet data convert {root} {root}_coco` writes it in the COCO layout"
         )
     if split in splits:
         return splits[split]

@@ -85,6 +85,7 @@ class CategoryEntry(TypedDict, total=False):
 
     id: int
     name: str
+    supercategory: str
     keypoints: list[str]
 
 

@@ -2,6 +2,7 @@
 
 - COCO: DIR/annotations/instances_<split>.json, images in DIR/<split>/
 - VOC: DIR/Annotations/*.xml, DIR/JPEGImages/, DIR/ImageSets/Main/<split>.txt; corners are integer pixels from 1
+- Roboflow's COCO, to read only: images and _annotations.coco.json in DIR/train/, DIR/valid/, DIR/test/
 - YOLO: DIR/images/<split>/, DIR/labels/<split>/*.txt (class, center and size relative to the image), DIR/data.yaml
 
 Only COCO supports masks and keypoints; they are lost in the other layouts. Boxes are always in pixels of the upright
@@ -20,8 +21,10 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from fishnet.data.detection.coco import read_coco
 from fishnet.data.detection.convert.boxes import USUAL, BoxSet, FolderNames, Layout
 from fishnet.data.detection.convert.coco import read_coco_boxes, write_coco
+from fishnet.data.detection.convert.roboflow import move_roboflow, roboflow_files
 from fishnet.data.detection.convert.voc import read_voc, write_voc
 from fishnet.data.detection.convert.yolo import read_yolo, write_yolo, yolo_folders
 from fishnet.data.detection.split import stratify
@@ -78,6 +81,8 @@ def can_convert(root: Path) -> bool:
         return False
     if any((root / "annotations").glob("instances_*.json")) or (root / "Annotations").is_dir():
         return True
+    if roboflow_files(root):
+        return True
     return (root / "labels").is_dir() or bool(yolo_folders(root))
 
 
@@ -99,7 +104,7 @@ def convert_data(
     """Convert boxes and images to another layout; that of the source is detected.
 
     Args:
-        source: Folder of the data set: COCO, Pascal VOC or YOLO.
+        source: Folder of the data set: COCO, Pascal VOC, YOLO, or Roboflow's COCO.
         dest: Output folder.
         to: Layout to write.
         copy: Copy images instead of linking them.
@@ -138,13 +143,14 @@ def convert_boxes(
     source = _folder_of(source)
     if val is not None and not 0 < val < 1:
         raise UsageError(f"--val must be between 0 and 1, such as 0.2, not {val}")
+    if names == USUAL and roboflow_files(source):
+        return _move_roboflow(source, dest, to, copy, val)
     kind = detect_layout(source, names)
     if kind == "coco" and names != USUAL:
         raise UsageError(f"--images and --annotations are for VOC and YOLO folders; {source} is a COCO folder")
     if kind == to:
         raise UsageError(f"{source} already has the layout {to}")
-    if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
-        raise UsageError(f"{dest} is not empty; choose another folder")
+    _check_empty(dest)
     found = read_coco_boxes(source) if kind == "coco" else {"voc": read_voc, "yolo": read_yolo}[kind](source, names)
     if val is not None:
         _make_val(found, source, val, seed)
@@ -158,6 +164,24 @@ def convert_boxes(
         - (_ignored(found) if to == "yolo" else 0),
         found.notes + place.notes(),
     )
+
+
+def _check_empty(dest: Path) -> None:
+    if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
+        raise UsageError(f"{dest} is not empty; choose another folder")
+
+
+def _move_roboflow(source: Path, dest: Path, to: Layout, copy: bool, val: float | None) -> ConversionReport:
+    if to != "coco":
+        raise UsageError(f"{source} is a COCO folder of Roboflow; convert it with --to coco first, then that to {to}")
+    if val is not None:
+        raise UsageError(f"--val is for VOC and YOLO folders; `fishnet data split {dest}` divides the result")
+    _check_empty(dest)
+    place = _Placer(copy)
+    found = move_roboflow(source, dest, place)
+    files = {split: read_coco(dest / "annotations" / f"instances_{split}.json") for split in roboflow_files(source)}
+    images, boxes = {split: len(file) for split, file in files.items()}, sum(len(file.boxes) for file in files.values())
+    return ConversionReport(dest, images, boxes, found.notes + place.notes())
 
 
 def _make_val(found: BoxSet, source: Path, val: float, seed: int) -> None:
