@@ -256,3 +256,13 @@ def test_saved_settings_read_back_equal_and_differences_are_named(tmp_path: Path
 
 def test_the_defaults_are_the_fields_of_the_dataclass() -> None:
     assert build_config(ClassificationConfig, {}, "nothing") == ClassificationConfig()
+
+
+def test_the_recipe_of_a_classifier_counts_photos_only(tmp_path: Path) -> None:
+    for name in ("images/a.jpg", "images/b.jpg", "labels/a.png", "labels/b.png"):
+        path = tmp_path / "train" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    kind = get_task("classification")
+    assert "only 2 training images" in kind.choose_recipe({"data": str(tmp_path)}).reason
+    assert kind.choose_recipe({"data": str(tmp_path / "train")}).reason == "no weights are given"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -52,6 +53,11 @@ class ClassificationOptions:
             raise UsageError(f"--threshold must be between 0 and 1, not {self.threshold}")
 
 
+def _photos(folder: Path) -> Iterator[Path]:
+    """Yield the images of a split, without the label maps of a folder for several tasks."""
+    return (path for path in image_files(folder) if path.parent != folder / "labels")
+
+
 def choose_recipe(settings: Given) -> RecipeChoice:
     """Return the recipe of a run that names none, from its weights and the size of its data."""
     if settings.get("weights"):
@@ -62,7 +68,9 @@ def choose_recipe(settings: Given) -> RecipeChoice:
     if list(shard_paths(root, "train")):
         return RecipeChoice("imagenet_cosine", "no weights are given, and the data set is in shards")
     folders = [folder for folder in sorted(root.glob("train*")) if folder.is_dir()]
-    count = sum(1 for folder in folders for _ in islice(image_files(folder), SMALL_DATA))
+    count = sum(1 for folder in folders for _ in islice(_photos(folder), SMALL_DATA))
+    if not count:  # the data set will say what is wrong with the folder
+        return RecipeChoice("scratch_small", "no weights are given")
     if count < SMALL_DATA:
         return RecipeChoice("scratch_small", f"no weights are given, and there are only {count:,} training images")
     return RecipeChoice("imagenet_cosine", "no weights are given, and the data set is large")
