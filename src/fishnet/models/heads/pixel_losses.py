@@ -1,7 +1,8 @@
 """Losses of the pixel head: class scores of every pixel against a label map.
 
 All are computed in fp32 (float64 logits stay float64) and leave out pixels with `ignore_index`; if no pixel is left,
-they are zero with gradients of zero. With several processes, the average of a loss over them is the loss of their joint batch.
+they are zero with gradients of zero. With several processes, the average of a loss over them is the loss of their joint
+batch.
 """
 
 from __future__ import annotations
