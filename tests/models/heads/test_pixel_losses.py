@@ -19,7 +19,9 @@ from fishnet.models.heads.pixel_losses import LOSSES, LossOptions, Pixels, check
 CLASSES, IGNORED = 5, 255
 
 
-def batch(seed: int = 0, shape: tuple[int, ...] = (3, 9, 13), ignored: float = 0.2, absent: int | None = None) -> Pixels:
+def batch(
+    seed: int = 0, shape: tuple[int, ...] = (3, 9, 13), ignored: float = 0.2, absent: int | None = None
+) -> Pixels:
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(shape[0], CLASSES, *shape[1:], generator=generator, dtype=torch.float64) * 3
     labels = torch.randint(CLASSES, shape, generator=generator)

@@ -91,7 +91,7 @@ class SmpDecoder(nn.Module):
         norms = [m for m in self.decoder.modules() if isinstance(m, DecoderNorm) and m.training and world_size() == 1]
         for norm in norms:
             norm.eval()
-        output = self.decoder(_inputs([x.new_zeros(1, *x.shape[1:]) for x in maps]))
+        output = self.decoder(_inputs([torch.cat([x, x.new_zeros(1, *x.shape[1:])]) for x in maps]))
         for norm in norms:
             norm.train()
         return output[:0]
@@ -138,6 +138,7 @@ def smp_decoders() -> tuple[str, ...]:
     return tuple(found)
 
 
+@torch.enable_grad()
 def _read_off(name: str, channels: Sequence[int], model: Any) -> _Needs:
     """Return what the decoder of a model on the meta device takes."""
     decoder, stride = model.decoder.eval(), model.encoder.output_stride
