@@ -19,6 +19,7 @@ from fishnet.models.build import HEADS, Architecture, HeadKind, as_network, buil
 from fishnet.models.checkpoints.weights import load_weights
 from fishnet.models.heads.detectors import DETECTORS, RegionPlan
 from fishnet.models.heads.image import ClassifierPlan
+from fishnet.models.heads.pixel import PixelPlan
 from fishnet.models.heads.types import Frame, Mean
 from fishnet.models.network import Network
 from tests.models.heads.test_detectors import images, target
@@ -187,6 +188,7 @@ def hold_statistics(one: Network) -> Network:
 
 
 PLANS = {"classifier": CLASSIFIER, "multi-label": ClassifierPlan(num_classes=4, multi_label=True)}
+PLANS |= {f"pixel {loss}": PixelPlan(num_classes=4, losses={loss: 1.0}, auxiliary=True) for loss in ("ohem", "dice")}
 PLANS |= {kind: RegionPlan(kind=kind, num_classes=3, preset="nano", keypoints=2) for kind in DETECTORS}
 
 
@@ -199,6 +201,10 @@ def test_images_without_labels_change_no_loss(kind: str) -> None:
         truth = [full_target([[8, 10, 40, 50]], (64, 64)), full_target([[2, 2, 60, 30], [5, 30, 20, 60]], (64, 64))]
         for number, item in enumerate(truth):
             item["seed"] = torch.tensor(number)
+    elif kind.startswith("pixel"):
+        one.heads["answer"].classify[0].eval()  # dropout draws for every image of the batch
+        one.heads["answer"].auxiliary.eval()
+        truth = [torch.arange(64 * 64).view(64, 64) % 4, torch.arange(64 * 64).view(64, 64) // 64 % 3]
     else:
         truth = [torch.tensor(1), torch.tensor(3)]
         if kind == "multi-label":
@@ -222,10 +228,11 @@ def full_target(boxes: list[list[float]], size: tuple[int, int]) -> dict[str, Te
 
 
 PARTIAL: dict[str, list[Any]] = {
+    "pixel": [None, torch.arange(64 * 64).view(64, 64) % 4, None, None],
     "image": [torch.tensor(1), None, None, None],
     "region": [None, None, full_target([[8, 10, 40, 50]], (64, 64)), full_target([[2, 2, 60, 30]], (64, 64))],
 }
-"""Labels of four images; a process that has the first two has none for regions."""
+"""Labels of four images; a process that has the first two has none for regions, the other none for pixels."""
 
 
 def _partial_labels(rank: int, folder: str, world: int) -> None:
@@ -233,7 +240,8 @@ def _partial_labels(rank: int, folder: str, world: int) -> None:
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/store{world}", rank=rank, world_size=world
     )
-    both = hold_statistics(network(image=CLASSIFIER, region=DETECTOR))
+    pixel = PixelPlan(num_classes=4, losses={"cross_entropy": 1.0, "dice": 1.0}, dropout=0.0)
+    both = hold_statistics(network(image=CLASSIFIER, region=DETECTOR, pixel=pixel))
     module = torch.nn.parallel.DistributedDataParallel(both)
     own = range(4)[rank * 4 // world : (rank + 1) * 4 // world]
     generator = torch.Generator().manual_seed(0)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fishnet.models.distributed import balanced, largest
-from fishnet.models.heads.types import Answers, Frame, Losses, Maps, Mean, Means, Raw, Size, Targets
+from fishnet.models.heads.types import Answers, Frame, Losses, Maps, Mean, Raw, Size, Targets
 from fishnet.models.pyramid import Pyramid
 from fishnet.models.timm_types import LayerGroups
 from fishnet.models.trunk import Features, Trunk
@@ -35,8 +35,13 @@ class Head(Protocol[FeaturesT, TargetsT, AnswerT]):
         """Names of the losses, in their order."""
         ...
 
-    def losses(self, raw: Raw, frame: Frame, targets: TargetsT) -> Means:
-        """Return the losses of images that are all labeled, at least one, by name; their sum is minimized."""
+    def losses(self, raw: Raw, frame: Frame, targets: TargetsT) -> Mapping[str, Mean | Tensor]:
+        """Return the losses of images that are all labeled, by name; their sum is minimized. A tensor is a loss of the
+        joint batch of all processes already.
+
+        There is at least one image, unless the head has `joint` set: then its losses are computed in all processes as
+        soon as one has a labeled image, so that they can exchange what they need.
+        """
         ...
 
     def decode(self, raw: Raw, frame: Frame) -> list[AnswerT]:
@@ -211,17 +216,18 @@ class Network(nn.Module):
         self, raw: Mapping[str, Raw], frame: Frame, targets: Targets, labeled: Mapping[str, list[int]]
     ) -> Losses:
         """Return the losses of the heads that ran, from the places of the images that are labeled for each."""
-        means: Means = {}
+        losses: dict[str, Any] = {}
         for name, outputs in raw.items():
             places, head = labeled[name], self._head(name)
             prefix = f"{name}_" if len(self.heads) > 1 else ""
-            if places:
-                found = head.losses(*_selected(outputs, frame, targets[name], places))
+            if places or getattr(head, "joint", False):
+                found = head.losses(*_selected(outputs, frame, targets.get(name), places))
             else:  # another process has labels: it waits for the counts of this one
                 found = {loss: Mean(_zero_of(outputs.values()), 0) for loss in head.loss_names}
-            means |= {prefix + loss: found[loss] for loss in head.loss_names}
+            losses |= {prefix + loss: found[loss] for loss in head.loss_names}
+        means = {name: loss for name, loss in losses.items() if isinstance(loss, Mean)}
         values = balanced([mean.value for mean in means.values()], [mean.items for mean in means.values()])
-        losses = dict(zip(means, values, strict=True))
+        losses |= dict(zip(means, values, strict=True))
         if not all(labeled.values()):
             # DistributedDataParallel waits for the gradient of every parameter, that of a head without labels too
             first = next(iter(losses), "loss")
