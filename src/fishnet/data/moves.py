@@ -138,6 +138,7 @@ def read_plan(root: Path, done: bool = False) -> SplitPlan | None:
         plan = SplitPlan(**document)
         plan.moves = [(str(old), str(new)) for old, new in plan.moves]
         plan.counts = {name: (train, val) for name, (train, val) in plan.counts.items()}
+        plan.images = None if plan.images is None else (int(plan.images[0]), int(plan.images[1]))
         names = [PurePosixPath(name) for name in [*plan.lists, *(name for move in plan.moves for name in move)]]
         if plan.format_version != 1 or any(name.is_absolute() or ".." in name.parts for name in names):
             raise ValueError("paths outside the data folder or another version")
