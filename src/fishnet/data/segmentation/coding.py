@@ -108,6 +108,7 @@ class LabelCoding:
         """
         colors = self.palette is not None if colors is None else colors
         entries: Sequence[int | Color]
+        blank: int | Color | None
         if colors and self.palette is not None:
             entries, blank = self.palette, self.ignored_color
         else:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fishnet.config import PROBABILITY, Rules
 from fishnet.data import geometry
-from fishnet.data.augmentation import Flip, Photometric, Pipeline, Step, cropped, pad_to, random_crop, resized
+from fishnet.data.augmentation import Flip, Photometric, Pipeline, Step, pad_to, random_crop, resized
 from fishnet.data.geometry import IGNORE, Sample, canvas_size, plain
 from fishnet.errors import UsageError
 from fishnet.models.heads.types import Size

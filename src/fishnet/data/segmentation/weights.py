@@ -32,7 +32,7 @@ class PixelCounts:
     @classmethod
     def empty(cls, classes: int) -> PixelCounts:
         """Return the counts of no images."""
-        return cls(*(np.zeros(classes, np.int64) for _ in range(3)))
+        return cls(np.zeros(classes, np.int64), np.zeros(classes, np.int64), np.zeros(classes, np.int64))
 
     def add(self, counts: np.ndarray, ignored: int) -> None:
         """Add the numbers of pixels of each class, int (C,), and of ignored pixels of one label map."""
