@@ -19,7 +19,7 @@ _TILE = 320
 _GAP, _LINE = 10, 20
 _PAPER, _INK = "#eef1f5", "#1f2933"
 _FIRST: tuple[Color, ...] = (
-    (0, 114, 178), (213, 94, 0), (0, 158, 115), (230, 159, 0), (204, 121, 167), (86, 180, 233), (240, 228, 66),
+    (0, 114, 178), (213, 94, 0), (0, 158, 115), (230, 159, 0), (204, 121, 167), (240, 228, 66), (86, 180, 233),
 )  # fmt: skip
 """Colors of Okabe and Ito (Color Universal Design, 2008)."""
 _CLEAR = ("background", "void", "unlabeled", "other")
@@ -53,9 +53,8 @@ def _color(index: int) -> Color:
     if index < len(_FIRST):
         return _FIRST[index]
     # hues that are the golden angle apart
-    red, green, blue = colorsys.hsv_to_rgb(
-        (0.11 + 0.61803398875 * index) % 1, 0.5 + 0.4 * (index % 2), 0.9 - 0.15 * (index % 3)
-    )
+    saturation, brightness = 0.5 + 0.4 * (index % 2), 0.9 - 0.15 * (index % 3)
+    red, green, blue = colorsys.hsv_to_rgb((0.11 + 0.61803398875 * index) % 1, saturation, brightness)
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
@@ -117,9 +116,8 @@ def contact_sheet(tiles: Sequence[Tile], coding: LabelCoding, columns: int = 4) 
 def _legend(seen: Sequence[int], coding: LabelCoding, colors: Sequence[Color | None], width: int) -> Image.Image:
     """Return a strip with a swatch and a name for each class index that is seen."""
     face = ImageFont.load_default(14)
-    entries: list[tuple[str, Color | None]] = [
-        (coding.classes[index], colors[index]) for index in seen if index < len(colors)
-    ]
+    known = [index for index in seen if index < len(colors)]
+    entries: list[tuple[str, Color | None]] = [(coding.classes[index], colors[index]) for index in known]
     if any(index >= len(colors) for index in seen):
         entries.append(("ignored", (255, 255, 255)))
     cell = min(width - 2 * _GAP, 30 + max((int(face.getlength(name)) for name, _ in entries), default=0) + 2 * _GAP)
