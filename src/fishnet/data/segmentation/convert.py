@@ -95,13 +95,10 @@ def convert_segmentation(
     if other := [split for split, one in sources.items() if one.coding.classes != coding.classes]:
         raise FishnetError(f"the splits of {source} have other classes: {', '.join(other)}; make their lists equal")
     place, counts = Placer(copy), dict[str, int]()
-    plain = LabelCoding(coding.classes, (coding.ignore_index,), palette=coding.palette)
     for split, one in sources.items():
-        sides = _write(one, dest, split, place, val, seed, progress)
-        counts |= sides
+        counts |= _write(one, dest, split, place, val, seed, progress)
     # written last: a folder without it is the rest of an interrupted conversion
-    document = {"classes": plain.classes, "ignore_index": plain.ignore_index}
-    write_json(dest / CLASSES_FILE, document)
+    write_json(dest / CLASSES_FILE, LabelCoding(coding.classes, (coding.ignore_index,)).to_dict())
     notes = [note for one in sources.values() for note in one.notes]
     return ConversionReport(dest, counts, len(coding.classes), notes + place.notes())
 

@@ -170,7 +170,7 @@ def bad_label(path: Path, reason: str) -> BadImageError:
     """Return the error for a label map that cannot be used."""
     return BadImageError(
         f"cannot use the label map {path}: {reason}; `fishnet data check segmentation DIR` lists all such files and "
-        "guesses the cause, --bad-images skip leaves them out"
+        "guesses the cause, and --bad-images skip leaves them out of training"
     )
 
 
