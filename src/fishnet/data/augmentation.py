@@ -9,7 +9,6 @@ their annotated box. New pixels of a label map are `IGNORE`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -130,7 +129,7 @@ def pad_to(sample: Sample, height: int, width: int, ignore: int = IGNORE) -> Sam
 class _KeepChannels(v2.RandomPhotometricDistort):
     """Photometric distortion that keeps the order of the channels."""
 
-    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+    def make_params(self, flat_inputs: list[object]) -> dict[str, object]:
         """Return the parameters of one distortion."""
         return {**super().make_params(flat_inputs), "channel_permutation": None}
 

@@ -63,6 +63,7 @@ def test_coco_against_the_semantic_maps_of_the_same_photos(mini: Callable[[str],
     assert check_segmentation(tmp_path / "maps").exit_code == 0
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation")  # of pycocotools
 def test_coco_against_pycocotools_with_every_kind_of_outline(tmp_path: Path, capsys) -> None:
     """Polygons, run lengths of both kinds, a crowd, an object without outline; small objects stay visible."""
     source = tmp_path / "coco"

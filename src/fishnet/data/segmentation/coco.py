@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
 
@@ -13,6 +12,7 @@ from fishnet.data.images import MISSING, image_shape
 from fishnet.data.run_lengths import RunLengths, decode, of_box, of_counts, of_polygons
 from fishnet.data.segmentation.coding import WIDE_IGNORE
 from fishnet.errors import FishnetError
+from fishnet.files import Json
 
 BACKGROUND = "background"
 _IGNORE = 255
@@ -49,9 +49,9 @@ class CocoMaps:
             categories = sorted(categories, key=lambda entry: entry["id"])
             self.classes = [BACKGROUND, *(str(entry["name"]) for entry in categories)]
             self.class_of = {entry["id"]: number for number, entry in enumerate(categories, 1)}
-            self.images: list[dict[str, Any]] = images
+            self.images: list[Json] = images
             self.names = [str(image["file_name"]) for image in images]
-            self.objects: dict[int, list[dict[str, Any]]] = defaultdict(list)
+            self.objects: dict[int, list[Json]] = defaultdict(list)
             for entry in annotations:
                 self.objects[entry["image_id"]].append(entry)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -117,7 +117,7 @@ class CocoMaps:
         )
 
 
-def _runs(entry: dict[str, Any], height: int, width: int) -> RunLengths:
+def _runs(entry: Json, height: int, width: int) -> RunLengths:
     """Return the outline of an object as run lengths, its box if it has none."""
     outline = entry.get("segmentation")
     if not outline:
