@@ -40,7 +40,7 @@ def same_data(first: Path, second: Path, splits: tuple[str, ...]) -> None:
 def test_voc_and_cityscapes(tmp_path: Path) -> None:
     for source in (voc_folder(tmp_path / "voc"), cityscapes_folder(tmp_path / "city")):
         dest = tmp_path / f"plain_{source.name}"
-        report = convert_segmentation(source, dest, progress=False)
+        report = convert_segmentation(source, dest)
         assert report.images == {"train": 2, "val": 1}
         same_data(source, dest, ("train", "val"))
         assert check_segmentation(dest).exit_code == 0
@@ -51,7 +51,7 @@ def test_voc_and_cityscapes(tmp_path: Path) -> None:
 def test_coco_against_the_semantic_maps_of_the_same_photos(mini: Callable[[str], Path], tmp_path: Path) -> None:
     """The maps beside the data set were made by another program."""
     source = mini("coco")
-    report = convert_segmentation(source, tmp_path / "maps", progress=False)
+    report = convert_segmentation(source, tmp_path / "maps")
     truth = source.with_name("coco_semantic")
     for split in ("train", "val"):
         ours, theirs = label_maps(tmp_path / "maps", split), label_maps(truth, split)
@@ -93,7 +93,7 @@ def test_coco_against_pycocotools_with_every_kind_of_outline(tmp_path: Path, cap
     }
     put(source / "train2017" / "a.jpg", noise(1, 80, 60))
     put(source / "annotations" / "instances_train2017.json", json.dumps(document).encode())
-    report = convert_segmentation(source, tmp_path / "out", progress=False)
+    report = convert_segmentation(source, tmp_path / "out")
     api = COCO(str(source / "annotations" / "instances_train2017.json"))
     capsys.readouterr()
     wanted = np.zeros(size, np.uint8)
@@ -120,28 +120,26 @@ def test_masks_and_colors_become_indices(tmp_path: Path) -> None:
     table = np.array([*palette, *[[0, 0, 0]] * 253], np.uint8)
     relabel(colored, lambda labels: Image.fromarray(table[labels]))
     for source in (masks, colored):
-        convert_segmentation(source, tmp_path / f"plain_{source.name}", progress=False)
+        convert_segmentation(source, tmp_path / f"plain_{source.name}")
         same_data(source, tmp_path / f"plain_{source.name}", ("train", "val"))
     assert np.array_equal(label_maps(tmp_path / "plain_colored", "train")["001"], label_map(1))
 
 
 def test_val_is_taken_from_a_source_with_one_split(tmp_path: Path) -> None:
     source = data_folder(tmp_path / "data", {"train": 10})
-    report = convert_segmentation(source, tmp_path / "out", val=0.3, progress=False)
+    report = convert_segmentation(source, tmp_path / "out", val=0.3)
     assert report.images == {"train": 7, "val": 3}
     assert [len(open_segmentation(tmp_path / "out", split)) for split in ("train", "val")] == [7, 3]
     both = sorted(name for split in ("train", "val") for name in label_maps(tmp_path / "out", split))
     assert both == [f"{number:03d}" for number in range(10)]
     with pytest.raises(UsageError, match="--val needs a source with one split"):
-        convert_segmentation(
-            data_folder(tmp_path / "two", {"train": 2, "val": 2}), tmp_path / "other", val=0.3, progress=False
-        )
+        convert_segmentation(data_folder(tmp_path / "two", {"train": 2, "val": 2}), tmp_path / "other", val=0.3)
 
 
 def test_images_are_linked_or_copied(tmp_path: Path) -> None:
     source = voc_folder(tmp_path)
     for copy in (False, True):
-        convert_segmentation(source, tmp_path / str(copy), copy=copy, progress=False)
+        convert_segmentation(source, tmp_path / str(copy), copy=copy)
         image = tmp_path / str(copy) / "train" / "images" / "2007_a.jpg"
         assert image.samefile(source / "JPEGImages" / "2007_a.jpg") is not copy
 
@@ -149,7 +147,7 @@ def test_images_are_linked_or_copied(tmp_path: Path) -> None:
 def test_sources_that_are_refused(tmp_path: Path, mini: Callable[[str], Path]) -> None:
     def message(source: Path, dest: Path = tmp_path / "never") -> str:
         with pytest.raises(FishnetError) as caught:
-            convert_segmentation(source, dest, progress=False)
+            convert_segmentation(source, dest)
         assert "\n" not in str(caught.value)
         return str(caught.value)
 

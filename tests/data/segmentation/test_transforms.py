@@ -60,7 +60,7 @@ def test_image_and_label_map_stay_together() -> None:
         assert columns.min() == 0 or columns.max() == 71
         shown, truth = image[inside] > 120, labels[inside] == 3
         agreement = (shown == truth).mean()
-        assert agreement > 0.99
+        assert agreement > 0.98
         for axis in (0, 1):
             if np.diff(truth.astype(int), axis=axis).any():
                 assert agreement > (shown == np.roll(truth, 1, axis)).mean()

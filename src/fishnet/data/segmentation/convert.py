@@ -63,7 +63,6 @@ def convert_segmentation(
     copy: bool = False,
     val: float | None = None,
     seed: int = 0,
-    progress: bool = True,
 ) -> ConversionReport:
     """Write a data set as plain label maps; the layout of the source is detected.
 
@@ -76,7 +75,6 @@ def convert_segmentation(
         copy: Copy images instead of linking them.
         val: Fraction of the images that become val, stratified by class; for a source with one split.
         seed: Seed of the random choice of val.
-        progress: Show a progress bar on a terminal.
 
     Raises:
         FishnetError: The source is damaged or has an unknown layout; the message names the file and the problem.
@@ -96,7 +94,7 @@ def convert_segmentation(
         raise FishnetError(f"the splits of {source} have other classes: {', '.join(other)}; make their lists equal")
     place, counts = Placer(copy), dict[str, int]()
     for split, one in sources.items():
-        counts |= _write(one, dest, split, place, val, seed, progress)
+        counts |= _write(one, dest, split, place, val, seed)
     # written last: a folder without it is the rest of an interrupted conversion
     write_json(dest / CLASSES_FILE, LabelCoding(coding.classes, (coding.ignore_index,)).to_dict())
     notes = [note for one in sources.values() for note in one.notes]
@@ -133,9 +131,7 @@ def _of_coco(maps: CocoMaps) -> _Source:
     return _Source(LabelCoding(maps.classes, (maps.ignored,)), maps.names, maps.paths, maps.label_map, maps.notes)
 
 
-def _write(
-    one: _Source, dest: Path, split: str, place: Placer, val: float | None, seed: int, progress: bool
-) -> dict[str, int]:
+def _write(one: _Source, dest: Path, split: str, place: Placer, val: float | None, seed: int) -> dict[str, int]:
     """Write a split, or train and val of it; return the number of images of each."""
     stems = _unique_stems(one.names)
     folder = dest / split if val is None else dest / "train"
@@ -149,7 +145,7 @@ def _write(
 
     with ThreadPoolExecutor(2) as pool:
         found = pool.map(make, range(len(stems)))
-        bar = tqdm(found, split, len(stems), False, disable=None if progress else True, unit="image")
+        bar = tqdm(found, split, len(stems), False, disable=None, unit="image")
         present = list(bar)
     chosen = set[int]() if val is None else stratify(present, val, seed)
     for index, path in enumerate(one.paths):
