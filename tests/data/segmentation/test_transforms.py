@@ -64,7 +64,7 @@ def test_image_and_label_map_stay_together() -> None:
         padded += border.any()
     assert 0 < padded < 30
     aligned = misfits.pop((0, 0))
-    assert aligned < 0.005
+    assert aligned < 0.008  # half a pixel off gives 0.014
     assert min(misfits.values()) > 4 * aligned
 
 
