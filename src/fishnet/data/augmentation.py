@@ -68,9 +68,7 @@ class ScaleJitter:
         factor = low + (high - low) * float(torch.rand(()))
         sample = geometry.rescale(sample, factor * self.size / max(canvas_size(sample)))
         sample = random_crop(sample, self.size, self.size)
-        height, width = canvas_size(sample)
-        border = [0, 0, self.size - width, self.size - height]
-        return sanitize(geometry.pad(sample, border, fill=_FILL, ignore=IGNORE) if any(border) else sample)
+        return sanitize(pad_to(sample, self.size, self.size))
 
     def __repr__(self) -> str:
         return f"ScaleJitter(size={self.size}, scale={self.scale})"
@@ -121,18 +119,37 @@ def random_crop(sample: Sample, height: int, width: int) -> Sample:
     return cropped(sample, top, left, min(height, before[0]), min(width, before[1]))
 
 
-class Photometric:
-    """Random brightness, contrast, saturation, hue and channel order (SSD, arXiv 1512.02325)."""
+def pad_to(sample: Sample, height: int, width: int, ignore: int = IGNORE) -> Sample:
+    """Pad at the bottom and right to at least height x width pixels; new pixels of label maps are `ignore`."""
+    before = canvas_size(sample)
+    border = [0, 0, max(0, width - before[1]), max(0, height - before[0])]
+    return geometry.pad(sample, border, fill=_FILL, ignore=ignore) if any(border) else sample
 
-    def __init__(self) -> None:
-        self.distort = v2.RandomPhotometricDistort()
+
+class _KeepChannels(v2.RandomPhotometricDistort):
+    """Photometric distortion that keeps the order of the channels."""
+
+    def make_params(self, flat_inputs: list[object]) -> dict[str, object]:
+        """Return the parameters of one distortion."""
+        return {**super().make_params(flat_inputs), "channel_permutation": None}
+
+
+class Photometric:
+    """Random brightness, contrast, saturation, hue and channel order (SSD, arXiv 1512.02325).
+
+    Args:
+        channels: Whether the order of the channels is changed too, which turns a blue sky red.
+    """
+
+    def __init__(self, channels: bool = True) -> None:
+        self.distort = v2.RandomPhotometricDistort() if channels else _KeepChannels()
 
     def __call__(self, sample: Sample) -> Sample:
         """Distort the colors of the sample."""
         return {**sample, "image": self.distort(sample["image"])}
 
     def __repr__(self) -> str:
-        return "Photometric()"
+        return "Photometric()" if not isinstance(self.distort, _KeepChannels) else "Photometric(channels=False)"
 
 
 class Pipeline:

@@ -38,6 +38,8 @@ class Summary(TypedDict, total=False):
     """Counts by split, such as the number of images."""
 
     splits: dict[str, dict[str, int]]
+    pixels: dict[str, dict[str, int]]
+    """Pixels of each class, by split."""
 
 
 @dataclass
@@ -48,6 +50,8 @@ class CheckReport:
     problems: list[Problem]
     summary: Summary = field(default_factory=Summary)
     kinds: dict[str, tuple[Severity, str]] = field(default_factory=dict)
+    lines: list[str] = field(default_factory=list)
+    """Further lines of the listing, such as a table; they follow the counts."""
 
     def add(self, kind: str, path: str, detail: str, severity: Severity | None = None) -> None:
         """Add a finding; its severity defaults to that of its kind."""
@@ -72,6 +76,7 @@ class CheckReport:
         lines = []
         for split, counts in self.summary.get("splits", {}).items():
             lines.append(f"{split or self.root}: " + ", ".join(f"{n} {name}" for name, n in counts.items()))
+        lines += self.lines
         groups: dict[str, list[Problem]] = defaultdict(list)
         for problem in self.problems:
             groups[problem.kind].append(problem)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,3 +64,34 @@ def all_files(folder: Path, base: Path | None = None) -> Iterator[Path]:
 def image_files(folder: Path, base: Path | None = None) -> Iterator[Path]:
     """Yield every file below a folder that has an image extension; see `all_files`."""
     return (path for path in all_files(folder, base) if path.suffix.lower() in IMAGE_EXTENSIONS)
+
+
+class Placer:
+    """Places images in a new folder by hard link, or by copy."""
+
+    def __init__(self, copy: bool) -> None:
+        self.copy, self.copied = copy, 0
+
+    def __call__(self, source: Path, target: Path) -> None:
+        """Place one file; folders that are missing are created."""
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not self.copy:
+            try:
+                os.link(source.resolve(), target)
+                return
+            except OSError:
+                self.copied += 1
+        shutil.copyfile(source, target)
+
+    def notes(self) -> list[str]:
+        """Return a note about images that were copied because links are impossible."""
+        return (
+            [f"{self.copied} images were copied, since links between these folders are impossible"]
+            if self.copied
+            else []
+        )
+
+
+def has_label_maps(root: Path) -> bool:
+    """Return whether a folder, or one of its splits, has the folders `images` and `labels` of the pixel level."""
+    return any((folder / "images").is_dir() and (folder / "labels").is_dir() for folder in (root, *subfolders(root)))

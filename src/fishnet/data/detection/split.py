@@ -1,4 +1,4 @@
-"""Create a stratified val split of images with several labels, in particular of a COCO folder.
+"""Create a stratified val split of a COCO folder.
 
 No image of a COCO folder is moved: its annotation file becomes two, and the file names in the new val file point to the
 images of train. The original file is kept as `annotations/unsplit_<split>.json`, from which every attempt starts, so an
@@ -9,21 +9,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import random
-from collections import Counter, defaultdict
-from collections.abc import Hashable, Sequence
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from fishnet.data.detection.coco import load_document, parse_coco, summarize
 from fishnet.data.detection.dataset import annotation_file, image_folder, missing_files
 from fishnet.data.detection.types import Document, ImageEntry
+from fishnet.data.stratify import stratify
 from fishnet.errors import FishnetError, UsageError
 from fishnet.files import atomic_write
 
 KEPT = "unsplit_"
-Label = TypeVar("Label", bound=Hashable)
 
 
 @dataclass
@@ -45,56 +42,6 @@ class CocoSplitReport:
             lines.append(f"classes without val images: {', '.join(few)}")
         lines.append(f"{self.root}: train and val are ready, no image was moved; {self.kept} is the original file")
         return "\n".join(lines)
-
-
-def stratify(labels: Sequence[frozenset[Label]], val: float, seed: int) -> set[int]:
-    """Return the indices of the images for val, so that it has about the same fraction of the images of each class.
-
-    Iterative stratification (Sechidis et al., ECML 2011): starting with the rarest class, each image is assigned to the
-    side that needs it most; images without classes come last. If a class has at least two images, the target is at
-    least one in val and one in train.
-
-    Args:
-        labels: Classes of each image.
-        val: Fraction of the images, between 0 and 1.
-        seed: Seed of the order in which images are assigned.
-    """
-    rng = random.Random(seed)
-    total = Counter(label for one in labels for label in one)
-    lacking: dict[Label, list[float]] = {}
-    for label, count in total.items():
-        wanted = min(max(count * val, 1.0), count - 1.0) if count > 1 else 0.0
-        lacking[label] = [count - wanted, wanted]
-    everywhere = [len(labels) * (1 - val), len(labels) * val]
-    members: dict[Label, list[int]] = defaultdict(list)
-    for index, one in enumerate(labels):
-        for label in one:
-            members[label].append(index)
-    left, dealt = dict(total), set[int]()
-    chosen: set[int] = set()
-
-    def deal(index: int, need: Sequence[float]) -> None:
-        both = (need[1], everywhere[1], rng.random()) > (need[0], everywhere[0], rng.random())
-        side = int(both)
-        dealt.add(index)
-        if side:
-            chosen.add(index)
-        everywhere[side] -= 1
-        for label in labels[index]:
-            lacking[label][side] -= 1
-            left[label] -= 1
-
-    while left := {label: count for label, count in left.items() if count}:
-        rarest = min(left, key=lambda label: (left[label], str(label)))
-        waiting = [index for index in members[rarest] if index not in dealt]
-        rng.shuffle(waiting)
-        for index in waiting:
-            deal(index, lacking[rarest])
-    rest = [index for index in range(len(labels)) if index not in dealt]
-    rng.shuffle(rest)
-    for index in rest:
-        deal(index, everywhere)
-    return chosen
 
 
 def can_split(root: Path) -> bool:

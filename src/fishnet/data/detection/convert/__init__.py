@@ -16,8 +16,6 @@ ignores detections that match a difficult object.
 
 from __future__ import annotations
 
-import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,8 +25,8 @@ from fishnet.data.detection.convert.coco import read_coco_boxes, write_coco
 from fishnet.data.detection.convert.roboflow import move_roboflow, roboflow_files
 from fishnet.data.detection.convert.voc import read_voc, write_voc
 from fishnet.data.detection.convert.yolo import read_yolo, write_yolo, yolo_folders
-from fishnet.data.detection.split import stratify
-from fishnet.data.folders import check_root
+from fishnet.data.folders import Placer, check_root
+from fishnet.data.stratify import stratify
 from fishnet.errors import FishnetError, UsageError
 
 
@@ -155,7 +153,7 @@ def convert_boxes(
     if val is not None:
         _make_val(found, source, val, seed)
     found.notes += _ignored_note(found, to)
-    place = _Placer(copy)
+    place = Placer(copy)
     {"coco": write_coco, "voc": write_voc, "yolo": write_yolo}[to](found, dest, place)
     return ConversionReport(
         dest,
@@ -194,31 +192,6 @@ def _make_val(found: BoxSet, source: Path, val: float, seed: int) -> None:
         "train": [picture for index, picture in enumerate(pictures) if index not in chosen],
         "val": [picture for index, picture in enumerate(pictures) if index in chosen],
     }
-
-
-class _Placer:
-    """Places images in a new folder by hard link, or by copy."""
-
-    def __init__(self, copy: bool) -> None:
-        self.copy, self.copied = copy, 0
-
-    def __call__(self, source: Path, target: Path) -> None:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if not self.copy:
-            try:
-                os.link(source.resolve(), target)
-                return
-            except OSError:
-                self.copied += 1
-        shutil.copyfile(source, target)
-
-    def notes(self) -> list[str]:
-        """Return a note about images that were copied because links are impossible."""
-        return (
-            [f"{self.copied} images were copied, since links between these folders are impossible"]
-            if self.copied
-            else []
-        )
 
 
 def _ignored(found: BoxSet) -> int:

@@ -1,0 +1,1 @@
+"""Pixel level: label maps, from data folders to batches."""
