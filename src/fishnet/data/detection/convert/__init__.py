@@ -175,7 +175,7 @@ def _move_roboflow(source: Path, dest: Path, to: Layout, copy: bool, val: float 
     if val is not None:
         raise UsageError(f"--val is for VOC and YOLO folders; `fishnet data split {dest}` divides the result")
     _check_empty(dest)
-    place = _Placer(copy)
+    place = Placer(copy)
     found = move_roboflow(source, dest, place)
     files = {split: read_coco(dest / "annotations" / f"instances_{split}.json") for split in roboflow_files(source)}
     images, boxes = {split: len(file) for split, file in files.items()}, sum(len(file.boxes) for file in files.values())
