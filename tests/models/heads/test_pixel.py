@@ -163,7 +163,10 @@ def test_one_small_image_trains(decoder: str) -> None:
     assert all(bool(value.isfinite().all()) for value in head.state_dict().values())
 
 
-@pytest.mark.parametrize("decoder", ALL)
+@pytest.mark.parametrize("decoder", [
+    *DECODERS, "smp:unet", "smp:pan", "smp:segformer",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ALL[4:] if name[4:] not in ("unet", "pan", "segformer")),
+])  # fmt: skip
 def test_decoders_work_under_bf16_autocast(decoder: str) -> None:
     network = segmenter(decoder, auxiliary=True).train()
     with torch.autocast("cpu", torch.bfloat16):

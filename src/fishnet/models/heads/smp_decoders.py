@@ -8,9 +8,10 @@ package's own decoders for transformers do the same. Decoders that need more (th
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import Any, NamedTuple
+from types import ModuleType
+from typing import NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +42,14 @@ class _StandIn(nn.Module):
 
     def make_dilated(self, output_stride: int) -> None:
         """Do nothing: maps are resized to the stride that the decoder asks for."""
+
+
+class _Model(Protocol):
+    """A model of the package."""
+
+    encoder: _StandIn
+    decoder: nn.Module
+    segmentation_head: nn.Sequential
 
 
 class _Needs(NamedTuple):
@@ -139,7 +148,7 @@ def smp_decoders() -> tuple[str, ...]:
 
 
 @torch.enable_grad()
-def _read_off(name: str, channels: Sequence[int], model: Any) -> _Needs:
+def _read_off(name: str, channels: Sequence[int], model: _Model) -> _Needs:
     """Return what the decoder of a model on the meta device takes."""
     decoder, stride = model.decoder.eval(), model.encoder.output_stride
     for smallest in _SIDES:
@@ -191,7 +200,7 @@ def _inputs(maps: list[Tensor]) -> list[Tensor]:
     return [*(maps[0].new_empty(count, 0, times * height, times * width) for times in (4, 2)), *maps]
 
 
-def _package() -> Any:
+def _package() -> ModuleType:
     try:
         import segmentation_models_pytorch
     except ImportError:
@@ -201,8 +210,8 @@ def _package() -> Any:
     return segmentation_models_pytorch
 
 
-def _architecture(name: str) -> Any:
-    known = _package().MODEL_ARCHITECTURES_MAPPING
+def _architecture(name: str) -> Callable[..., _Model]:
+    known = cast(Mapping[str, Callable[..., _Model]], _package().MODEL_ARCHITECTURES_MAPPING)
     if name not in known:
         near = did_you_mean(PREFIX + name, [PREFIX + decoder for decoder in known])
         names = ", ".join(PREFIX + decoder for decoder in smp_decoders())
@@ -211,16 +220,16 @@ def _architecture(name: str) -> Any:
 
 
 def _check_options(name: str, options: Mapping[str, object]) -> None:
-    parameters = inspect.signature(_architecture(name).__init__).parameters.values()
+    parameters = inspect.signature(_architecture(name)).parameters.values()
     known = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
-    known = [key for key in known if key not in ("self", "aux_params", *_GIVEN)]
+    known = [key for key in known if key not in ("aux_params", *_GIVEN)]
     for key in options:
         if key not in known:
             near = did_you_mean(key, known)
             raise UsageError(f"{PREFIX}{name} has no option {key}.{near} Known are {', '.join(known) or 'none'}")
 
 
-def _model(name: str, channels: Sequence[int], num_classes: int, options: Mapping[str, object]) -> Any:
+def _model(name: str, channels: Sequence[int], num_classes: int, options: Mapping[str, object]) -> _Model:
     """Return the package's model with the stand-in as its encoder."""
     encoders = _package().encoders.encoders  # its documented register of encoders
     encoders[_ENCODER] = {"encoder": _StandIn, "pretrained_settings": {}, "params": {"channels": list(channels)}}
