@@ -59,13 +59,14 @@ def test_image_and_label_map_stay_together() -> None:
         assert not border[inside].any()  # padded at the bottom and at one side, whole rows and columns
         assert columns.min() == 0 or columns.max() == 71
         shown, truth = image[inside] > 120, labels[inside] == 3
+        clear = np.abs(image[inside].astype(int) - 120) > 12  # a pixel on the border of two classes has no truth
         for shift in misfits:
-            misfits[shift] += (shown != np.roll(truth, shift, (0, 1)))[1:-1, 1:-1].mean() / 30
+            misfits[shift] += (clear & (shown != np.roll(truth, shift, (0, 1))))[1:-1, 1:-1].mean() / 30
         padded += border.any()
     assert 0 < padded < 30
     aligned = misfits.pop((0, 0))
-    assert aligned < 0.008  # half a pixel off gives 0.014
-    assert min(misfits.values()) > 4 * aligned
+    assert aligned < 0.001
+    assert min(misfits.values()) > 0.005
 
 
 def test_scales_cover_the_range_and_are_relative_to_the_shorter_side() -> None:
