@@ -42,7 +42,7 @@ def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str], name:
         ),
         (["train", "classification", "--data", "y", "--out", "x", "--recipe", "cifar"], "Did you mean 'cifar10'"),
         (["train", "classification", "--data", "y", "--out", "x", "--model-option", "gate"], "model-option"),
-        (["predict", "somewhere"], "required: inputs"),
+        (["predict", "somewhere"], "INPUTS and --out are missing; see fishnet predict --help"),
         (["info", "fishnet98"], "fishnet99"),
     ],
 )

@@ -261,8 +261,10 @@ def explain(message: str, parser: ArgumentParser) -> str:
     if match := re.search(r"unrecognized arguments: --([\w.]+)", line):
         return f"unknown option --{match[1].replace('_', '-')}.{_advice(match[1], parser)}"
     if match := re.search(r"following arguments are required: ([\w, ]+)", line):
-        names = [f"--{name.strip().replace('_', '-')}" for name in match[1].split(",")]
-        return f"{', '.join(names)} is missing; see {parser.prog} --help"
+        options = {text[2:] for action in parser._actions for text in action.option_strings if text.startswith("--")}
+        names = [name.strip() for name in match[1].split(",")]
+        shown = [f"--{name.replace('_', '-')}" if name in options else name.upper() for name in names]
+        return f"{' and '.join(shown)} {'is' if len(shown) == 1 else 'are'} missing; see {parser.prog} --help"
     return re.sub(r"Parser key \"([\w.]+)\":", lambda m: f"--{m[1].replace('_', '-')}:", line)
 
 

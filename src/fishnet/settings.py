@@ -56,7 +56,7 @@ def resolve(kind: TaskKind, recipe: str | None, settings: Settings, base: Tree |
         prepared = {"preprocess": weights_preprocessing(kind.config, tree)}
         tree = merge(base or {}, named, prepared, own, settings)
     model, weights = _model_and_weights(tree)
-    tree["model"] = model
+    tree.setdefault("model", model)
     tree["weights"] = published_weights(model) if weights == PUBLISHED else weights
     try:
         config = build_config(kind.config, tree, "settings")

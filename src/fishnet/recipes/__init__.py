@@ -73,13 +73,14 @@ TASK_KEY = "task"
 
 def _cases(config: type[TrainConfig], setting: str, groups: Any, where: str) -> dict[str, Tree]:
     """Return the settings that a recipe has for each of some values of a setting, checked."""
-    known = typing.get_args(dict(typed_settings(config)).get(setting))
-    if not known:
-        raise UsageError(f"{where}: {_BY}{setting} needs a setting with a fixed list of values")
+    hint = dict(typed_settings(config)).get(setting)
+    known = typing.get_args(hint)
+    if not known and hint is not str:
+        raise UsageError(f"{where}: {_BY}{setting} needs a setting whose values are words")
     if not isinstance(groups, dict):
         raise UsageError(f"{where}: {_BY}{setting} must be a mapping from values of {setting} to settings")
     for name, tree in groups.items():
-        if name not in known:
+        if known and name not in known:
             near = did_you_mean(str(name), known)
             raise UsageError(f"{where}: unknown {setting} {name!r} in {_BY}{setting}.{near}")
         if not isinstance(tree, dict) or setting in flat(tree):
