@@ -127,6 +127,10 @@ class LayoutWriter:
         found = [] if labels.objects is None else _annotations(labels.objects)
         self._entries.setdefault(split, {})[name] = entry, found
 
+    def counts(self) -> dict[str, int]:
+        """Return the number of images of each split."""
+        return {split: len(entries) for split, entries in self._entries.items()}
+
     def finish(self) -> None:
         """Write classes.json and the COCO file of each split, with images in the order of their names."""
         write_json(

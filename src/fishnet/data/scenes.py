@@ -39,7 +39,7 @@ _VISIBLE = 0.4
 """Least visible share of each digit."""
 _SHARP = 4
 """Factor by which digits are enlarged before they are turned."""
-_INK = 0.42
+_INK = 0.5
 """Darkness from which on a pixel belongs to a digit."""
 
 
@@ -190,7 +190,7 @@ def _painted(
     image = background.copy()
     for shade, mask in zip(shades, masks, strict=True):
         behind = image[mask].mean(0)
-        colors = np.array([_color(generator) for _ in range(4)], np.float32)
+        colors = np.array([_color(generator) for _ in range(8)], np.float32)
         color = colors[np.abs(colors - behind).sum(1).argmax()]
         # the edge fades within about a pixel around the border of the mask
         cover = np.clip((shade - _INK) * 5 + 0.5, 0, 1)[..., None]
@@ -248,7 +248,9 @@ def write_scenes(
             raise UsageError(f"--{split} must be at least 1 image, not {count}")
     if seed < 0:
         raise UsageError(f"--seed must not be negative, but is {seed}")
-    make_scene(seed, "train", 0, size)  # the size is too small, or scikit-learn is missing: said before anything is made
+    make_scene(
+        seed, "train", 0, size
+    )  # the size is too small, or scikit-learn is missing: said before anything is made
     settings = {"scenes": {"train": train, "val": val, "size": size, "seed": seed}}
     claim_folder(out, MARKER, settings, ("train", "val", "annotations", "classes.json"))
     writer = LayoutWriter(out, CLASSES, "fishnet scenes: digits and photographs of scikit-learn")
