@@ -5,9 +5,9 @@ The layout is that of detection (COCO) and segmentation in one folder, with a cl
 - DIR/<split>/images/*, DIR/<split>/labels/*.png, DIR/classes.json
 - DIR/annotations/instances_<split>.json, with the top-level list `labels` and a `label` per image, an index into it
 
-An image may lack any level: without `label` it has no class, without PNG no label map. An image of the COCO file without
-annotations is known to be empty; `annotated_category_ids` of an image lists the categories that were looked for in it,
-so that an empty list says that its objects were not annotated at all.
+An image may lack any level: without `label` it has no class, without PNG no label map. An image of the COCO file
+without annotations is known to be empty; `annotated_category_ids` of an image lists the categories that were looked for
+in it, so that an empty list says that its objects were not annotated at all.
 """
 
 from __future__ import annotations

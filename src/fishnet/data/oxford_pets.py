@@ -117,8 +117,8 @@ def convert_pets(
 ) -> PetsReport:
     """Write the data set in the multitask layout.
 
-    The class of an image is the breed of its pet. Its box and outline are those of the whole pet, with the border of the
-    trimap; in the label map, with the classes background and pet, the border is ignored.
+    The class of an image is the breed of its pet. Its box and outline are those of the whole pet, with the border of
+    the trimap; in the label map, with the classes background and pet, the border is ignored.
 
     Args:
         source: Folder with the original layout, or one that contains it as `oxford-iiit-pet`, as torchvision does.

@@ -259,7 +259,7 @@ def write_scenes(
             writer.add(split, name, Image.fromarray(scene.image), (size, size), scene_labels(scene))
             bar.update()
     writer.finish()
-    return ScenesReport(out, {split: count for split, count in counts.items()})
+    return ScenesReport(out, writer.counts())
 
 
 def _all_scenes(seed: int, counts: dict[Split, int], size: int) -> Iterator[tuple[Split, str, Scene]]:

@@ -1,13 +1,13 @@
 """Read images with labels of up to three levels, from one folder or from several single-task folders together.
 
-Each level is read as its own task reads it: classes as in classification, boxes and outlines as in detection, label maps
-as in segmentation. Images of the same path are one image, with the levels that each of them has.
+Each level is read as its own task reads it: classes as in classification, boxes and outlines as in detection, label
+maps as in segmentation. Images of the same path are one image, with the levels that each of them has.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
@@ -17,8 +17,8 @@ from PIL import Image
 
 from fishnet.data.classification.layouts import list_split, resolve_split
 from fishnet.data.detection.coco import load_document
-from fishnet.data.detection.dataset import DetectionDataset, annotation_file, open_detection
-from fishnet.data.folders import all_files, check_root
+from fishnet.data.detection.dataset import DetectionDataset, annotation_file, image_folder, open_detection
+from fishnet.data.folders import all_files, check_root, image_files
 from fishnet.data.images import bad_image, read_image
 from fishnet.data.levels import ANNOTATED, IGNORE, LEVELS, ImageLabels, Level, LevelClasses, ObjectLabels
 from fishnet.data.segmentation.dataset import SegmentationDataset, open_segmentation
@@ -122,6 +122,16 @@ class MultitaskSplit:
         codes, counts = np.unique(self.known @ (4, 2, 1), return_counts=True)
         return {_combination(code): count for code, count in zip(codes.tolist(), counts.tolist(), strict=True)}
 
+    def require(self, levels: Sequence[Level]) -> None:
+        """Raise FishnetError if no image has labels of a level."""
+        for level in levels:
+            if not self.known[:, LEVELS.index(level)].any():
+                counts = ", ".join(f"{count} {name}" for name, count in self.counts().items())
+                raise FishnetError(
+                    f"no image of split {self.name!r} has labels of the {level} level ({counts or 'no images'}); add "
+                    f"some, such as --data {level}=DIR, or train without that level"
+                )
+
     def objects(self, index: int) -> ObjectLabels | None:
         """Return the objects of an image, with crowds; None if they were not annotated."""
         number, place = self.region_of[index].tolist()
@@ -199,6 +209,10 @@ def open_multitask(
         _enter(table, part, numbers[part.level])
     rows = np.array(list(table.values()), np.int64).reshape(-1, 5)
     notes = [note for one in regions for note in one.notes]
+    for source in sources:
+        if source.level is None and (missing := without_labels(source.root, split, table)):
+            many = f"left out {len(missing)} images without a label of any level, such as {missing[0]}"
+            notes.append(f"{source.root}, {split}: {many}")
     return MultitaskSplit(split, names, list(table), rows[:, 0], regions, rows[:, 1:3], pixels, rows[:, 3:5], notes)
 
 
@@ -272,9 +286,30 @@ def levels_of(root: Path, split: str) -> list[Level]:
     if found:
         return found
     raise FishnetError(
-        f"{root} has no labels of any level in split {split!r}; expected {LAYOUT}. For a folder of a single task, name the "
-        f"level, such as image={root}"
+        f"{root} has no labels of any level in split {split!r}; expected {LAYOUT}. For a folder of a single task, name "
+        f"the level, such as image={root}"
     )
+
+
+def without_labels(root: Path, split: str, labeled: Container[Path]) -> list[Path]:
+    """Return the images of a multitask folder that have no label of any level: those listed, and those in the folder.
+
+    Args:
+        root: Data folder.
+        split: Name of the split.
+        labeled: Resolved paths of the images with labels.
+    """
+    found: dict[Path, None] = {}
+    if any((root / "annotations").glob("instances_*.json")):
+        path = annotation_file(root, split)
+        entries = load_document(path)["images"]
+        names = [str(image.get("file_name")) for image in entries if isinstance(image, dict)]
+        folder = image_folder(root, path.stem.removeprefix("instances_"), names)
+        found |= dict.fromkeys(folder / name for name in names)
+    images = root / split_folder(root, split) / "images"
+    if images.is_dir():
+        found |= dict.fromkeys(image_files(images))
+    return [path for path in found if path.parent.resolve() / path.name not in labeled]
 
 
 def split_folder(root: Path, split: str) -> str:
@@ -307,7 +342,7 @@ def _agreed(parts: list[_Part], wanted: LevelClasses | None) -> LevelClasses:
         FishnetError: They differ between folders, or from those that are wanted.
     """
     names = {level: wanted.of(level) if wanted is not None else [] for level in LEVELS}
-    first = {level: "the training split or model" for level in LEVELS}
+    first: dict[Level, str] = dict.fromkeys(LEVELS, "the training split or model")
     for part in parts:
         if not names[part.level]:
             names[part.level], first[part.level] = part.classes, part.place
