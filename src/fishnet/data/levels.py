@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 from PIL import Image
@@ -27,10 +27,9 @@ from fishnet.files import Json, json_text, write_json
 
 Level = Literal["image", "region", "pixel"]
 LEVELS: tuple[Level, ...] = ("image", "region", "pixel")
-ANNOTATED = "annotated_category_ids"
+ANNOTATED: Final = "annotated_category_ids"
 """Key of an image in a COCO file: ids of the categories that were annotated in it; without it, all."""
 IGNORE = 255
-_JPEG = {"quality": 92, "subsampling": 0}
 
 
 @dataclass
@@ -112,7 +111,7 @@ class LayoutWriter:
         place = self.root / split / "images" / name
         if image is not None:
             place.parent.mkdir(parents=True, exist_ok=True)
-            image.save(place, **(_JPEG if place.suffix == ".jpg" else {}))
+            image.save(place, quality=92, subsampling=0)  # options of JPEG; other formats ignore them
         if labels.label_map is not None:
             target = self.root / split / "labels" / Path(name).with_suffix(".png")
             target.parent.mkdir(parents=True, exist_ok=True)

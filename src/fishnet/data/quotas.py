@@ -13,8 +13,8 @@ class Quotas:
 
     Attributes:
         known: Whether each sample is labeled on each level, bool (N, L).
-        shares: Least share of the samples of a step for each level, float (L,); 0 leaves a level to chance. A level that
-            no sample has is ignored.
+        shares: Least share of the samples of a step for each level, float (L,); 0 leaves a level to chance. A level
+            that no sample has is ignored.
     """
 
     known: np.ndarray

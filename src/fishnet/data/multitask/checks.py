@@ -111,8 +111,8 @@ def _check_lists(root: Path, split: MultitaskSplit, report: CheckReport) -> None
     """Report what the lists of a split show: missing files and labels, and objects that cannot be used."""
     for path in without_labels(root, split.name, set(split.paths)):
         report.add("no label", _relative(path, root), "")
-    for level, some in zip(LEVELS, split.known.any(0).tolist(), strict=True):
-        if not some:
+    for level, count in zip(LEVELS, split.known.sum(0).tolist(), strict=True):
+        if not count:
             report.add("missing level", split.name, f"no image has labels of the {level} level")
     if layout_of(root) == "folders" and (root / split.name / "labels").is_dir():
         listing = list_label_maps(root, split.name)

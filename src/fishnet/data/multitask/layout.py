@@ -128,8 +128,8 @@ class MultitaskSplit:
             if not self.known[:, LEVELS.index(level)].any():
                 counts = ", ".join(f"{count} {name}" for name, count in self.counts().items())
                 raise FishnetError(
-                    f"no image of split {self.name!r} has labels of the {level} level ({counts or 'no images'}); add "
-                    f"some, such as --data {level}=DIR, or train without that level"
+                    f"no image of split {self.name!r} has labels of the {level} level ({counts or 'no images'}); "
+                    f"add some, such as --data {level}=DIR, or train without that level"
                 )
 
     def objects(self, index: int) -> ObjectLabels | None:
@@ -193,8 +193,8 @@ def open_multitask(
 
     Raises:
         UsageError: A level is unknown.
-        FishnetError: A folder or its split is missing or damaged, no image has a label, or the classes of a level differ
-            between folders or from `classes`.
+        FishnetError: A folder or its split is missing or damaged, no image has a label, or the classes of a level
+            differ between folders or from `classes`.
     """
     sources = parse_sources(data)
     regions: list[DetectionDataset] = []

@@ -10,9 +10,9 @@ from fishnet.data.checks import CheckReport
 from fishnet.data.images import BadImageError
 from fishnet.data.multitask.checks import check_multitask
 from fishnet.data.multitask.layout import open_multitask
-from fishnet.drawing.levels import LabeledImage, level_sheet
 from fishnet.errors import UsageError
 from fishnet.files import atomic_path
+from fishnet.tasks.multitask.pictures import LabeledImage, level_sheet
 
 _ON_SHEET = 12
 

@@ -29,7 +29,7 @@ class LabeledImage:
 
 
 def pixel_colors(classes: LevelClasses) -> list[Color | None]:
-    """Return the color of each class of label maps: that of the region level if it has the name; None for background."""
+    """Return the color of each class of label maps: that of its objects if there are any; None for background."""
     colors: list[Color | None] = []
     for index, name in enumerate(classes.pixel):
         if index == 0 and name.lower() in _CLEAR:
@@ -63,7 +63,8 @@ def draw_levels(item: LabeledImage, classes: LevelClasses, side: int = 256) -> I
         found = {"boxes": torch.from_numpy(corners), "labels": objects.classes, "masks": objects.masks}
         left = draw_regions(torch.from_numpy(np.array(photo)).permute(2, 0, 1), found, classes.region, None)
     right = photo if labels.label_map is None else overlay(photo, labels.label_map, pixel_colors(classes))
-    count = "objects unlabeled" if objects is None else f"{len(objects.boxes)} objects"
+    number = 0 if objects is None else len(objects.boxes)
+    count = "objects unlabeled" if objects is None else f"{number} object{'' if number == 1 else 's'}"
     facts = [
         "class unlabeled" if labels.label is None else f"class {classes.image[labels.label]}",
         count if objects is None or objects.annotated is None else f"{count} of {len(objects.annotated)} categories",
