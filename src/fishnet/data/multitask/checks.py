@@ -15,9 +15,9 @@ from tqdm import tqdm
 from fishnet.data.checks import CheckReport, ImageFacts, Severity, inspect_image, quiet_pillow
 from fishnet.data.detection.checks import KINDS as OBJECT_KINDS
 from fishnet.data.detection.coco import load_document, read_coco
-from fishnet.data.detection.dataset import annotation_file, image_folder, missing_files
+from fishnet.data.detection.dataset import annotation_file
 from fishnet.data.folders import check_root, subfolders
-from fishnet.data.images import BadImageError
+from fishnet.data.images import MISSING, BadImageError
 from fishnet.data.levels import LEVELS
 from fishnet.data.multitask.layout import LAYOUT, MultitaskSplit, open_multitask, without_labels
 from fishnet.data.segmentation.layouts import layout_of
@@ -131,8 +131,6 @@ def _check_lists(root: Path, split: MultitaskSplit, report: CheckReport) -> None
     file = read_coco(path)
     for fault in [*file.problems, *file.left_out]:
         report.add(fault.kind, fault.where, fault.detail)
-    for fault in missing_files(file, image_folder(root, split.name, file.file_names)):
-        report.add(fault.kind, _relative(Path(fault.where), root), fault.detail)
     for image, annotated in file.annotated.items():
         for place in file.objects(image):
             if file.class_of[place] not in annotated:
@@ -156,7 +154,7 @@ def _check_images(
             bar.update()
             name = _relative(split.paths[index], root)
             for kind, detail in facts.image.findings:
-                report.add(kind, name, detail)
+                report.add("missing image file" if detail == MISSING else kind, name, detail)
             if facts.image.readable:
                 seen[facts.image.digest].append((split.name, name))
                 if facts.fault:
