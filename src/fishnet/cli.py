@@ -151,7 +151,7 @@ def _split_resume(argument: str) -> list[str]:
 
 def usage() -> str:
     """Return the overview of all commands."""
-    lines = [f"  {name:<24} {command.summary}" for name, command in COMMANDS.items()]
+    lines = [f"  {name:<25} {command.summary}" for name, command in COMMANDS.items()]
     return "\n".join(["usage: fishnet COMMAND ... (fishnet COMMAND --help for details)", "", *lines])
 
 

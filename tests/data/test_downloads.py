@@ -116,7 +116,7 @@ def test_a_server_that_does_not_answer_is_given_up(server, tmp_path: Path, monke
     options["silent"] = True
     monkeypatch.setattr("fishnet.data.downloads.SECONDS", 0.5)
     started = time.monotonic()
-    with pytest.raises(FishnetError, match=r"timed out|no answer within"):
+    with pytest.raises(FishnetError, match=r"no answer within 0\.5 seconds"):
         download(f"{url}/file.bin", tmp_path / "file.bin", MD5)
     assert time.monotonic() - started < 5
 

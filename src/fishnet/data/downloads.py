@@ -15,8 +15,10 @@ from tqdm import tqdm
 
 from fishnet.errors import FishnetError
 
-SECONDS = 8
-"""Time that a server has to answer, and longest pause between two parts of a file."""
+SECONDS = 5
+"""Time that a server has to answer, including the lookup of its name."""
+_PAUSE = 30
+"""Longest pause between two parts of a file, in seconds."""
 _CHUNK = 1 << 18
 
 
@@ -37,7 +39,6 @@ def download(url: str, target: Path, md5: str, advice: str = "") -> None:
     if target.is_file() and check_integrity(target, md5):
         return
     partial = target.with_name(f"{target.name}.part")
-    partial.parent.mkdir(parents=True, exist_ok=True)
     if not (partial.is_file() and check_integrity(partial, md5)):
         try:
             _receive(url, partial)
@@ -77,6 +78,7 @@ def _receive(url: str, partial: Path) -> None:
         start = start if response.status == 206 else 0  # a server that cannot continue sends everything
         length = int(response.headers.get("Content-Length") or 0)
         total = start + length if length else None
+        partial.parent.mkdir(parents=True, exist_ok=True)
         title, quiet = url.rpartition("/")[2], not sys.stderr.isatty()
         with (
             partial.open("ab" if start else "wb") as stream,
@@ -93,7 +95,7 @@ def _open(url: str, start: int) -> HTTPResponse:
     """Return the answer to a request of a file from a byte on.
 
     Raises:
-        TimeoutError: There is none within `SECONDS`, which includes looking up the name of the server.
+        TimeoutError: There is none within `SECONDS`.
         OSError: It is an error.
     """
     outcome: list[HTTPResponse | Exception] = []
@@ -102,7 +104,7 @@ def _open(url: str, start: int) -> HTTPResponse:
     def ask() -> None:
         headers = {"User-Agent": "fishnet", **({"Range": f"bytes={start}-"} if start else {})}
         try:
-            answer = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=SECONDS)
+            answer = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=_PAUSE)
             outcome.append(answer)
             if late.is_set():
                 answer.close()

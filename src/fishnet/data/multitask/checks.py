@@ -86,9 +86,12 @@ def check_multitask(root: Path | str, workers: int = 2, progress: bool = True) -
             counts[name] = _check_images(root, split, report, seen, workers, progress)
     _check_classes(splits, counts, report)
     for places in seen.values():
-        if len({name for name, _ in places}) > 1:
-            (_, first), *others = {name: (name, path) for name, path in reversed(places)}.values()
-            report.add("duplicate across splits", first, f"same as {', '.join(path for _, path in others)}")
+        first_of: dict[str, str] = {}
+        for name, path in places:
+            first_of.setdefault(name, path)
+        if len(first_of) > 1:
+            first, *others = first_of.values()
+            report.add("duplicate across splits", first, f"same as {', '.join(others)}")
     return report
 
 
