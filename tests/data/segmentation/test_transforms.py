@@ -46,7 +46,7 @@ def blobs(seed: int, height: int = 96, width: int = 128) -> np.ndarray:
 def test_image_and_label_map_stay_together() -> None:
     """The image shows two classes; a label map that is one pixel off would fit it worse."""
     pipeline = train_pipeline(AugmentConfig(photometric=False, crop=(80, 72)), 96)
-    padded = 0
+    padded, misfits = 0, dict.fromkeys([(0, 0), (0, 1), (0, -1), (1, 0), (-1, 0)], 0.0)
     for seed in range(30):
         torch.manual_seed(seed)
         moved = pipeline(sample_of(blobs(seed) // 2 * 3))
@@ -59,13 +59,14 @@ def test_image_and_label_map_stay_together() -> None:
         assert not border[inside].any()  # padded at the bottom and at one side, whole rows and columns
         assert columns.min() == 0 or columns.max() == 71
         shown, truth = image[inside] > 120, labels[inside] == 3
-        agreement = (shown == truth).mean()
-        assert agreement > 0.98
-        for axis in (0, 1):
-            if np.diff(truth.astype(int), axis=axis).any():
-                assert agreement > (shown == np.roll(truth, 1, axis)).mean()
+        clear = np.abs(image[inside].astype(int) - 120) > 12  # a pixel on the border of two classes has no truth
+        for shift in misfits:
+            misfits[shift] += (clear & (shown != np.roll(truth, shift, (0, 1))))[1:-1, 1:-1].mean() / 30
         padded += border.any()
     assert 0 < padded < 30
+    aligned = misfits.pop((0, 0))
+    assert aligned < 0.001
+    assert min(misfits.values()) > 0.005
 
 
 def test_scales_cover_the_range_and_are_relative_to_the_shorter_side() -> None:
