@@ -53,10 +53,15 @@ COMMANDS = {
     "data check": Command(
         "data_check", "find problems of a data set", {"task": None, "directory": None}, "check_options"
     ),
+    "data convert oxford-pets": Command(
+        "data_convert_pets", "the Oxford-IIIT Pet data set as one for all tasks", {"source": None, "dest": None}
+    ),
     "data convert": Command(
         "data_convert", "boxes between COCO, VOC and YOLO layouts", {"source": None, "dest": None}, "convert_options"
     ),
     "data split": Command("data_split", "make a stratified validation split", {"directory": None}, "split_options"),
+    "data make": Command("data_make", "generate a data set for all tasks", {"name": None, "directory": None}),
+    "data get": Command("data_get", "download a data set", {"name": None, "directory": None}),
     "demo": Command("demo", "train, evaluate and predict on built-in data"),
 }
 
@@ -168,13 +173,13 @@ def _split_resume(argument: str) -> list[str]:
 
 def usage() -> str:
     """Return the overview of all commands."""
-    lines = [f"  {name:<12} {command.summary}" for name, command in COMMANDS.items()]
+    lines = [f"  {name:<25} {command.summary}" for name, command in COMMANDS.items()]
     return "\n".join(["usage: fishnet COMMAND ... (fishnet COMMAND --help for details)", "", *lines])
 
 
 def find_command(arguments: list[str]) -> tuple[str, list[str]]:
-    """Split the command's name, of one or two words, from its options."""
-    for words in (2, 1):
+    """Split the command's name, of one to three words, from its options."""
+    for words in (3, 2, 1):
         name = " ".join(arguments[:words])
         if name in COMMANDS:
             return name, arguments[words:]

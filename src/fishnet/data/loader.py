@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from fishnet.data.quotas import Quotas, fill, spread
 from fishnet.errors import FishnetError
 
 ItemT = TypeVar("ItemT")
@@ -45,6 +46,7 @@ class TrainBatches(Sampler[list[SampleKey]]):
         groups: Group of each sample; a step takes samples of one group while enough of them are left.
         repeats: Mean number of times that each sample is used per epoch, at least 1; copy c of sample i has the index
             i + c x length and its own augmentation.
+        quotas: Least share of each step that has labels of a level; see `fishnet.data.quotas`.
     """
 
     def __init__(
@@ -57,7 +59,9 @@ class TrainBatches(Sampler[list[SampleKey]]):
         seed: int = 0,
         groups: np.ndarray | None = None,
         repeats: np.ndarray | None = None,
+        quotas: Quotas | None = None,
     ):
+        self.quotas = quotas
         self.samples, self.groups, self.repeats = length, groups, repeats
         if repeats is not None:
             length = int(np.floor(repeats.sum()))
@@ -111,7 +115,10 @@ class TrainBatches(Sampler[list[SampleKey]]):
             order = generator.permutation(first + self.samples * which)
             # the number of drawn copies varies around its mean, but the number of steps must not
             order = np.resize(order, self.length)
-        return order if self.groups is None else self._grouped(order, generator)
+        if self.quotas is not None:
+            order = spread(order, self.quotas.known, generator)
+        order = order if self.groups is None else self._grouped(order, generator)
+        return order if self.quotas is None else fill(order, self.batch_size, self.quotas, generator)
 
     def _grouped(self, order: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         """Return the samples sorted into steps of one group each; the remainders of all groups form the last steps."""

@@ -22,6 +22,7 @@ from fishnet.cards import ModelCard
 from fishnet.config import TrainConfig
 from fishnet.data.checks import CheckReport
 from fishnet.data.loader import SplitData
+from fishnet.data.quotas import Quotas
 from fishnet.drawing.display import Display
 from fishnet.files import Json
 from fishnet.models.build import Architecture
@@ -250,6 +251,8 @@ class TrainOrder(TypedDict, total=False):
     """int (N,): a batch takes samples of one group only."""
     repeats: np.ndarray
     """float (N,): how often a sample is shown per epoch on average, at least 1."""
+    quotas: Quotas
+    """Least share of each step that has labels of a level."""
 
 
 class Training(Protocol):

@@ -263,10 +263,11 @@ def test_damaged_label_lists(tmp_path, text, match):
         ({"labels": ["cat", "cat"]}, "lists the same class twice: cat"),
         ({"images": [{"id": 1}]}, "`file_name`"),
         (
-            {"images": [{"file_name": "1.jpg"}, {"file_name": "2.jpg", "label": 2}]},
+            {"images": [{"file_name": "1.jpg", "label": -1}, {"file_name": "2.jpg", "label": 2}]},
             r"`label` of 2 images is not an index.*1\.jpg",
         ),
         ({"images": [{"file_name": "1.jpg", "label": True}]}, r"`label` of 1 images is not an index.*True"),
+        ({"images": [{"file_name": "1.jpg"}]}, "none of the 1 images has a `label`"),
         ({"images": []}, "contains no images"),
     ],
 )

@@ -34,6 +34,7 @@ KINDS: dict[str, tuple[Severity, str]] = {
     "16-bit": ("note", "16-bit images (scaled to 8 bits when read)"),
     "animated": ("note", "animated files (the first frame is used)"),
     "alpha": ("note", "images with transparency (composited on white when read)"),
+    "unlabeled": ("note", "images without a label (left out)"),
     "unlisted": ("note", "images that are not in the list of the split"),
     "other file": ("note", "files that are not images (ignored)"),
 }
@@ -117,7 +118,9 @@ def _check_other_files(root: Path, split: str, listing: Listing, report: CheckRe
     folder = root / split
     if listing.kind == "coco" and listing.names and listing.names[0].startswith(f"{split}/images/"):
         folder = folder / "images"  # next to it are the label maps for segmentation
-    listed = set(listing.names)
+    if listing.unlabeled:
+        report.add("unlabeled", split, f"{len(listing.unlabeled)} images of {listing.place.name}")
+    listed = {*listing.names, *listing.unlabeled}
     for path in all_files(folder, root):
         name = path.as_posix()
         if name in listed or root / path == listing.place:

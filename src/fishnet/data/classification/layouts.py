@@ -10,7 +10,7 @@ import csv
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal
@@ -46,6 +46,8 @@ class Listing:
     targets: Sequence[Target]
     classes: list[str]
     shards: ShardIndex | None = None
+    unlabeled: list[str] = field(default_factory=list)
+    """Images of a COCO file without a label, which are not in `names`."""
 
     @property
     def labels(self) -> list[tuple[int, ...]]:
@@ -201,7 +203,13 @@ def _list_coco(root: Path, split: str, path: Path, document: dict[str, object]) 
         isinstance(i, dict) and isinstance(i.get("file_name"), str) for i in images
     ):
         raise FishnetError(f"{path}: `images` must be a list of objects with a `file_name`")
-    targets = [image.get("label") for image in images]
+    unlabeled = [image for image in images if image.get("label") is None]
+    images = [image for image in images if image.get("label") is not None]
+    if unlabeled and not images:
+        raise FishnetError(
+            f"{path}: none of the {len(unlabeled)} images has a `label`, an index into the list `labels`"
+        )
+    targets = [image["label"] for image in images]
     valid = [type(target) is int and 0 <= target < len(classes) for target in targets]
     if not all(valid):
         first = images[valid.index(False)]
@@ -212,7 +220,8 @@ def _list_coco(root: Path, split: str, path: Path, document: dict[str, object]) 
     places = [Path(split), Path(split) / "images", Path()]  # the same folders as for detection
     folder = next((place for place in places if images and (root / place / images[0]["file_name"]).exists()), places[1])
     names = [(folder / image["file_name"]).as_posix() for image in images]
-    return Listing("coco", path, names, targets, classes)
+    others = [(folder / image["file_name"]).as_posix() for image in unlabeled]
+    return Listing("coco", path, names, targets, classes, unlabeled=others)
 
 
 def _list_shards(root: Path, paths: list[Path]) -> Listing:

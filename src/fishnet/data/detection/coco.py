@@ -31,6 +31,7 @@ from fishnet.data.detection.entries import (
     parse_object,
 )
 from fishnet.data.detection.types import AnnotationEntry, Document, ImageEntry
+from fishnet.data.levels import ANNOTATED
 from fishnet.data.run_lengths import RunLengths
 from fishnet.errors import FishnetError
 
@@ -95,6 +96,8 @@ class CocoFile:
     keypoint_names: list[str] = field(default_factory=list)
     keypoints: np.ndarray | None = None
     """x, y and visibility (0 absent, 1 hidden, 2 visible), float32 (N, K, 3)."""
+    annotated: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    """Class indices that were annotated in an image, by its index; in an image that is not listed, all were."""
     problems: list[Fault] = field(default_factory=list)
     """Faults of objects and images; these are not in the arrays."""
     left_out: list[Fault] = field(default_factory=list)
@@ -155,9 +158,9 @@ def _no_collection() -> Iterator[None]:
 def parse_coco(document: Document, path: Path) -> CocoFile:
     """Like `read_coco`, for a document that `load_document` has read from the path."""
     classes, category_ids, keypoint_names = parse_categories(document["categories"], path)
-    images, problems = _images(document["images"], path)
-    places = {image["id"]: ImagePlace(i, image["width"], image["height"]) for i, image in enumerate(images)}
     class_of = {int(number): index for index, number in enumerate(category_ids)}
+    images, problems = _images(document["images"], class_of, path)
+    places = {image["id"]: ImagePlace(i, image["width"], image["height"]) for i, image in enumerate(images)}
     objects, faults = _objects(document["annotations"], places, class_of, len(keypoint_names), path)
     objects.sort(key=lambda one: one.image)  # stable, so objects of an image keep the order of the file
     widths = np.array([image["width"] for image in images], dtype=np.int64)
@@ -181,12 +184,30 @@ def parse_coco(document: Document, path: Path) -> CocoFile:
         outlines=outlines,
         keypoint_names=keypoint_names,
         keypoints=keypoints,
+        annotated={
+            place: tuple(sorted(class_of[number] for number in image[ANNOTATED]))
+            for place, image in enumerate(images)
+            if image.get(ANNOTATED) is not None
+        },
         problems=problems + [fault for fault in faults if fault.kind != _TOLERATED],
         left_out=[fault for fault in faults if fault.kind == _TOLERATED],
     )
 
 
 _TOLERATED = "box without area"
+
+
+def annotated_only(document: Document) -> Document:
+    """Return a document without the images whose objects were not annotated, which is not the same as empty images."""
+    left_out = [image for image in document["images"] if isinstance(image, dict) and image.get(ANNOTATED) == []]
+    ids = {image["id"] for image in left_out if is_id(image.get("id"))}
+    if not left_out:
+        return document
+    images = [image for image in document["images"] if not isinstance(image, dict) or image.get(ANNOTATED) != []]
+    annotations = [
+        one for one in document["annotations"] if not isinstance(one, dict) or one.get("image_id") not in ids
+    ]
+    return {**document, "images": images, "annotations": annotations}
 
 
 def load_document(path: Path) -> Document:
@@ -205,13 +226,13 @@ def load_document(path: Path) -> Document:
     return document
 
 
-def _images(entries: list[ImageEntry], path: Path) -> tuple[list[ImageEntry], list[Fault]]:
+def _images(entries: list[ImageEntry], classes: dict[int, int], path: Path) -> tuple[list[ImageEntry], list[Fault]]:
     """Return the valid images and the faults of the others."""
     seen: set[int] = set()
     kept, problems = [], []
     for position, entry in enumerate(entries):
         try:
-            kept.append(parse_image(entry, seen))
+            kept.append(parse_image(entry, classes, seen))
         except EntryError as error:
             problems.append(_fault(error, path, "image", entry, position))
     return kept, problems

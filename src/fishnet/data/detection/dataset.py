@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from fishnet.data import geometry
-from fishnet.data.detection.coco import CocoFile, Fault, read_coco, summarize
+from fishnet.data.detection.coco import CocoFile, Fault, annotated_only, load_document, parse_coco, summarize
 from fishnet.data.detection.types import Batch, Sample, SampleTarget
 from fishnet.data.folders import check_root
 from fishnet.data.geometry import VISIBILITY, plain
@@ -212,9 +212,11 @@ def open_detection(
     """
     root = Path(root)
     path = annotation_file(root, split)
-    file = read_coco(path)
+    document = load_document(path)
+    file = parse_coco(annotated_only(document), path)
     if not len(file):
-        raise FishnetError(f"{path} lists no images")
+        why = f": the objects of all {len(document['images'])} are unlabeled" if document["images"] else ""
+        raise FishnetError(f"{path} lists no images{why}")
     folder = image_folder(root, path.stem.removeprefix("instances_"), file.file_names)
     problems = file.problems + missing_files(file, folder)
     if problems and bad_images == "stop":
@@ -233,6 +235,9 @@ def open_detection(
     if file.left_out:
         shown = ", ".join([*(str(fault.number) for fault in file.left_out[:5]), *["..."][: len(file.left_out) > 5]])
         note = f"{path}: left out {len(file.left_out)} objects whose box has no area (annotations {shown})"
+        dataset.notes.append(note)
+    if partly := sum(len(listed) < len(file.classes) for listed in file.annotated.values()):
+        note = f"{path}: {partly} images are annotated for some categories only; the others count as absent in them"
         dataset.notes.append(note)
     dataset.skip_bad = bad_images == "skip"
     return dataset

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, TypeGuard, TypeVar
 import numpy as np
 
 from fishnet.data.detection.types import AnnotationEntry, CategoryEntry, ImageEntry
+from fishnet.data.levels import ANNOTATED
 from fishnet.errors import FishnetError
 
 Outline = list[np.ndarray] | bytes | np.ndarray | None
@@ -120,8 +121,13 @@ def parse_categories(entries: list[CategoryEntry], path: Path) -> tuple[list[str
     return [entry["name"] for entry in entries], np.array(list(ids), dtype=np.int64), keypoints
 
 
-def parse_image(entry: ImageEntry, seen: set[int]) -> ImageEntry:
+def parse_image(entry: ImageEntry, classes: dict[int, int], seen: set[int]) -> ImageEntry:
     """Validate and return an image entry; its id is added to `seen` even if the entry cannot be used.
+
+    Args:
+        entry: Image of a COCO document.
+        classes: Class indices by category id.
+        seen: Ids of the previous images.
 
     Raises:
         EntryError: The entry cannot be used.
@@ -138,7 +144,15 @@ def parse_image(entry: ImageEntry, seen: set[int]) -> ImageEntry:
     if not has_size(entry):
         sides = f"{reprlib.repr(entry.get('width'))} x {reprlib.repr(entry.get('height'))}"
         raise EntryError("image entry", f"`width` and `height` must be positive numbers of pixels, not {sides}")
+    annotated = entry.get(ANNOTATED)
+    if annotated is not None and not _are_categories(annotated, classes):
+        shown = reprlib.repr(annotated)
+        raise EntryError("image entry", f"`{ANNOTATED}` must be a list of category ids of the file, not {shown}")
     return entry
+
+
+def _are_categories(numbers: object, classes: dict[int, int]) -> bool:
+    return isinstance(numbers, list) and all(is_id(number) and number in classes for number in numbers)
 
 
 def has_size(entry: ImageEntry) -> bool:

@@ -64,6 +64,10 @@ class ImageEntry(TypedDict, total=False):
     file_name: str
     width: int
     height: int
+    label: int | None
+    """Index of the class of the image in the list `labels` of the document."""
+    annotated_category_ids: list[int]
+    """Categories that were annotated in the image; without it all, with an empty list none."""
 
 
 class AnnotationEntry(TypedDict, total=False):

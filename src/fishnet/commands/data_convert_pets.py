@@ -1,0 +1,30 @@
+"""`fishnet data convert oxford-pets`: the Oxford-IIIT Pet data set as one for all tasks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fishnet.commands.hints import suggest
+
+
+def data_convert_pets(source: str, dest: str, val: float = 0.2, seed: int = 0, copy: bool = False) -> None:
+    """Write the Oxford-IIIT Pet data set with a class, box, outline and label map per image.
+
+    The outline is that of the whole pet; in the label map the border of the trimap is ignored.
+
+    Args:
+        source: Folder in the original layout, as `fishnet data get oxford-pets` makes it.
+        dest: Folder to write; must be empty or not exist.
+        val: Fraction of the official trainval list that becomes val, the same of every breed; the official test list
+            becomes test. 0 makes trainval train, and test val.
+        seed: Seed of the random choice of val.
+        copy: Copy images instead of linking them.
+
+    Raises:
+        UsageError: The output folder is not empty, or `val` is not a fraction.
+        FishnetError: The source is incomplete or damaged.
+    """
+    from fishnet.data.oxford_pets import convert_pets
+
+    print(convert_pets(Path(source), Path(dest), val, seed, copy).describe())
+    suggest("train", "detection", "--data", dest, "--out", f"runs/{Path(dest).resolve().name}")

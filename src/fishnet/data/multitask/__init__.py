@@ -1,0 +1,1 @@
+"""Data with labels of several levels: reading, and checking."""

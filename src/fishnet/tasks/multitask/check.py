@@ -1,0 +1,53 @@
+"""`fishnet data check multitask`: findings, and on request a picture of images with their labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from fishnet.data.checks import CheckReport
+from fishnet.data.images import BadImageError
+from fishnet.data.multitask.checks import check_multitask
+from fishnet.data.multitask.layout import open_multitask
+from fishnet.errors import UsageError
+from fishnet.files import atomic_path
+from fishnet.tasks.multitask.pictures import LabeledImage, level_sheet
+
+_ON_SHEET = 12
+
+
+def check_data(root: Path, workers: int = 2, picture: str | None = None) -> CheckReport:
+    """Count the labels of each level, check all of them, and decode every image of a multitask folder.
+
+    Args:
+        root: Folder of the data set.
+        workers: Threads that decode images.
+        picture: PNG or JPEG file to write: some images with class, boxes, outlines and label map.
+    """
+    if picture is not None and Path(picture).suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise UsageError(f"cannot write a picture to {picture}: the name must end in .png or .jpg")
+    report = check_multitask(root, workers)
+    if picture is not None:
+        print(_draw(root, list(report.summary["splits"]), Path(picture)))
+    return report
+
+
+def _draw(root: Path, splits: list[str], path: Path) -> str:
+    """Write a contact sheet of images from all splits, evenly spaced in their lists; return what was written."""
+    items: list[LabeledImage] = []
+    for number, name in enumerate(splits):
+        split = open_multitask(root, name, bad_images="skip")
+        wanted = _ON_SHEET // len(splits) + (number < _ON_SHEET % len(splits))
+        for index in np.linspace(0, len(split) - 1, min(wanted, len(split))).round().astype(int).tolist():
+            try:
+                image, labels = split.load(index)
+            except BadImageError:  # it is in the report
+                continue
+            items.append(LabeledImage(image, labels, f"{name}: {split.paths[index].name}"))
+    if not items:
+        return f"no image can be drawn, so {path} is not written"
+    page = level_sheet(items, split.classes)
+    with atomic_path(path) as partial:
+        page.save(partial, "PNG" if path.suffix.lower() == ".png" else "JPEG")
+    return f"written: {path}"
