@@ -1,0 +1,1 @@
+"""Several levels of one image in one pass: image, regions and pixels."""
