@@ -1,8 +1,8 @@
 """Draw label maps on images: a color per class, outlines of the regions, and a legend with class names.
 
 The palette of a data set is used where it has one. Otherwise the first colors are those of boxes and masks
-(`fishnet.drawing.regions`), and the others are chosen one by one as far as possible from all before in CIELAB, so that
-every class keeps its color, whatever the number of classes. Ignored pixels are hatched in gray.
+(`fishnet.drawing.regions`), and each of the others is as far as possible from all before, so that a class keeps its
+color, whatever the number of classes. Ignored pixels are hatched in gray.
 """
 
 from __future__ import annotations
@@ -25,10 +25,14 @@ _HATCH_WIDTH = 4
 _NARROWEST = 240
 """Smaller pictures are enlarged, so that a legend fits below."""
 _GAP, _SWATCH, _ROW, _CAPTION = 8, 16, 24, 22
+_TWO_COLUMNS = 360
+"""Legends of at least this width have two columns even if names must be shortened."""
 _PAPER = "#eef1f5"
 _FIRST = 6
-_GRAY_COST = 12.0
-"""Least distance of a color to the grays, which mark ignored pixels."""
+_LEAST_CHROMA = 60
+"""Least difference between the channels of a color: grays mark ignored pixels."""
+_LUMA = (55, 225)
+"""Range of brightness of the colors."""
 
 
 def class_colors(count: int, palette: Sequence[Sequence[int]] | None = None) -> np.ndarray:
@@ -48,12 +52,12 @@ def _distinct(count: int) -> tuple[Color, ...]:
     found = [class_color(index) for index in range(min(count, _FIRST))]
     levels = np.array([0, 51, 102, 153, 204, 255])
     candidates = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), -1).reshape(-1, 3)
-    places = _lab(candidates)
-    usable = (np.hypot(places[:, 1], places[:, 2]) > _GRAY_COST) & (places[:, 0] > 20) & (places[:, 0] < 93)
-    candidates, places = candidates[usable], places[usable]
+    luma = candidates @ np.array([0.299, 0.587, 0.114])
+    usable = (np.ptp(candidates, axis=1) >= _LEAST_CHROMA) & (luma > _LUMA[0]) & (luma < _LUMA[1])
+    candidates = candidates[usable]
     nearest = np.full(len(candidates), np.inf)
     for color in found:
-        nearest = np.minimum(nearest, np.linalg.norm(places - _lab(np.array(color)), axis=1))
+        nearest = np.minimum(nearest, _distances(candidates, np.array(color)))
     while len(found) < count:
         if nearest.max() < 1:  # all candidates are taken: hues that are the golden angle apart
             found.append(class_color(len(found)))
@@ -61,17 +65,15 @@ def _distinct(count: int) -> tuple[Color, ...]:
         best = int(nearest.argmax())
         red, green, blue = candidates[best].tolist()
         found.append((red, green, blue))
-        nearest = np.minimum(nearest, np.linalg.norm(places - places[best], axis=1))
+        nearest = np.minimum(nearest, _distances(candidates, candidates[best]))
     return tuple(found)
 
 
-def _lab(colors: np.ndarray) -> np.ndarray:
-    """Return sRGB colors (..., 3) of 0..255 in CIELAB (D65)."""
-    share = colors / 255
-    linear = np.where(share > 0.04045, ((share + 0.055) / 1.055) ** 2.4, share / 12.92)
-    mixed = linear @ np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]).T
-    x, y, z = np.moveaxis(np.cbrt(mixed / np.array([0.9505, 1.0, 1.089])), -1, 0)
-    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], -1)
+def _distances(colors: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Return the perceived distance of sRGB colors (N, 3) to another, by https://www.compuphase.com/cmetric.htm."""
+    red = (colors[:, 0] + other[0]) / 512
+    weights = np.stack([2 + red, np.full_like(red, 4), 3 - red], 1)
+    return np.sqrt((weights * (colors - other) ** 2).sum(1))
 
 
 def draw_label_map(
@@ -159,7 +161,7 @@ def draw_legend(seen: Iterable[int], classes: Sequence[str], colors: np.ndarray,
     room = max(1, width - 2 * _GAP)
     widest = max((face.getlength(style.printable(name)) for name in names), default=0)
     cell = min(room, _SWATCH + 6 + math.ceil(widest) + 14)
-    if cell > room // 2 and room >= 2 * _NARROWEST // 3 and len(names) > 1:
+    if cell > room // 2 and room >= _TWO_COLUMNS:
         cell = room // 2  # one very long name should not take a line for each
     per_row = max(1, room // cell)
     strip = Image.new("RGB", (width, math.ceil(len(names) / per_row) * _ROW + (_GAP if names else 0)), _PAPER)

@@ -22,6 +22,7 @@ from fishnet.tasks.segmentation.evaluator import (
     SegmentationEvaluator,
     boundary_width,
     draw_classes,
+    draw_pixel_confusion,
 )
 from tests.tasks.segmentation import oracle
 
@@ -165,13 +166,19 @@ def test_the_result_is_shown(tmp_path: Path) -> None:
     result = check([(generator.integers(0, 3, (20, 30)), generator.integers(0, 3, (20, 30)))], 4)
     stored = json.loads(json.dumps(result.to_dict()))
     titles = [section.title for section in DISPLAY.sections(stored)]
-    assert titles == ["Classes", "IoU per class", "Confusion of pixels"]
+    assert titles == ["Classes", "IoU per class", "Confusion in percent of the true class"]
     table = DISPLAY.sections(stored)[0].content
     assert table.rows[3] == ["class 3", 0, 0, None, None, None, None]
     assert DISPLAY.primary_of(result.metrics) == "miou"
     labels = [text.get_text() for text in draw_classes(stored["per_class"]).axes[0].get_yticklabels()]
     assert sorted(labels) == ["class 0", "class 1", "class 2"]
     assert DISPLAY.sections({}) == []
+    assert "cannot be drawn" in DISPLAY.sections({"confusion": [[1, 2]], "per_class": []})[0].content
+
+
+def test_confusion_of_many_pixels_fits_into_its_cells() -> None:
+    figure = draw_pixel_confusion(np.array([[9_999_000, 1_000, 0], [0, 0, 0], [123_456, 0, 876_544]]), ["a", "b", "c"])
+    assert sorted(text.get_text() for text in figure.axes[0].texts) == ["100", "12.3", "87.7"]
 
 
 def _evaluate_part(rank: int, folder: str) -> None:

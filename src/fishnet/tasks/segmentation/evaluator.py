@@ -304,15 +304,31 @@ def _sections(evaluation: Mapping[str, object]) -> list[Section]:
         sections.append(Section("Classes", Table(head, names, [[row.get(name) for name in names] for row in rows])))
         sections.append(Section("IoU per class", draw_classes(rows)))
     if isinstance(matrix, list) and matrix:
-        sections.append(Section("Confusion of pixels", _confusion(matrix, rows)))
+        sections.append(Section("Confusion in percent of the true class", _confusion(matrix, rows)))
     return sections
 
 
-def _confusion(matrix: Sequence[Sequence[float]], rows: object) -> Figure | str:
+def draw_pixel_confusion(confusion: ArrayLike, classes: Sequence[str]) -> Figure:
+    """Draw a confusion matrix of pixels in percent of the true class: counts of pixels are too long for its cells.
+
+    Args:
+        confusion: Number of pixels (classes, classes) by true and predicted class.
+        classes: Class names.
+
+    Raises:
+        FishnetError: The matrix is not square with one row per class.
+    """
     from fishnet.drawing.confusion import draw_confusion
 
+    counts = np.asarray(confusion, dtype=np.float64)
+    totals = counts.sum(axis=-1, keepdims=True)
+    percent = np.divide(100 * counts, totals, out=np.zeros_like(counts), where=totals > 0)
+    return draw_confusion(percent.round(1), classes)
+
+
+def _confusion(matrix: Sequence[Sequence[float]], rows: object) -> Figure | str:
     try:
-        return draw_confusion(matrix, [str(row["class"]) for row in (rows if isinstance(rows, list) else ())])
+        return draw_pixel_confusion(matrix, [str(row["class"]) for row in (rows if isinstance(rows, list) else ())])
     except (FishnetError, ValueError, TypeError, KeyError) as error:
         return f"the confusion matrix cannot be drawn: {error}"
 
