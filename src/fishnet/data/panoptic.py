@@ -166,8 +166,12 @@ def check_ids(ids: np.ndarray) -> np.ndarray:
 
 def _boxes(ids: np.ndarray) -> dict[int, tuple[int, list[int]]]:
     """Return area and bounding box (x, y, width, height) of every id except void."""
-    values, inverse, areas = np.unique(ids, return_inverse=True, return_counts=True)
-    places = inverse.reshape(ids.shape)
+    flat = ids.ravel()
+    # sorting runs of equal ids is many times faster than sorting pixels
+    starts = np.flatnonzero(np.concatenate([[True], flat[1:] != flat[:-1]])[: flat.size])
+    values, inverse = np.unique(flat[starts], return_inverse=True)
+    places = np.repeat(inverse, np.diff(starts, append=flat.size)).reshape(ids.shape)
+    areas = np.bincount(places.ravel(), minlength=len(values))
     height, width = ids.shape
     in_row, in_column = np.zeros((len(values), height), bool), np.zeros((len(values), width), bool)
     in_row[places, np.arange(height)[:, None]] = True
