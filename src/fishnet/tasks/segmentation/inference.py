@@ -32,6 +32,8 @@ GRID = 32
 """Steps between tiles are multiples of this number of pixels, so that all tiles lie alike on the coarsest map."""
 _STRIP = 2**18
 """Pixels of the answer that are decided at once."""
+_CHUNK = 64
+"""Rows of logits that are passed on at once."""
 
 
 @dataclass(frozen=True)
@@ -218,9 +220,13 @@ def _stitched(run: Logits, image: Tensor, passes: Passes) -> Iterator[Tensor]:
                 rows[:, :, left : left + wide] += logits.float() * weight
         assert rows is not None
         done = following - top
-        yield rows[:, :done] / (down_sum[top:following, None] * across_sum).to(rows.device)
-        rest = rows[:, done:]
-        rows = functional.pad(rest, (0, 0, 0, done))
+        for start in range(0, done, _CHUNK):
+            stop = min(done, start + _CHUNK)
+            total = down_sum[top + start : top + stop, None] * across_sum
+            yield rows[:, start:stop] / total.to(rows.device)
+        rest = rows[:, done:].clone()
+        rows[:, : tall - done] = rest
+        rows[:, tall - done :] = 0
 
 
 def _run_checked(run: Logits, images: list[Tensor]) -> list[Tensor]:
