@@ -1,0 +1,230 @@
+"""Draw label maps on images: a color per class, outlines of the regions, and a legend with class names.
+
+The palette of a data set is used where it has one. Otherwise the first colors are those of boxes and masks
+(`fishnet.drawing.regions`), and each of the others is as far as possible from all before, so that a class keeps its
+color, whatever the number of classes. Ignored pixels are hatched in gray.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from fishnet.drawing import style
+from fishnet.drawing.regions import Color, class_color
+
+LabelMap = np.ndarray | Tensor
+_OPACITY, _EDGE_OPACITY = 0.55, 0.95
+_HATCH = ((118, 124, 130), (196, 200, 204))
+_HATCH_WIDTH = 4
+_NARROWEST = 240
+"""Smaller pictures are enlarged, so that a legend fits below."""
+_GAP, _SWATCH, _ROW, _CAPTION = 8, 16, 24, 22
+_TWO_COLUMNS = 360
+"""Legends of at least this width have two columns even if names must be shortened."""
+_PAPER = "#eef1f5"
+_FIRST = 6
+_LEAST_CHROMA = 60
+"""Least difference between the channels of a color: grays mark ignored pixels."""
+_LUMA = (55, 225)
+"""Range of brightness of the colors."""
+
+
+def class_colors(count: int, palette: Sequence[Sequence[int]] | None = None) -> np.ndarray:
+    """Return the colors of classes, uint8 (count, 3).
+
+    Args:
+        count: Number of classes.
+        palette: Colors of the data set; classes beyond its end get colors of their own.
+    """
+    own = [(int(color[0]), int(color[1]), int(color[2])) for color in list(palette or [])[:count]]
+    return np.array([*own, *_distinct(count)[len(own) :]], np.uint8).reshape(count, 3)
+
+
+@lru_cache(maxsize=8)
+def _distinct(count: int) -> tuple[Color, ...]:
+    """Return the first colors of the palette; a larger count has the same ones and more."""
+    found = [class_color(index) for index in range(min(count, _FIRST))]
+    levels = np.array([0, 51, 102, 153, 204, 255])
+    candidates = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), -1).reshape(-1, 3)
+    luma = candidates @ np.array([0.299, 0.587, 0.114])
+    usable = (np.ptp(candidates, axis=1) >= _LEAST_CHROMA) & (luma > _LUMA[0]) & (luma < _LUMA[1])
+    candidates = candidates[usable]
+    nearest = np.full(len(candidates), np.inf)
+    for color in found:
+        nearest = np.minimum(nearest, _distances(candidates, np.array(color)))
+    while len(found) < count:
+        if nearest.max() < 1:  # all candidates are taken: hues that are the golden angle apart
+            found.append(class_color(len(found)))
+            continue
+        best = int(nearest.argmax())
+        red, green, blue = candidates[best].tolist()
+        found.append((red, green, blue))
+        nearest = np.minimum(nearest, _distances(candidates, candidates[best]))
+    return tuple(found)
+
+
+def _distances(colors: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Return the perceived distance of sRGB colors (N, 3) to another, by https://www.compuphase.com/cmetric.htm."""
+    red = (colors[:, 0] + other[0]) / 512
+    weights = np.stack([2 + red, np.full_like(red, 4), 3 - red], 1)
+    return np.sqrt((weights * (colors - other) ** 2).sum(1))
+
+
+def draw_label_map(
+    image: Image.Image,
+    label_map: LabelMap,
+    colors: np.ndarray,
+    opacity: float = _OPACITY,
+    longest: int | None = None,
+) -> Image.Image:
+    """Draw a label map on its image, with the outlines of its regions.
+
+    Args:
+        image: Image of any size and mode.
+        label_map: Class indices (H, W), resized to the picture (nearest); indices that are no class are ignored pixels.
+        colors: Color of each class, uint8 (classes, 3).
+        opacity: Opacity of the regions, from 0 to 1.
+        longest: Maximum of the longer side of the picture in pixels; None keeps the size of the image.
+    """
+    picture = _canvas(image, longest)
+    labels = _resized(label_map, picture.height, picture.width, len(colors))
+    pixels = np.asarray(picture, dtype=np.float32)
+    paint = np.concatenate([colors, np.zeros((1, 3), colors.dtype)])[labels].astype(np.float32)
+    ignored = labels == len(colors)
+    if ignored.any():
+        paint[ignored] = _hatching(picture.height, picture.width)[ignored]
+    cover = np.full(labels.shape, opacity, np.float32)
+    cover[_outlines(labels, max(1, max(picture.size) // 640))] = _EDGE_OPACITY
+    mixed = pixels + (paint - pixels) * cover[..., None]
+    return Image.fromarray(mixed.round().astype(np.uint8))
+
+
+def _canvas(image: Image.Image, longest: int | None) -> Image.Image:
+    """Return an image as RGB in the size of the picture."""
+    image = image.convert("RGB")
+    if longest is not None and max(image.size) > longest:
+        factor = longest / max(image.size)
+        size = max(1, round(image.width * factor)), max(1, round(image.height * factor))
+        image = image.resize(size, Image.Resampling.BILINEAR)
+    if image.width < _NARROWEST:
+        times = math.ceil(_NARROWEST / image.width)
+        if longest is None or max(image.size) * times <= longest:
+            image = image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
+    return image
+
+
+def _resized(label_map: LabelMap, height: int, width: int, classes: int) -> np.ndarray:
+    """Return class indices of the size of a picture; what is no class has the index that follows the classes."""
+    values = label_map.cpu().numpy() if isinstance(label_map, Tensor) else np.asarray(label_map)
+    rows = ((np.arange(height) + 0.5) * (values.shape[0] / height)).astype(np.intp)
+    columns = ((np.arange(width) + 0.5) * (values.shape[1] / width)).astype(np.intp)
+    values = values[rows[:, None], columns].astype(np.int64)
+    return np.where((values < 0) | (values >= classes), classes, values)
+
+
+def _hatching(height: int, width: int) -> np.ndarray:
+    """Return diagonal gray stripes, uint8 (height, width, 3)."""
+    stripes = (np.arange(height)[:, None] + np.arange(width)) // _HATCH_WIDTH % 2
+    return np.array(_HATCH, np.uint8)[stripes]
+
+
+def _outlines(labels: np.ndarray, thickness: int) -> np.ndarray:
+    """Return the pixels (H, W) next to another region, at most `thickness` pixels away."""
+    edge = np.zeros(labels.shape, bool)
+    for shift in range(1, thickness + 1):
+        down, right = labels[shift:] != labels[:-shift], labels[:, shift:] != labels[:, :-shift]
+        edge[shift:] |= down
+        edge[:-shift] |= down
+        edge[:, shift:] |= right
+        edge[:, :-shift] |= right
+    return edge
+
+
+def draw_legend(seen: Iterable[int], classes: Sequence[str], colors: np.ndarray, width: int) -> Image.Image:
+    """Return a strip with a swatch and the name of every class, in columns; names that do not fit are shortened.
+
+    Args:
+        seen: Class indices to list; others than those of classes stand for ignored pixels.
+        classes: Class names.
+        colors: Color of each class, uint8 (classes, 3).
+        width: Width of the strip in pixels.
+    """
+    indices = sorted({int(index) if 0 <= int(index) < len(classes) else len(classes) for index in seen})
+    names = [classes[index] if index < len(classes) else "ignored" for index in indices]
+    face = style.font(13)
+    room = max(1, width - 2 * _GAP)
+    widest = max((face.getlength(style.printable(name)) for name in names), default=0)
+    cell = min(room, _SWATCH + 6 + math.ceil(widest) + 14)
+    if cell > room // 2 and room >= _TWO_COLUMNS:
+        cell = room // 2  # one very long name should not take a line for each
+    per_row = max(1, room // cell)
+    strip = Image.new("RGB", (width, math.ceil(len(names) / per_row) * _ROW + (_GAP if names else 0)), _PAPER)
+    draw = ImageDraw.Draw(strip)
+    hatching = Image.fromarray(_hatching(_SWATCH, _SWATCH))
+    for number, (index, name) in enumerate(zip(indices, names, strict=True)):
+        x, y = _GAP + number % per_row * cell, _GAP // 2 + number // per_row * _ROW
+        box = (x, y + 2, x + _SWATCH, y + 2 + _SWATCH)
+        if index < len(classes):
+            red, green, blue = colors[index].tolist()
+            draw.rectangle(box, fill=(red, green, blue))
+        else:
+            strip.paste(hatching, box[:2])
+        draw.rectangle(box, outline=style.MUTED)
+        text = style.shorten(name, cell - _SWATCH - 6 - 8, face)
+        draw.text((x + _SWATCH + 6, y + 2), text, fill=style.INK, font=face)
+    return strip
+
+
+def with_legend(
+    picture: Image.Image, label_maps: Iterable[LabelMap], classes: Sequence[str], colors: np.ndarray
+) -> Image.Image:
+    """Return a picture with the legend of the classes in label maps below it.
+
+    Args:
+        picture: What `draw_label_map` returned, or several of them beside each other.
+        label_maps: Label maps whose classes are listed.
+        classes: Class names.
+        colors: Color of each class, uint8 (classes, 3).
+    """
+    seen: set[int] = set()
+    for one in label_maps:
+        seen |= set(np.unique(one.cpu().numpy() if isinstance(one, Tensor) else one).tolist())
+    legend = draw_legend(seen, classes, colors, picture.width)
+    page = Image.new("RGB", (picture.width, picture.height + legend.height), _PAPER)
+    page.paste(picture, (0, 0))
+    page.paste(legend, (0, picture.height))
+    return page
+
+
+def draw_row(
+    image: Image.Image,
+    maps: Sequence[tuple[str, LabelMap]],
+    classes: Sequence[str],
+    colors: np.ndarray,
+    longest: int = 480,
+) -> Image.Image:
+    """Draw an image beside its label maps, such as truth and prediction, with a common legend.
+
+    Args:
+        image: Image.
+        maps: Title and label map (H, W) of each picture, such as `("truth", ...)`.
+        classes: Class names.
+        colors: Color of each class, uint8 (classes, 3).
+        longest: Maximum of the longer side of each picture in pixels.
+    """
+    pictures = [("image", _canvas(image, longest))]
+    pictures += [(title, draw_label_map(image, one, colors, longest=longest)) for title, one in maps]
+    width, height = pictures[0][1].size
+    page = Image.new("RGB", (len(pictures) * (width + _GAP) + _GAP, height + _CAPTION), _PAPER)
+    draw, face = ImageDraw.Draw(page), style.font(13)
+    for number, (title, picture) in enumerate(pictures):
+        left = _GAP + number * (width + _GAP)
+        draw.text((left, 3), style.shorten(title, width, face), fill=style.INK, font=face)
+        page.paste(picture, (left, _CAPTION))
+    return with_legend(page, [one for _, one in maps], classes, colors)

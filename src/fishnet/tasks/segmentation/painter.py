@@ -1,0 +1,98 @@
+"""Pictures and label files of predicted label maps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from fishnet.files import atomic_path
+from fishnet.tasks.base import Answer, DrawnItem
+
+ANSWER = "label_map"
+"""Key of the label map (H, W) in an answer."""
+Encode = Callable[[np.ndarray], Image.Image]
+"""Function from a label map of class indices (H, W) to the image that label files contain."""
+_PICTURES, _LABELS, _DRAWN = "pictures", "labels", 500
+_SIDE = 1600
+
+
+def class_indices(label_map: np.ndarray) -> Image.Image:
+    """Return a label map as a gray image of class indices, of 8 bits, or 16 if they need it."""
+    wide = label_map.size and int(label_map.max()) > np.iinfo(np.uint8).max
+    return Image.fromarray(label_map.astype(np.uint16 if wide else np.uint8))
+
+
+class LabelMaps:
+    """An overlay with a legend per image in OUT/pictures, and a label file in OUT/labels, named as the image.
+
+    Args:
+        out: Folder to write pictures/ and labels/ into.
+        classes: Class names.
+        palette: Color of each class in overlays; None: colors that are easy to tell apart.
+        encode: How label files encode classes; for files like those of the training data.
+    """
+
+    patterns: tuple[str, ...] = (f"{_PICTURES}/*.jpg", f"{_LABELS}/*.png")
+
+    def __init__(
+        self,
+        out: Path,
+        classes: Sequence[str],
+        palette: Sequence[Sequence[int]] | None = None,
+        encode: Encode = class_indices,
+    ) -> None:
+        self.out, self.classes, self.palette, self.encode = out, list(classes), palette, encode
+        self.written: list[Path] = []
+        self.drawn = 0
+        self._names: set[str] = set()
+
+    def wants(self, index: int) -> bool:
+        """Whether the image of that number is drawn; label files are written for all images."""
+        return index < _DRAWN
+
+    def thumbnail(self, image: Image.Image) -> Image.Image:
+        """Return the image in the size of its overlay."""
+        if max(image.size) <= _SIDE:
+            return image
+        small = image.copy()
+        small.thumbnail((_SIDE, _SIDE))
+        return small
+
+    def add(self, item: DrawnItem, answer: Answer) -> None:
+        """Write the label file of one image, and draw the overlay."""
+        found = answer[ANSWER]
+        label_map = found.cpu().numpy() if isinstance(found, Tensor) else np.asarray(found)
+        name = self._name(item["file"])
+        path = self.out / _LABELS / f"{name}.png"
+        with atomic_path(path) as partial:
+            self.encode(label_map).save(partial, "PNG")
+        self.written.append(path)
+        if item["thumbnail"] is not None:
+            self._draw(item["thumbnail"], label_map, self.out / _PICTURES / f"{name}.jpg")
+
+    def _draw(self, image: Image.Image, label_map: np.ndarray, path: Path) -> None:
+        from fishnet.drawing.label_maps import class_colors, draw_label_map, with_legend
+
+        colors = class_colors(len(self.classes), self.palette)
+        picture = draw_label_map(image, label_map, colors, longest=_SIDE)
+        with atomic_path(path) as partial:
+            with_legend(picture, [label_map], self.classes, colors).save(partial, quality=92)
+        self.written.append(path)
+        self.drawn += 1
+
+    def _name(self, file: str) -> str:
+        """Return the stem of a file, with a number behind it if another image has the same one."""
+        stem = Path(file).stem
+        name, number = stem, 1
+        while name.lower() in self._names:
+            number += 1
+            name = f"{stem}_{number}"
+        self._names.add(name.lower())
+        return name
+
+    def finish(self) -> None:
+        """Do nothing, since `add` has already written every file."""
