@@ -45,7 +45,7 @@ class Command:
 COMMANDS = {
     "info": Command("info", "describe models, recipes and detectors", {"model": "?", "name": "?"}),
     "train": Command("train", "train or fine-tune a model", {"task": None}, "train_settings", "--data DIR [--out RUN]"),
-    "evaluate": Command("evaluate", "evaluate a run or weights on a data set", {"run": None}),
+    "evaluate": Command("evaluate", "evaluate a run or weights on a data set", {"run": None}, "evaluation_options"),
     "predict": Command(
         "predict", "predict on images, folders and patterns", {"run": None, "inputs": "+"}, "answer_options"
     ),

@@ -80,8 +80,8 @@ def normalize(arguments: Sequence[str], hints: Hints) -> list[str]:
     """Normalize command-line arguments for jsonargparse.
 
     `--batch-size 8` becomes `--batch_size=8`, a yes/no option alone means yes, `--no-NAME` means no, `None` means null
-    where an option may have no value, lists need no brackets (`--freeze stem,tail`), and `--model-option KEY=VALUE`
-    becomes `--model_option.KEY=VALUE`.
+    where an option may have no value, lists need no brackets (`--freeze stem,tail`), and of options that
+    take keyword arguments `--model-option KEY=VALUE` becomes `--model_option.KEY=VALUE`.
 
     Args:
         arguments: Command line.
@@ -97,9 +97,9 @@ def normalize(arguments: Sequence[str], hints: Hints) -> list[str]:
         option, equals, value = argument[2:].partition("=")
         option = option.replace("-", "_")
         hint = hints.get(option)
-        if option == "model_option" and (equals or (rest and "=" in rest[0])):
+        if typing.get_origin(hint) is dict and (equals or (rest and "=" in rest[0])):
             key, _, setting = (value or rest.pop(0)).partition("=")
-            spelled.append(f"--model_option.{key}={setting}")
+            spelled.append(f"--{option}.{key}={setting}")
         elif hint is bool and not equals and (not rest or rest[0].lower() not in ("true", "false")):
             spelled.append(f"--{option}=true")
         elif option.startswith("no_") and hints.get(option[3:]) is bool and not equals:
@@ -232,3 +232,4 @@ convert_options = of_all_tasks(
     lambda kind: kind.convert_data, _task_of_data(lambda kind: kind.can_convert), "source", "dest"
 )
 answer_options = of_all_tasks(lambda kind: kind.options, _task_of_model)
+evaluation_options = of_all_tasks(lambda kind: kind.evaluation_options, _task_of_model)

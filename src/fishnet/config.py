@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
+Keywords = dict[str, Any]
+"""Keyword arguments of a network or one of its parts, by name."""
 
 
 class Rule(NamedTuple):
@@ -80,12 +82,14 @@ class OptimConfig:
     """Weight decay."""
     decay_all: bool = True
     """Apply weight decay to norms and biases too, as the released recipe does."""
-    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    schedule: Literal["cosine", "step", "poly", "constant"] = "cosine"
     """Learning rate schedule after the warm-up, updated at every optimizer step."""
     warmup_epochs: float = 0.0
     """Epochs of linear warm-up from near zero."""
     final_lr: float = 0.0
-    """Fraction of the base rate at which cosine ends."""
+    """Fraction of the base rate at which cosine and poly end."""
+    power: float = 0.9
+    """Exponent of the poly schedule."""
     step_epochs: int = 30
     """Epochs between two drops of the step schedule."""
     step_at: list[int] = field(default_factory=list)
@@ -100,7 +104,7 @@ class OptimConfig:
     RULES: ClassVar[Rules] = {
         AT_LEAST_1: "step_epochs step_at",
         NOT_NEGATIVE: "weight_decay warmup_epochs final_lr",
-        POSITIVE: "lr step_gamma layer_decay clip_grad",
+        POSITIVE: "lr power step_gamma layer_decay clip_grad",
         BELOW_1: "momentum",
     }
 
@@ -115,7 +119,7 @@ class TrainConfig:
     """Backbone: a member of the FishNet family or any timm model."""
     out: str = ""
     """Run folder to write; by default the next of runs/train, runs/train2, ..."""
-    model_option: dict[str, Any] = field(default_factory=dict)
+    model_option: Keywords = field(default_factory=dict)
     """Keyword arguments of the backbone, such as stem_stride=1 or drop_path_rate=0.1."""
     weights: str | None = None
     """Weights to start from: a run folder, a checkpoint, a tag such as osmr_in1k, or "pretrained" to download those

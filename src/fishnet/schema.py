@@ -136,10 +136,10 @@ def _spelled(config: ConfigClass, tree: Settings) -> Tree:
 
 def _check_plain(config: ConfigClass, tree: Settings, where: str) -> None:
     """Refuse what the parser lets through: null for settings that cannot be null, and huge numbers."""
-    nullable = _nullable(config)
+    nullable, keywords = _nullable(config), _keywords(config)
     for name, value in flat(tree).items():
         values = value if isinstance(value, list) else [value]
-        free = name.startswith("model_option.")
+        free = name.startswith(keywords)
         if None in values and (value is not None or name not in nullable) and not free:
             raise UsageError(f"{where}: {name} must not be null; leave it out to use its default")
         if too_large := [one for one in values if type(one) is int and abs(one) >= 2**63]:
@@ -149,6 +149,11 @@ def _check_plain(config: ConfigClass, tree: Settings, where: str) -> None:
 def _nullable(config: ConfigClass) -> frozenset[str]:
     """Return the full names of the settings that may be None."""
     return frozenset(name for name, hint in typed_settings(config) if type(None) in typing.get_args(hint))
+
+
+def _keywords(config: ConfigClass) -> tuple[str, ...]:
+    """Return the full names of the settings that are keyword arguments, with a dot behind; any value may be in them."""
+    return tuple(f"{name}." for name, hint in typed_settings(config) if typing.get_origin(hint) is dict)
 
 
 def typed_settings(config: ConfigClass, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -23,7 +23,7 @@ from fishnet.data.checks import CheckReport
 from fishnet.drawing.display import Display, Score, Section, Table
 from fishnet.models.build import Architecture, HeadKind, register_head
 from fishnet.models.heads.types import Answers, Frame, Maps, Mean, Means, Raw
-from fishnet.models.network import Network
+from fishnet.models.network import Images, Network
 from fishnet.models.pyramid import Pyramid
 from fishnet.models.trunk import Trunk
 from fishnet.tasks.base import Answer, Batch, DrawnItem, Entry, RecipeChoice, Runtime, TaskKind, TrainOrder
@@ -177,6 +177,9 @@ class BrightnessTask:
 
     def network_inputs(self, batch: Batch) -> Tensor:
         return batch["image"]
+
+    def run(self, runtime: Runtime, images: Images, batch: Batch) -> Answers:
+        return runtime(images)
 
     def update(self, evaluator: BrightnessEvaluator, answers: Answers, batch: Batch) -> None:
         evaluator.pairs += zip(torch.stack(answers[HEAD]).tolist(), batch["target"].tolist(), strict=True)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json as json_module
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from fishnet.commands.hints import suggest
-from fishnet.errors import UsageError
+from fishnet.errors import UsageError, refuse_options
 from fishnet.files import Json
 from fishnet.runs import RunFolder
 
@@ -58,6 +58,7 @@ def evaluate(
     out: str | None = None,
     runtime: Literal["torch"] = "torch",
     also: list[str] | None = None,
+    **options: object,
 ) -> EvaluationReport:
     """Evaluate a model on a split: metrics, a table per class, a picture, and a JSON file.
 
@@ -78,15 +79,16 @@ def evaluate(
         out: Folder for pictures and JSON files; by default the run folder, if RUN is one.
         runtime: Inference backend.
         also: Further folders, each evaluated alone; their names are added to the names of the files.
+        options: Options of the task that change the metrics, such as `flip` and `scales` of segmentation.
     """
     from fishnet.commands.predict import check_loading, read_names
     from fishnet.loading import load_runtime, resolve_device
-    from fishnet.tasks import get_task, make_task
+    from fishnet.tasks import get_task
 
     check_loading(batch_size, workers)
     names = read_names(classes)
     runner, card = load_runtime(run, runtime, device, precision, task=task, model=model, classes=names, size=size)
-    kind, described, where = make_task(card), get_task(card.task), resolve_device(device)
+    described, kind, where = get_task(card.task), _task_of(card, options), resolve_device(device)
     images = batch_size or described.batch_size
     folders = list(dict.fromkeys([data or _data_of(run), *(also or [])]))
     datasets = [kind.open_split(Path(folder), split, bad_images) for folder in folders]
@@ -94,19 +96,37 @@ def evaluate(
     reports: list[EvaluationReport] = []
     for folder, dataset, name in zip(folders, datasets, _names(folders), strict=True):
         evaluation, documents, bad = _evaluate(kind, runner, where, dataset, images, workers)
-        document = _document(run, folder, split, evaluation, bad, card)
+        document = _document(run, folder, split, evaluation, bad, card, options)
         print(summary(kind, evaluation, f"{card.model} on {split} of {folder}", bad))
         target = _with_name(Path(json), name) if json else place and RunFolder(place).evaluation_json(split + name)
-        pictures = _write(kind, evaluation, {target: document}, documents, place, split + name)
-        reports.append(EvaluationReport(document, evaluation, target, pictures, bad))
+        drawn = _write(kind, evaluation, {target: document}, documents, place, split + name)
+        reports.append(EvaluationReport(document, evaluation, target, drawn, bad))
     _finish(run, folders, reports, described.display)
     return reports[0]
 
 
-def _document(run: str, data: str, split: str, evaluation: Evaluation, bad: list[str], card: ModelCard) -> Json:
+def _task_of(card: ModelCard, options: Mapping[str, object]) -> AnyTask:
+    """Return the task of a card; options that its evaluation does not have are refused."""
+    from fishnet.tasks import get_task, make_task
+
+    own = get_task(card.task).evaluation_options
+    refuse_options(options, [option.name for option in fields(own)] if own else [], f"the evaluation of {card.task}")
+    return make_task(card, **options)
+
+
+def _document(
+    run: str,
+    data: str,
+    split: str,
+    evaluation: Evaluation,
+    bad: list[str],
+    card: ModelCard,
+    options: Mapping[str, object],
+) -> Json:
     """Return the content of the JSON file."""
     about = {"format_version": FORMAT_VERSION, "source": str(run), "data": str(data), "split": split}
     found = about | evaluation.to_dict() | _epoch(RunFolder(Path(run)))
+    found |= {"options": dict(options)} if options else {}
     return found | {"bad_images": bad, "card": card.to_dict()}
 
 

@@ -24,6 +24,7 @@ from fishnet.tasks.base import AnyTask, TaskKind
 BUILT_IN = {
     "classification": "fishnet.tasks.classification",
     "detection": "fishnet.tasks.detection",
+    "segmentation": "fishnet.tasks.segmentation",
 }
 """Module of each task of this package; it defines `TASK`."""
 ENTRY_POINTS = "fishnet.tasks"

@@ -190,6 +190,11 @@ class Task(Protocol[DataT, EvaluatorT, EvaluationT, PreparedT]):
         """Return the images of a batch that could be read, in their order; there may be none."""
         ...
 
+    def run(self, runtime: Runtime, images: Images, batch: Batch) -> Answers:
+        """Return the answers for `network_inputs(batch)` that `update` takes; a task may run the network several times
+        for them, with test-time augmentation."""
+        ...
+
     def update(self, evaluator: EvaluatorT, answers: Answers, batch: Batch) -> None:
         """Pass the answers for `network_inputs(batch)` to an evaluator, with the targets of the batch."""
         ...
@@ -324,7 +329,7 @@ def evaluate_network(
         for batch in batches:
             images = task.network_inputs(batch)
             if len(images):
-                task.update(evaluator, runtime(images), batch)
+                task.update(evaluator, task.run(runtime, images, batch), batch)
     return evaluator.compute()
 
 
@@ -353,6 +358,21 @@ def at_size(card: ModelCard, size: int) -> ModelCard:
     return replace(card, size=size)
 
 
+def at_size_with_longest(longest: int) -> Callable[[ModelCard, int], ModelCard]:
+    """Return an `at_size` for cards whose size is the shorter side, with the maximum of the longer side in `details`.
+
+    Args:
+        longest: Maximum of the longer side in pixels where a card does not say it.
+    """
+
+    def scaled(card: ModelCard, size: int) -> ModelCard:
+        """Return the card for another length of the shorter side; the maximum of the longer side is scaled with it."""
+        limit = round(card.details.get("longest", longest) * size / card.size)
+        return replace(card, size=size, details={**card.details, "longest": limit})
+
+    return scaled
+
+
 @dataclass(frozen=True)
 class TaskKind:
     """A task as everything outside of its own folder sees it."""
@@ -373,6 +393,8 @@ class TaskKind:
     """Package that contains the recipes, one YAML file each."""
     choose_recipe: Callable[[Given], RecipeChoice]
     """Explicitly set settings -> recipe of a run that names none."""
+    evaluation_options: type[Any] | None = None
+    """Options that `fishnet evaluate` takes too: a dataclass whose fields are among those of `options`."""
     tied: frozenset[str] = frozenset()
     """Settings besides the model that a checkpoint depends on; a resumed run cannot change them."""
     free: frozenset[str] = frozenset()

@@ -38,6 +38,8 @@ def lr_share(optim: OptimConfig, step: int, steps_per_epoch: int, epochs: int) -
     if optim.schedule == "step":
         return optim.step_gamma ** (step // (optim.step_epochs * steps_per_epoch))
     progress = min(1.0, (step - warmup) / max(1.0, epochs * steps_per_epoch - warmup))
+    if optim.schedule == "poly":
+        return optim.final_lr + (1 - optim.final_lr) * (1 - progress) ** optim.power
     return optim.final_lr + (1 - optim.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))
 
 

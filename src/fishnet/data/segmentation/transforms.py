@@ -31,16 +31,18 @@ class RandomScale:
     Args:
         short: Shorter side in pixels at scale 1; None: that of the image.
         scale: Range of the scale factor.
+        longest: Maximum of the longer side in pixels at scale 1.
     """
 
-    def __init__(self, short: int | None, scale: tuple[float, float]) -> None:
-        self.short, self.scale = short, scale
+    def __init__(self, short: int | None, scale: tuple[float, float], longest: int = _UNLIMITED) -> None:
+        self.short, self.scale, self.longest = short, scale, longest
 
     def __call__(self, sample: Sample) -> Sample:
         """Resize the sample."""
         low, high = self.scale
         factor = low + (high - low) * float(torch.rand(()))
-        base = 1.0 if self.short is None else self.short / min(canvas_size(sample))
+        size = canvas_size(sample)
+        base = geometry.fit_factor(size, min(size) if self.short is None else self.short, self.longest)
         return geometry.rescale(sample, factor * base)
 
     def __repr__(self) -> str:
@@ -128,20 +130,26 @@ class AugmentConfig:
     RULES: ClassVar[Rules] = {PROBABILITY: "flip"}
 
 
-def train_pipeline(augment: AugmentConfig, size: int | None, ignore_index: int = IGNORE) -> Pipeline:
+def train_pipeline(
+    augment: AugmentConfig, size: int | None, ignore_index: int = IGNORE, longest: int = _UNLIMITED
+) -> Pipeline:
     """Return the augmentation pipeline for training samples, all of one size.
 
     Args:
         augment: Augmentation settings.
         size: Shorter side in pixels at scale 1; None: that of the image, which needs `augment.crop`.
         ignore_index: Value of ignored pixels in label maps, also of new pixels.
+        longest: Maximum of the longer side in pixels at scale 1.
 
     Raises:
         UsageError: A setting is out of range.
     """
     _check(augment, size)
     crop = augment.crop or (size or 0, size or 0)
-    steps: list[Step] = [RandomScale(size, augment.scale), ClassCrop(crop, augment.max_class_share, ignore_index)]
+    steps: list[Step] = [
+        RandomScale(size, augment.scale, longest),
+        ClassCrop(crop, augment.max_class_share, ignore_index),
+    ]
     if augment.flip:
         steps.append(Flip(augment.flip))
     if augment.photometric:

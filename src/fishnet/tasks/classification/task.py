@@ -18,6 +18,7 @@ from fishnet.data.classification.transforms import eval_transform
 from fishnet.errors import FishnetError
 from fishnet.files import Json
 from fishnet.models.heads.types import Answers
+from fishnet.models.network import Images
 from fishnet.tasks.base import Answer, BadImages, Batch, Entry, Runtime
 from fishnet.tasks.classification.evaluator import (
     DISPLAY,
@@ -109,6 +110,10 @@ class ClassificationTask:
         """Return the images of a batch (N, 3, H, W) that could be read."""
         images: Tensor = good_items(batch)["image"]
         return images
+
+    def run(self, runtime: Runtime, images: Images, batch: Batch) -> Answers:
+        """Return the answers for the images of a batch."""
+        return runtime(images)
 
     def update(self, evaluator: ClassificationEvaluator, answers: Answers, batch: Batch) -> None:
         """Pass the logits of a batch and its targets to the evaluator."""

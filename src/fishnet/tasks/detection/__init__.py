@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from fishnet.data.detection.convert import can_convert, convert_data
 from fishnet.data.detection.split import can_split, split_coco
-from fishnet.tasks.base import TaskKind
+from fishnet.tasks.base import TaskKind, at_size_with_longest
 from fishnet.tasks.detection.about import describe_detectors
 from fishnet.tasks.detection.check import check_data
 from fishnet.tasks.detection.evaluator import DISPLAY
 from fishnet.tasks.detection.options import DetectionConfig, DetectionOptions, choose_recipe
-from fishnet.tasks.detection.task import DetectionTask, at_size
+from fishnet.tasks.detection.task import LONGEST, DetectionTask
 from fishnet.tasks.detection.training import DetectionTraining
 
 TASK = TaskKind(
@@ -30,7 +30,7 @@ TASK = TaskKind(
     layouts="annotations/instances_*.json",
     convert_data=convert_data,
     can_convert=can_convert,
-    at_size=at_size,
+    at_size=at_size_with_longest(LONGEST),
     topics={"detectors": describe_detectors},
 )
 

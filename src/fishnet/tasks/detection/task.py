@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -21,6 +20,7 @@ from fishnet.errors import FishnetError
 from fishnet.files import Json
 from fishnet.models.heads.detectors import WITH_MASKS
 from fishnet.models.heads.types import Answers, Detections, Size
+from fishnet.models.network import Images
 from fishnet.tasks.base import Answer, BadImages, Batch, Entry, Runtime
 from fishnet.tasks.detection.detections import HEAD, Objects, as_objects, detect, in_original_pixels, select
 from fishnet.tasks.detection.evaluator import DetectionEvaluation, DetectionEvaluator, metric_names
@@ -62,12 +62,6 @@ def evaluated_kinds(detector: str) -> tuple[str, ...]:
     return ("box", "mask") if detector in WITH_MASKS else ("box",)
 
 
-def at_size(card: ModelCard, size: int) -> ModelCard:
-    """Return the card for another length of the shorter side; the maximum of the longer side is scaled with it."""
-    longest = round(card.details.get("longest", LONGEST) * size / card.size)
-    return replace(card, size=size, details={**card.details, "longest": longest})
-
-
 class DetectionTask:
     """Boxes, masks and keypoints of objects.
 
@@ -104,6 +98,10 @@ class DetectionTask:
     def network_inputs(self, batch: Batch) -> list[Tensor]:
         """Return the images of a batch that could be read."""
         return [image for image, bad in zip(batch["image"], batch["bad"], strict=True) if not bad]
+
+    def run(self, runtime: Runtime, images: Images, batch: Batch) -> Answers:
+        """Return the answers for the images of a batch."""
+        return runtime(images)
 
     def update(self, evaluator: DetectionEvaluator, answers: Answers, batch: Batch) -> None:
         """Pass the objects in the images of a batch to the evaluator."""

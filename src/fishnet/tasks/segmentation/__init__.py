@@ -1,1 +1,36 @@
-"""Semantic segmentation: a class for every pixel."""
+"""Pixel level: a class for every pixel of an image (semantic segmentation)."""
+
+from __future__ import annotations
+
+from fishnet.data.segmentation.checks import check_segmentation
+from fishnet.data.segmentation.convert import can_convert, convert_segmentation
+from fishnet.data.segmentation.split import can_split, split_segmentation
+from fishnet.tasks.base import TaskKind, at_size_with_longest
+from fishnet.tasks.segmentation.evaluator import DISPLAY
+from fishnet.tasks.segmentation.options import SegmentationConfig, SegmentationOptions, choose_recipe
+from fishnet.tasks.segmentation.task import LONGEST, SegmentationTask
+from fishnet.tasks.segmentation.training import SegmentationTraining
+
+TASK = TaskKind(
+    name="segmentation",
+    summary="a class for every pixel",
+    config=SegmentationConfig,
+    options=SegmentationOptions,
+    evaluation_options=SegmentationOptions,
+    make_training=SegmentationTraining,
+    make_task=SegmentationTask,
+    recipes="fishnet.recipes.segmentation",
+    choose_recipe=choose_recipe,
+    tied=frozenset({"pixel.decoder"}),
+    batch_size=8,
+    display=DISPLAY,
+    check_data=check_segmentation,
+    split_data=split_segmentation,
+    can_split=can_split,
+    layouts="images/ with labels/, VOC's SegmentationClass, or Cityscapes",
+    convert_data=convert_segmentation,
+    can_convert=can_convert,
+    at_size=at_size_with_longest(LONGEST),
+)
+
+__all__ = ["TASK"]

@@ -64,6 +64,11 @@ class Passes:
         if self.batch_size < 1:
             raise UsageError(f"the number of tiles per forward pass must be at least 1, not {self.batch_size}")
 
+    @property
+    def is_single(self) -> bool:
+        """Whether the network sees the whole image once, in its own size."""
+        return self.tile is None and not self.flip and self.scales == (1.0,)
+
 
 WHOLE = Passes()
 """One pass over the whole image."""
