@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from fishnet.cards import ModelCard
     from fishnet.drawing.display import Display
-    from fishnet.tasks.base import AnyTask, Batch, Evaluation, Runtime, SplitData
+    from fishnet.tasks.base import AnyTask, Batch, Evaluation, Runtime, SplitData, TaskKind
 
 FORMAT_VERSION = 1
 
@@ -83,12 +83,11 @@ def evaluate(
     """
     from fishnet.commands.predict import check_loading, read_names
     from fishnet.loading import load_runtime, resolve_device
-    from fishnet.tasks import get_task
 
     check_loading(batch_size, workers)
     names = read_names(classes)
     runner, card = load_runtime(run, runtime, device, precision, task=task, model=model, classes=names, size=size)
-    described, kind, where = get_task(card.task), _task_of(card, options), resolve_device(device)
+    (described, kind), where = _task_of(card, options), resolve_device(device)
     images = batch_size or described.batch_size
     folders = list(dict.fromkeys([data or _data_of(run), *(also or [])]))
     datasets = [kind.open_split(Path(folder), split, bad_images) for folder in folders]
@@ -99,19 +98,19 @@ def evaluate(
         document = _document(run, folder, split, evaluation, bad, card, options)
         print(summary(kind, evaluation, f"{card.model} on {split} of {folder}", bad))
         target = _with_name(Path(json), name) if json else place and RunFolder(place).evaluation_json(split + name)
-        drawn = _write(kind, evaluation, {target: document}, documents, place, split + name)
-        reports.append(EvaluationReport(document, evaluation, target, drawn, bad))
-    _finish(run, folders, reports, described.display)
-    return reports[0]
+        pictures = _write(kind, evaluation, {target: document}, documents, place, split + name)
+        reports.append(EvaluationReport(document, evaluation, target, pictures, bad))
+    return _finish(run, folders, reports, described.display)
 
 
-def _task_of(card: ModelCard, options: Mapping[str, object]) -> AnyTask:
-    """Return the task of a card; options that its evaluation does not have are refused."""
+def _task_of(card: ModelCard, options: Mapping[str, object]) -> tuple[TaskKind, AnyTask]:
+    """Return the task of a card, in general and for its network; refuse options that its evaluation does not have."""
     from fishnet.tasks import get_task, make_task
 
-    own = get_task(card.task).evaluation_options
+    kind = get_task(card.task)
+    own = kind.evaluation_options
     refuse_options(options, [option.name for option in fields(own)] if own else [], f"the evaluation of {card.task}")
-    return make_task(card, **options)
+    return kind, make_task(card, **options)
 
 
 def _document(
@@ -162,12 +161,16 @@ def _with_name(path: Path, name: str) -> Path:
     return path.with_name(f"{path.stem}{name}{path.suffix}")
 
 
-def _finish(run: str, folders: Sequence[str], reports: Sequence[EvaluationReport], display: Display) -> None:
-    """Attach the further reports to the first; print the main metrics of several folders, and the next command."""
+def _finish(
+    run: str, folders: Sequence[str], reports: Sequence[EvaluationReport], display: Display
+) -> EvaluationReport:
+    """Attach the further reports to the first and return it; print the main metrics of several folders, and what is
+    next."""
     reports[0].others = [*reports[1:]]
     if len(reports) > 1:
         print(_side_by_side(folders, reports, display))
     suggest("predict", run, "IMAGES", "--out", "predictions")
+    return reports[0]
 
 
 def _side_by_side(folders: Sequence[str], reports: Sequence[EvaluationReport], display: Display) -> str:
