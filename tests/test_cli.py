@@ -58,6 +58,7 @@ def test_bad_usage_is_one_line_with_exit_code_2(
 def test_options_as_people_type_them_become_those_of_the_parser() -> None:
     hints = dict.fromkeys(["compile", "optim.nesterov", "channels_last"], bool) | {
         "batch_size": int, "freeze": list[str], "ema": float | None, "scale": tuple[float, float] | None,
+        "model_option": dict[str, object] | None,
     }  # fmt: skip
     typed = [
         "--batch-size",

@@ -65,7 +65,7 @@ def test_a_setting_of_another_task_is_refused_with_its_owner(
     assert "unknown option --detector. It is a setting of detection." in capsys.readouterr().err
     (tmp_path / "mine.yaml").write_text("longest: 100\n")
     assert main(["train", "classification", *base, "--recipe", str(tmp_path / "mine.yaml")]) == 2
-    assert "unknown setting 'longest'. It is a setting of detection." in capsys.readouterr().err
+    assert "unknown setting 'longest'. It is a setting of detection" in capsys.readouterr().err
     (tmp_path / "mine.yaml").write_text("preprocess: {crop_pct: 0.9}\n")
     assert main(["train", "detection", *base, "--recipe", str(tmp_path / "mine.yaml")]) == 2
     assert "unknown setting 'preprocess.crop_pct'. It is a setting of classification." in capsys.readouterr().err

@@ -97,7 +97,7 @@ def normalize(arguments: Sequence[str], hints: Hints) -> list[str]:
         option, equals, value = argument[2:].partition("=")
         option = option.replace("-", "_")
         hint = hints.get(option)
-        if typing.get_origin(hint) is dict and (equals or (rest and "=" in rest[0])):
+        if dict in _origins(hint) and (equals or (rest and "=" in rest[0])):
             key, _, setting = (value or rest.pop(0)).partition("=")
             spelled.append(f"--{option}.{key}={setting}")
         elif hint is bool and not equals and (not rest or rest[0].lower() not in ("true", "false")):
@@ -113,12 +113,16 @@ def normalize(arguments: Sequence[str], hints: Hints) -> list[str]:
 
 def spell_value(text: str, hint: Any) -> str:
     """Return the value of an option as the parser takes it; `hint` is its type."""
-    kinds = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-    if type(None) in kinds and text.lower() == "none":
+    origins = _origins(hint)
+    if type(None) in origins and text.lower() == "none":
         return "null"
-    if not text.startswith("[") and text != "null" and {typing.get_origin(kind) for kind in kinds} & {list, tuple}:
-        return f"[{text}]"
-    return text
+    return f"[{text}]" if not text.startswith("[") and text != "null" and origins & {list, tuple} else text
+
+
+def _origins(hint: object) -> set[object]:
+    """Return the types that values of a type may have, without their parameters: int | list[str] gives int and list."""
+    kinds = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    return {typing.get_origin(kind) or kind for kind in kinds}
 
 
 def positional(arguments: Sequence[str], hints: Hints) -> list[str]:

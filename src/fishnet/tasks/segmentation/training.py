@@ -16,10 +16,11 @@ from fishnet.data.segmentation.weights import count_pixels, enet, median_frequen
 from fishnet.environment import announce, is_main_process
 from fishnet.files import Json
 from fishnet.models.build import Architecture
+from fishnet.models.heads.pixel import check_pixel_plan
 from fishnet.models.network import Network
 from fishnet.tasks.base import Batch, TrainOrder
 from fishnet.tasks.segmentation.inference import HEAD
-from fishnet.tasks.segmentation.options import PixelConfig, SegmentationConfig, loss_weights, pixel_plan
+from fishnet.tasks.segmentation.options import PixelConfig, SegmentationConfig, pixel_plan
 from fishnet.tasks.segmentation.task import CODING, SegmentationTask
 
 
@@ -51,12 +52,12 @@ class SegmentationTraining:
 
     def __init__(self, config: SegmentationConfig) -> None:
         self.config = config
-        loss_weights(config.pixel.losses)
         self.train_data = self._open("train")
         self.val_data = self._open("val", self.train_data.classes)
         self.classes = self.train_data.classes
         self.train_data.seed = config.seed
         ignore_index = self.train_data.ignore_index
+        check_pixel_plan(pixel_plan(config.pixel, self.classes, ignore_index, None))
         self.train_data.transform = train_pipeline(config.augment, config.size, ignore_index, config.longest)
         self.val_data.transform = eval_pipeline(config.size, config.longest)
 
