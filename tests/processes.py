@@ -10,11 +10,25 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
 from fishnet.metrics import MetricsFile
 
+WITHOUT_ONEDNN = """
+import sys
+
+import torch
+
+torch.backends.mkldnn.set_flags(False)
+
+from fishnet.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
+"""
+"""Script that runs the command line with PyTorch's own convolutions, which compute image by image."""
 COMMAND = [sys.executable, "-W", "error::ResourceWarning", "-m", "fishnet"]
 
 
@@ -69,3 +83,18 @@ def assert_equal_runs(one: Path, other: Path, steps: int) -> None:
     assert len(places) == len(set(places))
     logged = [int(row["step"]) for row in rows if row["split"] == "train" and row["name"] == "loss"]
     assert logged == list(range(1, steps + 1))
+
+
+def values(out: Path, split: str) -> dict[tuple[str, str], float]:
+    """Return the metrics of a run by step and name."""
+    rows = MetricsFile(out / "metrics.csv").read()
+    return {(row["step"], row["name"]): float(row["value"]) for row in rows if row["split"] == split}
+
+
+def assert_equal_losses(one: Mapping[tuple[str, str], float], two: Mapping[tuple[str, str], float], steps: int) -> None:
+    """Compare the training losses of two runs, by `values`, to 1e-4 relative."""
+    assert sum(name == "loss" for _, name in one) == steps
+    assert one.keys() == two.keys()
+    for (step, name), value in one.items():
+        if "loss" in name:
+            assert two[step, name] == pytest.approx(value, rel=1e-4, abs=1e-6), (step, name)

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fishnet.metrics import MetricsFile
-from tests.processes import assert_equal_runs, run, signal_at_step, start
+from tests.processes import WITHOUT_ONEDNN, assert_equal_losses, assert_equal_runs, run, signal_at_step, start, values
 from tests.tasks.detection.test_run import small
 
 STEPS = 2 * 4
@@ -71,11 +70,6 @@ def test_killed_at_every_step(data: Path, straight: Path, tmp_path: Path, step: 
     assert_equal_runs(straight, out, STEPS)
 
 
-def values(out: Path, split: str) -> dict[tuple[str, str], float]:
-    rows = MetricsFile(out / "metrics.csv").read()
-    return {(row["step"], row["name"]): float(row["value"]) for row in rows if row["split"] == split}
-
-
 def test_two_processes_judge_every_image_once(data: Path, straight: Path, tmp_path: Path) -> None:
     out = tmp_path / "two"
     run(*train(data, out, "--devices", "2"))
@@ -101,20 +95,6 @@ ALIKE = [
     *("--optim.name", "sgd", "--heads.preset", "nano", "--heads.proposals", "40", "--heads.samples", "16"),
     *("--augment.short-edges", "[64,80]", "--augment.scale-jitter", "null"),
 ]
-
-WITHOUT_ONEDNN = """
-import sys
-
-import torch
-
-torch.backends.mkldnn.set_flags(False)
-
-from fishnet.cli import main
-
-if __name__ == "__main__":
-    sys.exit(main())
-"""
-
 
 ALONE = "--pyramid.norm-relu=false"
 
@@ -146,9 +126,4 @@ def test_two_processes_have_the_losses_of_one(
         weights = ["--weights", nano_weights] if "--norm=frozen" in options else []
         run("train", "detection", *settings, *weights, script=script)
         found.append(values(out, "train"))
-    one, two = found
-    assert sum(name == "loss" for _, name in one) == 20
-    assert one.keys() == two.keys()
-    for (step, name), value in one.items():
-        if "loss" in name:
-            assert two[step, name] == pytest.approx(value, rel=1e-4, abs=1e-6), (step, name)
+    assert_equal_losses(*found, steps=20)

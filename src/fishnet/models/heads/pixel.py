@@ -44,7 +44,7 @@ class PixelPlan:
     decoder_options: Mapping[str, object] = field(default_factory=dict)
     """Keyword arguments of the model of segmentation_models_pytorch, such as decoder_channels."""
     dropout: float | None = None
-    """Probability that a channel is dropped before the classifier; None: 0.1, and for smp what the decoder has."""
+    """Probability that a channel is dropped before the classifiers; None: 0.1, and for smp what the decoder has."""
     norm_relu: bool | None = None
     """Whether to put BatchNorm and ReLU in front of the decoder; None does so for pre-activation trunks."""
     ignore_index: int = 255
@@ -216,7 +216,8 @@ def build_pixel_head(plan: PixelPlan, trunk: Trunk) -> tuple[None, PixelHead]:
         decoder = DECODERS[plan.decoder](channels, width, plan.layers)
         last = classifier(decoder.out_channels, classes)  # type: ignore[arg-type]
     dropout = 0.1 * (plan.decoder in DECODERS) if plan.dropout is None else plan.dropout
-    auxiliary = AuxiliaryHead(channels[plan.auxiliary_level], classes, 0.1) if plan.auxiliary else None
+    aside = 0.1 if plan.dropout is None else plan.dropout
+    auxiliary = AuxiliaryHead(channels[plan.auxiliary_level], classes, aside) if plan.auxiliary else None
     return None, PixelHead(norms, decoder, nn.Sequential(nn.Dropout2d(dropout), last), auxiliary, plan)
 
 
