@@ -4,7 +4,8 @@ python benchmarks/small_photos.py run PETS3 [--older CHECKOUT] [--jobs 2] [--onl
 python benchmarks/small_photos.py table
 
 PETS3 is the embedded set (`unpack.py DEST pets3`), CHECKOUT a working tree of an older commit (`git worktree add`). The
-command is `fishnet train TASK --data PETS3 --model fishnet_nano --out RUN`; the seed is its only other option. Finished
+command is `fishnet train TASK --data PETS3 --model fishnet_nano --out RUN`; the seed is its only other option, and for
+detection 12 epochs instead of the 40 of its recipe, which is the same in both. Finished
 runs are kept in docs/results/runs/small_photos.json, interrupted ones are resumed.
 """
 
@@ -29,6 +30,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 RUNS = RESULTS / "runs" / "small_photos.json"
 FIGURES = {"classification": ("top1",), "detection": ("box_ap", "mask_ap")}
 SEEDS = (0, 1)
+SHORT = {"detection": ("--epochs", "12")}
 
 
 class Trial(NamedTuple):
@@ -70,7 +72,7 @@ def train(trial: Trial, arguments: argparse.Namespace, lock: Lock) -> None:
     out = arguments.out / trial.key.replace(", ", "_").replace(" ", "_")
     go_on = "--resume" if (out / "checkpoints" / "last.ckpt").exists() else "--overwrite"
     command = ["train", trial.task, "--data", arguments.data, "--model", "fishnet_nano", "--out", out]
-    command += ["--seed", trial.seed, go_on]
+    command += ["--seed", trial.seed, go_on, *SHORT.get(trial.task, ())]
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // arguments.jobs))} if arguments.jobs > 1 else {}
     environment = {**os.environ, **threads, "PYTHONPATH": str(checkout / "src")}
     subprocess.run([sys.executable, "-m", "fishnet", *map(str, command)], check=True, env=environment)
@@ -117,7 +119,7 @@ def table() -> None:
         "; ".join(said),
         better if said else None,
         lines,
-        note="the best epoch decides nothing here: figures are those of the last epoch",
+        note="figures are those of the last epoch; detection with --epochs 12 in both checkouts",
     )
 
 

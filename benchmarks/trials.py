@@ -1,4 +1,4 @@
-"""Detectors trained one after the other or side by side, with the figures of all finished runs in one file."""
+"""Networks trained one after the other or side by side, with the figures of all finished runs in one file."""
 
 from __future__ import annotations
 
@@ -25,16 +25,19 @@ COUNTED_AT = (224, 320)
 """Height and width of the image for which multiply-adds are counted."""
 
 
-class Levels(nn.Module):
-    """Trunk and neck of a network, whose work does not depend on what an image shows."""
+class Dense(nn.Module):
+    """Part of a network whose work does not depend on what an image shows: trunk and neck of a detector,
+    all of others."""
 
     def __init__(self, network: Network) -> None:
         super().__init__()
-        self.trunk, self.neck = network.trunk, network.necks["region"]
+        self.network = network
 
     def forward(self, batch: Tensor) -> dict[str, Tensor]:
-        """Return the levels of a batch (N, C, H, W) by name."""
-        return self.neck(self.trunk(batch).maps)
+        """Return the levels of a batch (N, C, H, W) by name, or the logits."""
+        if "region" in self.network.heads:
+            return self.network.necks["region"](self.network.trunk(batch).maps)
+        return self.network.raw(batch)["pixel"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Trial:
     key: str
     """Name in the file of all runs."""
     options: list[str]
-    """Options of `fishnet train detection`; {weights} stands for the file or run to start from."""
+    """Options of `fishnet train TASK`; {weights} stands for the file or run to start from."""
 
 
 @dataclass
@@ -54,10 +57,16 @@ class Trials:
     Args:
         file: Figures of the finished runs, by key.
         figures: Names of the figures, those of the last epoch.
+        task: Task of the runs.
+        counted_at: Height and width of the image for which multiply-adds are counted.
+        split: Split on which a finished run is evaluated, if it is not the one that it was validated on.
     """
 
     file: Path
     figures: Sequence[str]
+    task: str = "detection"
+    counted_at: tuple[int, int] = COUNTED_AT
+    split: str = "val"
     _lock: Lock = field(default_factory=Lock)
 
     def done(self) -> dict[str, dict[str, Any]]:
@@ -86,7 +95,7 @@ class Trials:
         options = [option.format(weights=weights) for option in trial.options]
         go_on = "--resume" if (folder / "checkpoints" / "last.ckpt").exists() else "--overwrite"
         threads = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else None
-        fishnet("train", "detection", "--data", data, "--out", folder, go_on, *options, threads=threads)
+        fishnet("train", self.task, "--data", data, "--out", folder, go_on, *options, threads=threads)
         network, _ = load_model(folder)
         seconds = [value for split in ("train", "val") for value in series(folder, "seconds", split, "timing.csv")]
         found = {
@@ -95,8 +104,8 @@ class Trials:
             "jobs": jobs,
             "params": sum(parameter.numel() for parameter in network.parameters()),
             "trunk": sum(parameter.numel() for parameter in network.trunk.parameters()),
-            "macs": count(Levels(network), COUNTED_AT).macs,
-            **{name: last(folder, name) for name in self.figures},
+            "macs": count(Dense(network), self.counted_at).macs,
+            **self._figures(folder, data, threads),
             "date": datetime.now(UTC).date().isoformat(),
             "machine": describe_hardware()["processor"],
             "commit": source_commit(),
@@ -105,6 +114,14 @@ class Trials:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             self.file.write_text(json.dumps({**self.done(), trial.key: found}, indent=1) + "\n", "utf-8")
         shutil.rmtree(folder / "checkpoints")
+
+    def _figures(self, folder: Path, data: Path, threads: int | None) -> dict[str, float]:
+        if self.split == "val":
+            return {name: last(folder, name) for name in self.figures}
+        out = folder / f"evaluation_{self.split}.json"
+        fishnet("evaluate", folder, "--data", data, "--split", self.split, "--json", out, threads=threads)
+        found = json.loads(out.read_text("utf-8"))["metrics"]
+        return {name: found[name] for name in self.figures}
 
 
 def sizes_of(run: dict[str, Any]) -> dict[str, str]:

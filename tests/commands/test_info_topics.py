@@ -9,6 +9,7 @@ import yaml
 
 from fishnet.cli import main
 from fishnet.models.heads.detectors import DETECTORS
+from fishnet.models.heads.pixel_decoders import DECODERS
 from fishnet.recipes import list_recipes
 from fishnet.settings import resolve, save_settings
 from fishnet.tasks import get_task, loaded_tasks
@@ -44,7 +45,13 @@ def test_detectors_are_told_apart(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(f"\n{name} " in told for name in DETECTORS)
 
 
-@pytest.mark.parametrize("task", ["classification", "detection"])
+def test_decoders_are_told_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    told = typed(capsys, "info", "decoders")
+    assert all(f"\n{name} " in told for name in DECODERS)
+    assert "smp:unet" in told
+
+
+@pytest.mark.parametrize("task", ["classification", "detection", "segmentation"])
 def test_a_printed_config_is_a_recipe_of_the_same_settings(
     task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,6 +6,7 @@ from fishnet.data.segmentation.checks import check_segmentation
 from fishnet.data.segmentation.convert import can_convert, convert_segmentation
 from fishnet.data.segmentation.split import can_split, split_segmentation
 from fishnet.tasks.base import TaskKind, at_size_with_longest
+from fishnet.tasks.segmentation.about import describe_decoders
 from fishnet.tasks.segmentation.evaluator import DISPLAY
 from fishnet.tasks.segmentation.options import SegmentationConfig, SegmentationOptions, choose_recipe
 from fishnet.tasks.segmentation.task import LONGEST, SegmentationTask
@@ -31,6 +32,7 @@ TASK = TaskKind(
     convert_data=convert_segmentation,
     can_convert=can_convert,
     at_size=at_size_with_longest(LONGEST),
+    topics={"decoders": describe_decoders},
 )
 
 __all__ = ["TASK"]
