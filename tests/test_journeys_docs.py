@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from fishnet.cli import main
@@ -32,6 +33,7 @@ SHORT = ("--epochs", "1", "--size", "64", "--workers", "0", "--device", "cpu")
 ADDED = {
     "train classification": SHORT,
     "train detection": (*SHORT, "--longest", "96"),
+    "train segmentation": SHORT,
     "evaluate": ("--workers", "0"),
     "predict": ("--workers", "0"),
 }
@@ -133,6 +135,35 @@ def test_photos_in_folders(photos: tuple[Path, dict[str, str]]) -> None:
 
 def test_boxes_from_a_coco_folder(boxes: tuple[Path, dict[str, str]]) -> None:
     check_boxes(*boxes)
+
+
+def test_label_maps(mini: Callable[[str], Path], tmp_path: Path) -> None:
+    source = mini("camvid") / "train"
+    for folder in ("roads/images", "roads/labels", "new_photos"):
+        (tmp_path / folder).mkdir(parents=True)
+    paths = sorted((source / "images").iterdir())[:12]
+    for path in paths[:10]:
+        shutil.copy(path, tmp_path / "roads" / "images")
+        with Image.open(source / "labels" / f"{path.stem}.png") as image:
+            image.point([255 * (value == 3) for value in range(256)]).save(
+                tmp_path / "roads" / "labels" / f"{path.stem}.png"
+            )
+    for path in paths[10:]:
+        shutil.copy(path, tmp_path / "new_photos")
+    described = json.loads(blocks("Label maps", "json")[0])
+    (tmp_path / "roads" / "classes.json").write_text(json.dumps(described))
+    said = follow("Label maps", tmp_path)
+    assert "next: fishnet train segmentation --data roads --out" in said["data split"]
+    assert "no problems" in said["data check"]
+    assert re.search(r"best epoch 1: mIoU [0-9.]+ %; weights: runs/roads/model.safetensors", said["train segmentation"])
+    assert "boundary iou" in said["evaluate runs/roads"]
+    masks = sorted((tmp_path / "roads_found" / "labels").iterdir())
+    assert [path.stem for path in masks] == [path.stem for path in paths[10:]]
+    for path, photo in zip(masks, paths[10:], strict=True):
+        with Image.open(path) as mask, Image.open(photo) as image:
+            assert mask.size == image.size
+            assert {value for _, value in mask.getcolors()} <= {0, 255}
+    assert (tmp_path / "roads.png").stat().st_size > 1000
 
 
 @pytest.mark.parametrize(
