@@ -25,9 +25,10 @@ def class_table(rows: Sequence[Json], names: list[str], measure: str, weight: st
         known = [row for row in rows if row.get(measure) is not None]
         rows = sorted(known, key=lambda row: (row[measure], -row[weight]))[:ROWS]
     width = min(40, max(len("class"), *(len(row["class"]) for row in rows))) if rows else 5
-    lines.append("  " + "class".ljust(width) + "".join(f"{name.replace('_', ' '):>11}" for name in names))
+    widths = {name: max(11, len(name) + 2) for name in names}
+    lines.append("  " + "class".ljust(width) + "".join(f"{n.replace('_', ' '):>{widths[n]}}" for n in names))
     for row in rows:
-        cells = "".join(f"{_cell(row.get(name)):>11}" for name in names)
+        cells = "".join(f"{_cell(row.get(name)):>{widths[name]}}" for name in names)
         lines.append("  " + row["class"][:width].ljust(width) + cells)
     return lines
 
