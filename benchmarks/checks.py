@@ -40,24 +40,45 @@ CHECKS = {
         "08_resume",
         "kill -9 at five random steps and --resume against the run that was never killed (RandAugment, mixup, cutmix, "
         "dropped paths, moving average, accumulation 2, 2 workers)",
-        [sys.executable, "-m", "pytest", "-q", "-s", "-m", "slow", "tests/test_resume.py"],
+        [sys.executable, "-m", "pytest", "-q", "-s", "-m", "slow", "tests/training/test_resume.py", "-k", "killed"],
     ),
     "detectors": (
         "22_detectors",
         "seven detectors on fishnet_tiny, fishnet99, resnet18 and resnet50: a step with an empty image, every "
         "gradient finite and not None; answers on three odd sizes",
-        [sys.executable, "-m", "pytest", "-q", "-m", "", "tests/models/test_detection.py", "-k", "trains_and_answers"],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-m",
+            "",
+            "tests/models/heads/test_detectors.py",
+            "-k",
+            "trains_and_answers",
+        ],
     ),
     "detection_resume": (
         "27a_detection_resume",
         "detection: kill -9 at steps 2 to 6 of 8 and --resume against the run that was never killed (mosaic, "
         "copy-paste, IoU crop, dropped paths, moving average, 2 workers)",
-        [sys.executable, "-m", "pytest", "-q", "-s", "-m", "slow", "tests/test_detection_processes.py"],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-s",
+            "-m",
+            "slow",
+            "tests/training/test_detection_processes.py",
+            "-k",
+            "killed",
+        ],
     ),
     "detection_processes": (
         "27b_detection_processes",
         "detection with --devices 2 on CPU: both processes train, and what they judge together is what one finds",
-        [sys.executable, "-m", "pytest", "-q", "tests/test_detection_processes.py", "-k", "two_processes"],
+        [sys.executable, "-m", "pytest", "-q", "tests/training/test_detection_processes.py", "-k", "two_processes"],
     ),
 }
 

@@ -17,7 +17,7 @@ from runs import fishnet, last, parse
 
 RECIPE = ["--recipe", "scratch_small", "--size", "224", "--longest", "288"]
 RECIPE += ["--epochs", "150", "--validate-every", "50"]
-RECIPE += ["--precision", "bf16", "--workers", "1", "--heads.preset", "tiny", "--heads.samples", "128"]
+RECIPE += ["--precision", "auto", "--workers", "1", "--heads.preset", "tiny", "--heads.samples", "128"]
 # the photos are 256 pixels wide, their smallest objects nine
 RECIPE += ["--heads.anchor-scale", "4"]
 # nothing that hides what is to be learnt by heart

@@ -113,3 +113,13 @@ def test_a_page_says_what_a_docstring_says(site: Path) -> None:
     page = (site / "api" / "fishnet.html").read_text("utf-8")
     assert "Replace the run in --out." in page
     assert "googleapis" not in page  # the pages load nothing from elsewhere
+
+
+def test_the_tests_that_benchmarks_run_exist() -> None:
+    named = {
+        name
+        for path in (PROJECT / "benchmarks").glob("*.py")
+        for name in re.findall(r'"(tests/\S+?\.py)"', path.read_text())
+    }
+    assert named
+    assert not [name for name in named if not (PROJECT / name).is_file()]
