@@ -12,6 +12,7 @@ import sys
 
 from record import PROJECT, record
 
+PYTEST = (sys.executable, "-m", "pytest", "-q")
 CHECKS = {
     "timm": (
         "04_timm",
@@ -22,10 +23,7 @@ CHECKS = {
         "05_smp",
         "segmentation_models_pytorch decoders on tu-fishnet_tiny: forward, backward, every gradient finite",
         [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
+            *PYTEST,
             "tests/models/test_integrations.py",
             "-k",
             "segmentation_models_pytorch or pan_on",
@@ -34,23 +32,20 @@ CHECKS = {
     "transformers": (
         "06_transformers",
         "DETR, RT-DETR, Mask2Former, UperNet on fishnet_tiny: forward and backward",
-        [sys.executable, "-m", "pytest", "-q", "tests/models/test_integrations.py", "-k", "test_transformers or detr"],
+        [*PYTEST, "tests/models/test_integrations.py", "-k", "test_transformers or detr"],
     ),
     "resume": (
         "08_resume",
         "kill -9 at five random steps and --resume against the run that was never killed (RandAugment, mixup, cutmix, "
         "dropped paths, moving average, accumulation 2, 2 workers)",
-        [sys.executable, "-m", "pytest", "-q", "-s", "-m", "slow", "tests/training/test_resume.py", "-k", "killed"],
+        [*PYTEST, "-s", "-m", "slow", "tests/training/test_resume.py", "-k", "killed"],
     ),
     "detectors": (
         "22_detectors",
         "seven detectors on fishnet_tiny, fishnet99, resnet18 and resnet50: a step with an empty image, every "
         "gradient finite and not None; answers on three odd sizes",
         [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
+            *PYTEST,
             "-m",
             "",
             "tests/models/heads/test_detectors.py",
@@ -63,10 +58,7 @@ CHECKS = {
         "detection: kill -9 at steps 2 to 6 of 8 and --resume against the run that was never killed (mosaic, "
         "copy-paste, IoU crop, dropped paths, moving average, 2 workers)",
         [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
+            *PYTEST,
             "-s",
             "-m",
             "slow",
@@ -78,7 +70,7 @@ CHECKS = {
     "detection_processes": (
         "27b_detection_processes",
         "detection with --devices 2 on CPU: both processes train, and what they judge together is what one finds",
-        [sys.executable, "-m", "pytest", "-q", "tests/training/test_detection_processes.py", "-k", "two_processes"],
+        [*PYTEST, "tests/training/test_detection_processes.py", "-k", "two_processes"],
     ),
 }
 
