@@ -77,6 +77,10 @@ def test_options_as_people_type_them_become_those_of_the_parser() -> None:
     assert normalize(typed, hints) == [
         "--freeze=[stem,tail]", "--freeze=[stem]", "--ema=null", "--scale=[0.5,2]", "--scale=null",
     ]  # fmt: skip
+    typed = ["run", "--data", "image=my photos", "region=boxes", "pixel=maps", "--json", "file", "--data=x", "a=b"]
+    assert normalize(typed, {"data": str | None, "json": str | None}) == [
+        "run", "--data=image=my photos region=boxes pixel=maps", "--json=file", "--data=x", "a=b",
+    ]  # fmt: skip
 
 
 def test_the_command_line_imports_no_torch_before_it_is_needed() -> None:

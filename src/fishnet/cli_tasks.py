@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import types
 import typing
 from collections.abc import Callable, Iterator, Sequence
@@ -81,7 +82,8 @@ def normalize(arguments: Sequence[str], hints: Hints) -> list[str]:
 
     `--batch-size 8` becomes `--batch_size=8`, a yes/no option alone means yes, `--no-NAME` means no, `None` means null
     where an option may have no value, lists need no brackets (`--freeze stem,tail`), and of options that
-    take keyword arguments `--model-option KEY=VALUE` becomes `--model_option.KEY=VALUE`.
+    take keyword arguments `--model-option KEY=VALUE` becomes `--model_option.KEY=VALUE`. Several arguments NAME=VALUE
+    behind an option of text are one value: `--data image=DIR1 region=DIR2`.
 
     Args:
         arguments: Command line.
@@ -105,10 +107,17 @@ def normalize(arguments: Sequence[str], hints: Hints) -> list[str]:
         elif option.startswith("no_") and hints.get(option[3:]) is bool and not equals:
             spelled.append(f"--{option[3:]}=false")
         elif hint is not None and (equals or (rest and not rest[0].startswith("--"))):
-            spelled.append(f"--{option}={spell_value(value if equals else rest.pop(0), hint)}")
+            value = value if equals else rest.pop(0)
+            is_text = str in _origins(hint) and not _origins(hint) & {list, tuple}
+            while is_text and _NAMED.match(value) and rest and _NAMED.match(rest[0]):
+                value += f" {rest.pop(0)}"
+            spelled.append(f"--{option}={spell_value(value, hint)}")
         else:
             spelled.append(f"--{option}{equals}{value}")
     return spelled
+
+
+_NAMED = re.compile(r"\w+=.")
 
 
 def spell_value(text: str, hint: Any) -> str:

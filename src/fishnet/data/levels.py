@@ -154,6 +154,29 @@ class LayoutWriter:
             write_json(self.root / "annotations" / f"instances_{split}.json", document, indent=None)
 
 
+def has_boxes_and_maps(root: Path) -> bool:
+    """Whether a folder has both annotation files of COCO and label maps, which belong to the same images."""
+    maps = (root / "classes.json").is_file() and any(root.glob("*/labels"))
+    return maps and any((root / "annotations").glob("instances_*.json"))
+
+
+def refuse_partial_split(root: Path, task: str) -> None:
+    """Refuse to split a folder for a single task whose labels of other levels would stay behind.
+
+    Args:
+        root: Data folder.
+        task: Name of the single task.
+
+    Raises:
+        UsageError: The folder has boxes and label maps.
+    """
+    if has_boxes_and_maps(root):
+        raise UsageError(
+            f"{root} has boxes and label maps of the same images, and a split for {task} would divide one of them only; "
+            f"`fishnet data split {root} --task multitask` divides both"
+        )
+
+
 def _annotations(objects: ObjectLabels) -> list[Json]:
     """Return objects as annotations of a COCO file, without ids."""
     found: list[Json] = []

@@ -10,13 +10,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fishnet.data.detection.coco import load_document, parse_coco, summarize
 from fishnet.data.detection.dataset import annotation_file, image_folder, missing_files
 from fishnet.data.detection.types import Document, ImageEntry
-from fishnet.data.stratify import stratify
+from fishnet.data.levels import has_boxes_and_maps, refuse_partial_split
+from fishnet.data.stratify import Label, stratify
 from fishnet.errors import FishnetError, UsageError
 from fishnet.files import atomic_write
 
@@ -45,8 +47,8 @@ class CocoSplitReport:
 
 
 def can_split(root: Path) -> bool:
-    """Whether a folder has annotation files of COCO."""
-    return any((root / "annotations").glob("instances_*.json"))
+    """Whether a folder has annotation files of COCO, and no label maps, which another task divides with them."""
+    return any((root / "annotations").glob("instances_*.json")) and not has_boxes_and_maps(root)
 
 
 def split_coco(root: Path | str, val: float = 0.2, seed: int = 0) -> CocoSplitReport:
@@ -62,9 +64,10 @@ def split_coco(root: Path | str, val: float = 0.2, seed: int = 0) -> CocoSplitRe
     Raises:
         FishnetError: A val split exists already, there is no train split, or the annotations have faults; nothing is
             changed.
-        UsageError: `val` is not between 0 and 1.
+        UsageError: `val` is not between 0 and 1, or the folder has label maps too.
     """
     root = Path(root)
+    refuse_partial_split(root, "detection")
     if not 0 < val < 1:
         raise UsageError(f"--val must be between 0 and 1, such as 0.2, not {val}")
     folder = root / "annotations"
@@ -86,7 +89,7 @@ def split_coco(root: Path | str, val: float = 0.2, seed: int = 0) -> CocoSplitRe
     if len(file) < 2:
         raise FishnetError(f"{path} lists {len(file)} images; a split needs at least two")
     labels = [frozenset(file.class_of[file.objects(index)].tolist()) for index in range(len(file))]
-    chosen = _choose(labels, [images / name for name in file.file_names], val, seed)
+    chosen = choose_images(labels, [images / name for name in file.file_names], val, seed)
     counts = {
         name: (sum(number in one for one in labels), sum(number in labels[index] for index in chosen))
         for number, name in enumerate(file.classes)
@@ -113,8 +116,15 @@ def _original(path: Path, kept: Path) -> Document:
     return original
 
 
-def _choose(labels: list[frozenset[int]], paths: list[Path], val: float, seed: int) -> set[int]:
-    """Return the indices of the images for val; images with equal content are assigned together."""
+def choose_images(labels: Sequence[frozenset[Label]], paths: Sequence[Path], val: float, seed: int) -> set[int]:
+    """Return the indices of the images for val; images with equal content are assigned together.
+
+    Args:
+        labels: Classes of each image, of which val gets about the same share.
+        paths: Files of the images.
+        val: Fraction of the images that goes to val.
+        seed: Seed of the random choice.
+    """
     groups: dict[bytes, list[int]] = defaultdict(list)
     for index, path in enumerate(paths):
         try:
@@ -123,7 +133,7 @@ def _choose(labels: list[frozenset[int]], paths: list[Path], val: float, seed: i
         except OSError as error:
             raise FishnetError(f"cannot read the image {path} ({error.strerror or error})") from error
     members = list(groups.values())
-    together = [frozenset().union(*(labels[index] for index in group)) for group in members]
+    together = [frozenset(label for index in group for label in labels[index]) for group in members]
     return {index for group in stratify(together, val, seed) for index in members[group]}
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from fishnet.data.checks import inspect_images, quiet_pillow
+from fishnet.data.levels import refuse_partial_split
 from fishnet.data.moves import SplitPlan, SplitReport, UndoReport, carry_out, read_plan, undo_split, write_plan
 from fishnet.data.segmentation.dataset import SegmentationDataset, no_pairs
 from fishnet.data.segmentation.layouts import Listing, available_splits, layout_of, list_split
@@ -46,9 +47,10 @@ def split_segmentation(
     Raises:
         FishnetError: A val split exists already, the layout cannot be split, a label map cannot be used, or a target
             file exists; no file is lost.
-        UsageError: `val` is not between 0 and 1, or `copy` would leave val images in train.
+        UsageError: `val` is not between 0 and 1, `copy` would leave val images in train, or the folder has boxes too.
     """
     root = Path(root)
+    refuse_partial_split(root, "segmentation")
     if undo:
         return undo_split(root)
     if not 0 < val < 1:
