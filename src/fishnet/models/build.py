@@ -48,6 +48,8 @@ class Architecture:
     """Stages of a FishNet that give the feature maps."""
     group_norm: bool = False
     """Whether group norms replace all BatchNorms."""
+    uncertainty: bool = False
+    """Whether the weights of the heads' losses are learned; they are parameters of the network."""
 
     def to_dict(self) -> dict[str, object]:
         """Return the architecture as plain values for JSON."""
@@ -163,7 +165,7 @@ def _assemble(trunk: Trunk, last: nn.Module | None, architecture: Architecture, 
     finest = [necks[name].finest if name in necks else 0 for name in heads if name not in pooled]
     if finest:
         trunk.freeze_idle(min(finest), architecture.in_chans)
-    network = Network(trunk, necks, heads, batcher, pooled)
+    network = Network(trunk, necks, heads, batcher, pooled, architecture.uncertainty)
     if architecture.group_norm:
         apply_norm_policy(network, "group")
     return network

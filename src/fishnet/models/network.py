@@ -143,6 +143,9 @@ class Network(nn.Module):
         heads: Heads by name, such as `image` and `region`.
         batcher: Turns images into a batch.
         pooled: Names of the heads that take the pooled features of the trunk instead of maps.
+        uncertainty: Whether to learn the weights of the heads' losses: the losses of a head are multiplied by exp(-s),
+            and s / 2 is added, where s is a parameter of the head, the logarithm of a variance (Kendall et al., arXiv
+            1705.07115, equation 10).
     """
 
     def __init__(
@@ -152,8 +155,11 @@ class Network(nn.Module):
         heads: Mapping[str, nn.Module],
         batcher: Batcher,
         pooled: Collection[str],
+        uncertainty: bool = False,
     ) -> None:
         super().__init__()
+        names = heads if uncertainty else ()
+        self.log_variances = nn.ParameterDict({name: nn.Parameter(torch.zeros(())) for name in names})
         self.trunk, self.batcher, self.pooled = trunk, batcher, frozenset(pooled)
         self.necks, self.heads = nn.ModuleDict(necks), nn.ModuleDict(heads)
 
@@ -228,11 +234,25 @@ class Network(nn.Module):
         means = {name: loss for name, loss in losses.items() if isinstance(loss, Mean)}
         values = balanced([mean.value for mean in means.values()], [mean.items for mean in means.values()])
         losses |= dict(zip(means, values, strict=True))
+        losses = self._balanced(losses, list(raw))
         if not all(labeled.values()):
             # DistributedDataParallel waits for the gradient of every parameter, that of a head without labels too
             first = next(iter(losses), "loss")
             losses[first] = losses.get(first, 0) + _zero_of(p for p in self.parameters() if p.requires_grad)
         return losses
+
+    def _balanced(self, losses: Losses, heads: list[str]) -> Losses:
+        """Return the losses of heads, weighted by their learned variances if there are any."""
+        if not self.log_variances:
+            return losses
+        found: Losses = {}
+        for name in heads:
+            prefix = f"{name}_" if len(self.heads) > 1 else ""
+            scale = self.log_variances[name]
+            own = {loss: value for loss, value in losses.items() if loss.startswith(prefix)}
+            found |= {loss: value * torch.exp(-scale) for loss, value in own.items()}
+            found[f"{prefix}log_variance"] = scale / 2
+        return found
 
     def _head(self, name: str) -> Head[Any, Any, object]:
         return cast(Head[Any, Any, object], self.heads[name])
@@ -242,8 +262,10 @@ class Network(nn.Module):
         return self.trunk.layer_groups(r"^trunk\.")
 
     def no_weight_decay(self) -> set[str]:
-        """Return the parameters that the backbone exempts from weight decay, such as position embeddings."""
-        return {f"trunk.{name}" for name in self.trunk.no_weight_decay()}
+        """Return the parameters exempt from weight decay: those that the backbone names, such as position embeddings,
+        and learned weights of losses."""
+        own = {f"log_variances.{name}" for name in self.log_variances}
+        return own | {f"trunk.{name}" for name in self.trunk.no_weight_decay()}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the trunk's activations in the backward pass: less memory, about a third more time."""

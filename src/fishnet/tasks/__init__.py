@@ -25,6 +25,7 @@ BUILT_IN = {
     "classification": "fishnet.tasks.classification",
     "detection": "fishnet.tasks.detection",
     "segmentation": "fishnet.tasks.segmentation",
+    "multitask": "fishnet.tasks.multitask",
 }
 """Module of each task of this package; it defines `TASK`."""
 ENTRY_POINTS = "fishnet.tasks"

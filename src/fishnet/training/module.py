@@ -39,6 +39,7 @@ from fishnet.models.precision import guard_bf16_on_cpu
 from fishnet.runs import RunFolder
 from fishnet.tasks import get_task
 from fishnet.tasks.base import Batch, Evaluation, TorchRuntime, Training, evaluate_network, evaluation_mode
+from fishnet.training.gradients import TrunkGradients
 from fishnet.training.optimizer import (
     PARAMETERS,
     Checkpoint,
@@ -100,6 +101,7 @@ class TrainingModule(pl.LightningModule):
         self._val_loader: DataLoader[Batch] | None = None
         self._losses: list[dict[str, Tensor]] = []
         self._unchecked: tuple[int, Tensor] | None = None
+        self._pulls: dict[str, Tensor] = {}
 
     def _prepare_model(self) -> None:
         config = self.config
@@ -200,13 +202,24 @@ class TrainingModule(pl.LightningModule):
         seed = np.random.SeedSequence([self.config.seed, self.current_epoch, batch_index, self.global_rank])
         torch.manual_seed(int(seed.generate_state(1, np.uint64)[0] >> 1))
         self.bad_images.update(name for name in batch.get("bad", ()) if name)
-        losses = self.job.losses(self.model, batch, self.current_epoch)
+        first = batch_index % self.config.accumulate == 0
+        losses = self._losses_of(batch, first and self.logs_now())
         loss = torch.stack(list(losses.values())).sum()
-        if batch_index % self.config.accumulate == 0:
+        if first:
             self._losses.clear()
         parts = {name: value.detach() for name, value in losses.items()} if len(losses) > 1 else {}
         self._losses.append(parts | {"loss": loss.detach()})
         return loss
+
+    def _losses_of(self, batch: Batch, watch: bool) -> dict[str, Tensor]:
+        """Return the losses of a batch; if it is watched, note how strongly each head pulls at the trunk."""
+        if not watch or len(self.model.heads) < 2 or self.config.compile:
+            return self.job.losses(self.model, batch, self.current_epoch)
+        gradients = TrunkGradients(self.model)
+        with gradients.watching():
+            losses = self.job.losses(self.model, batch, self.current_epoch)
+        self._pulls = gradients.norms(losses)
+        return losses
 
     def logs_now(self) -> bool:
         """Whether metrics of the current optimizer step are logged."""
@@ -220,6 +233,7 @@ class TrainingModule(pl.LightningModule):
         self._check_loss(step, losses["loss"])
         if not self.logs_now():
             return
+        losses |= self._pulls
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
         if self.trainer.world_size > 1:
             losses = {n: self.trainer.strategy.reduce(v.clone(), reduce_op="mean") for n, v in losses.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -146,6 +146,8 @@ class DetectionDataset(BadImageSkipper, Dataset[Sample]):
             places, visibility = continuous_keypoints(torch.from_numpy(self.file.keypoints[objects]), size)
             target["keypoints"] = tv_tensors.KeyPoints(places, canvas_size=size)
             target["keypoints" + VISIBILITY] = visibility
+        if (listed := self.file.annotated.get(index)) is not None:
+            target["annotated"] = annotated_classes(listed, len(self.classes))
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
         return {"image": tv_tensors.Image(pixels), "target": target, "size": size, "index": index}
 
@@ -171,6 +173,13 @@ class DetectionDataset(BadImageSkipper, Dataset[Sample]):
         """Return another sample, chosen by torch's global generator, which is seeded for the current sample."""
         chosen = int(torch.randint(len(self), ()))
         return self.load_good(chosen, len(self), self.sample, self.path)[0]
+
+
+def annotated_classes(listed: Sequence[int], classes: int) -> Tensor:
+    """Return which classes were looked for in an image, bool (classes,), from their indices."""
+    known = torch.zeros(classes, dtype=torch.bool)
+    known[list(listed)] = True
+    return known
 
 
 def continuous_keypoints(points: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -237,7 +246,7 @@ def open_detection(
         note = f"{path}: left out {len(file.left_out)} objects whose box has no area (annotations {shown})"
         dataset.notes.append(note)
     if partly := sum(len(listed) < len(file.classes) for listed in file.annotated.values()):
-        note = f"{path}: {partly} images are annotated for some categories only; the others count as absent in them"
+        note = f"{path}: {partly} images are annotated for some categories only; the others are left out there"
         dataset.notes.append(note)
     dataset.skip_bad = bad_images == "skip"
     return dataset
@@ -282,6 +291,8 @@ def collate(samples: list[Sample]) -> Batch:
 def _plain_target(target: SampleTarget) -> Target:
     """Return a target as plain tensors, with keypoints and visibility in one tensor (N, K, 3)."""
     found = Target(boxes=plain(target["boxes"]), labels=plain(target["labels"]), seed=target["seed"])
+    if "annotated" in target:
+        found["annotated"] = target["annotated"]
     if "masks" in target:
         found["masks"] = plain(target["masks"])
     if "keypoints" in target:

@@ -246,6 +246,9 @@ def _merged(parts: list[Sample], covers: list[Tensor]) -> Sample:
     for name, like in label_maps.items():
         layers = [plain(target.get(name, torch.full_like(plain(like), IGNORE))) for target in targets]
         merged[name] = tv_tensors.wrap(_layered(layers, covers), like=like)
+    known = [target["annotated"] for target in targets if "annotated" in target]
+    if known:  # a class is known in the whole picture if it was looked for in every part
+        merged["annotated"] = torch.stack(known).all(0)
     image = _layered([plain(part["image"]) for part in parts], covers)
     return {**parts[0], "image": tv_tensors.Image(image), "target": merged}
 

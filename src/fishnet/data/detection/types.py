@@ -22,6 +22,8 @@ class SampleTarget(TypedDict):
     """float32 (N, 4): x1, y1, x2, y2 in pixels of the image tensor."""
     labels: Tensor
     """int64 (N,): class indices."""
+    annotated: NotRequired[Tensor]
+    """bool (classes,): which classes were looked for in the image; without it all."""
     seed: Tensor
     """int64 scalar, a function of (seed, epoch, index): seeds the sampling of regions in the loss."""
     masks: NotRequired[Tensor]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Container, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
@@ -48,10 +48,13 @@ class Source(NamedTuple):
 def parse_sources(data: str | Path | Sequence[str | Path]) -> list[Source]:
     """Return the folders that `--data` names: folders, or LEVEL=DIR to take a single level from one.
 
+    Args:
+        data: A folder, LEVEL=DIR, several of them, or a text with several of them, as `image=DIR1,region=DIR2`.
+
     Raises:
         UsageError: There is no folder, or a level is unknown.
     """
-    given = [data] if isinstance(data, str | Path) else list(data)
+    given = _SEVERAL.split(str(data)) if isinstance(data, str | Path) else list(data)
     sources: list[Source] = []
     for text in given:
         name, equals, folder = str(text).partition("=")
@@ -68,6 +71,7 @@ def parse_sources(data: str | Path | Sequence[str | Path]) -> list[Source]:
     return sources
 
 
+_SEVERAL = re.compile(rf"[,\s]+(?=(?:{'|'.join(LEVELS)})=)")
 _KNOWN = f"Levels are {', '.join(get_args(Level))}"
 
 
@@ -121,6 +125,13 @@ class MultitaskSplit:
         """Return the number of images of each combination of levels that occurs, such as `image+pixel`."""
         codes, counts = np.unique(self.known @ (4, 2, 1), return_counts=True)
         return {_combination(code): count for code, count in zip(codes.tolist(), counts.tolist(), strict=True)}
+
+    def having(self, levels: Sequence[Level]) -> MultitaskSplit:
+        """Return the images with labels of at least one of some levels."""
+        kept = np.flatnonzero(self.known[:, [LEVELS.index(level) for level in levels]].any(1))
+        paths = [self.paths[place] for place in kept.tolist()]
+        regions, pixels = self.region_of[kept], self.pixel_of[kept]
+        return replace(self, paths=paths, labels=self.labels[kept], region_of=regions, pixel_of=pixels)
 
     def require(self, levels: Sequence[Level]) -> None:
         """Raise FishnetError if no image has labels of a level."""

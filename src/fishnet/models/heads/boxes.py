@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -74,3 +76,12 @@ class TakeAll:
     def __call__(self, labels: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Return masks of the positive and of the negative regions of each image."""
         return [part >= 1 for part in labels], [part == 0 for part in labels]
+
+
+def unknown_classes(targets: Sequence[Target]) -> Tensor | None:
+    """Return which classes were not looked for in each image, bool (images, classes); None if all were in all."""
+    listed = [target.get("annotated") for target in targets]
+    known = next((one for one in listed if one is not None), None)
+    if known is None:
+        return None
+    return torch.stack([torch.zeros_like(known) if one is None else ~one for one in listed])

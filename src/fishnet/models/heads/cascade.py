@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision.models.detection import _utils as detection_utils
 from torchvision.ops import boxes as box_ops
 
-from fishnet.models.heads.region import Regions, objects_of
+from fishnet.models.heads.region import Regions, objects_of, without_unknown
 from fishnet.models.heads.types import Detections, Maps, Mean, Means, Size, Target
 
 IOUS = (0.5, 0.6, 0.7)
@@ -68,6 +68,7 @@ class CascadeRegions(Regions):
                 matched, labels = self._assigned(stage, regions, truth, classes)
             logits, deltas = self._stage(stage, maps, regions, sizes)
             wanted = torch.cat(self.coders[stage].encode(objects_of(truth, matched, regions), regions))
+            logits = without_unknown(logits, labels, targets)
             scoring, regression = _box_losses(logits, deltas, torch.cat(labels), wanted)
             count = sum(map(len, labels))
             losses[f"loss_classifier_{stage + 1}"] = Mean(weight * scoring, count)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchvision.models.detection._utils import BoxCoder, BoxLinearCoder, Matcher
 from torchvision.ops import boxes as box_ops
 
-from fishnet.models.heads.boxes import Anchors
+from fishnet.models.heads.boxes import Anchors, unknown_classes
 from fishnet.models.heads.types import Detections, Frame, Maps, Mean, Means, Raw, Size, Target
 
 
@@ -45,6 +45,9 @@ class DenseHead(nn.Module):
         """Return the losses by name."""
         levels = self.anchors.levels(frame.canvas, raw["cls_logits"].device)
         matched = [self.match(levels, target["boxes"]) for target in targets]
+        unknown = unknown_classes(targets)
+        if unknown is not None:  # a logit of -10,000 has neither loss nor gradient
+            raw = {**raw, "cls_logits": raw["cls_logits"].masked_fill(unknown[:, None], -1e4)}
         return self.tower_losses(raw, [torch.cat(levels)] * len(targets), matched, targets)
 
     def match(self, levels: list[Tensor], boxes: Tensor) -> Tensor:

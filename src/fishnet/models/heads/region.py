@@ -23,7 +23,7 @@ from torchvision.models.detection.roi_heads import (
 from torchvision.models.detection.rpn import RegionProposalNetwork, concat_box_prediction_layers
 from torchvision.ops import MultiScaleRoIAlign
 
-from fishnet.models.heads.boxes import Anchors, TakeAll, drawn, generator_of
+from fishnet.models.heads.boxes import Anchors, TakeAll, drawn, generator_of, unknown_classes
 from fishnet.models.heads.types import Detections, Frame, Maps, Mean, Means, Raw, Size, Target
 
 POSITIVE_PROPOSALS, POSITIVE_REGIONS = 0.5, 0.25
@@ -72,12 +72,17 @@ class ProposalNetwork(RegionProposalNetwork):
 
     def _losses(self, scores: Tensor, moves: Tensor, anchors: list[Tensor], targets: list[Target]) -> Means:
         labels, matched = self.assign_targets_to_anchors(anchors, targets)
+        unknown = unknown_classes(targets)
+        if unknown is not None:  # what looks like background may be an object of a class that was not looked for
+            labels = [part.where((part != 0) | ~row.any(), -1) for part, row in zip(labels, unknown, strict=True)]
         labels = [
             drawn(part, self.DRAWS, POSITIVE_PROPOSALS, generator_of(target, 0))
             for part, target in zip(labels, targets, strict=True)
         ]
-        scoring, regression = self.compute_loss(scores, moves, labels, self.box_coder.encode(matched, anchors))
         count = sum(int((part >= 0).sum()) for part in labels)
+        if not count:
+            return {"loss_objectness": Mean(scores.sum() * 0, 0), "loss_rpn_box_reg": Mean(moves.sum() * 0, 0)}
+        scoring, regression = self.compute_loss(scores, moves, labels, self.box_coder.encode(matched, anchors))
         return {"loss_objectness": Mean(scoring, count), "loss_rpn_box_reg": Mean(regression, count)}
 
 
@@ -149,6 +154,7 @@ class Regions(RoIHeads):
         regions, matched, labels, truth = self.select(regions, targets)
         logits, deltas = self.box_predictor(self.box_head(self.box_roi_pool(maps, regions, sizes)))
         wanted = list(self.box_coder.encode(truth, regions))
+        logits = without_unknown(logits, labels, targets)
         scoring, regression = fastrcnn_loss(logits, deltas, labels, wanted)
         count = sum(map(len, labels))
         losses = {"loss_classifier": Mean(scoring, count), "loss_box_reg": Mean(regression, count)}
@@ -228,6 +234,22 @@ class Regions(RoIHeads):
     def keypoint_logits(self, maps: Maps, boxes: list[Tensor], sizes: list[Size]) -> Tensor:
         """Return keypoint heat maps (N, K, 56, 56) of the regions of all images, in fp32."""
         return self.keypoint_predictor(self.keypoint_head(self.keypoint_roi_pool(maps, boxes, sizes))).float()
+
+
+def without_unknown(logits: Tensor, labels: list[Tensor], targets: list[Target]) -> Tensor:
+    """Return class logits in which background regions do not speak against classes that were not looked for.
+
+    Args:
+        logits: Logits (N, classes + 1) of the regions of all images.
+        labels: Labels (N_i,) of the regions of each image; 0 is the background.
+        targets: Ground truth of each image.
+    """
+    unknown = unknown_classes(targets)
+    if unknown is None:
+        return logits
+    rows = torch.cat([row.expand(len(part), -1) for row, part in zip(unknown, labels, strict=True)])
+    hidden = F.pad(rows & (torch.cat(labels) == 0)[:, None], (1, 0))
+    return logits.masked_fill(hidden, -torch.inf)
 
 
 def objects_of(boxes: list[Tensor], matched: list[Tensor], regions: list[Tensor]) -> list[Tensor]:

@@ -52,6 +52,9 @@ class Target(TypedDict):
     """uint8 (N, H, W): 1 inside the object."""
     keypoints: NotRequired[Tensor]
     """float (N, K, 3): x, y, visibility."""
+    annotated: NotRequired[Tensor]
+    """bool (classes,): which classes were looked for in the image; without it all. Losses do not count the others as
+    absent."""
     seed: NotRequired[Tensor]
     """int64 scalar: seed of the sampling of regions for the losses; without it torch's global generator is used."""
 

@@ -164,9 +164,10 @@ class ClassificationTask:
         logits = torch.stack(list(runtime(torch.stack(list(prepared)))[HEAD])).float().cpu()
         if not torch.isfinite(logits).all():
             raise FishnetError("the model gave NaN or infinite outputs: its weights are damaged")
-        return list(self._answers(logits))
+        return list(self.answers_of(logits))
 
-    def _answers(self, logits: Tensor) -> Iterator[Answer]:
+    def answers_of(self, logits: Tensor) -> Iterator[Answer]:
+        """Yield the answer of each image from logits (N, classes) on the CPU."""
         scores = logits.sigmoid() if self.multi_label else logits.softmax(1)
         order = logits.argsort(dim=1, descending=True, stable=True)
         most, least = (None, self.options.threshold) if self.multi_label else (self.options.top, -1.0)

@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike
+from torch import Tensor
 
 from fishnet.data.detection.coco import CocoFile
 from fishnet.data.run_lengths import counts_text
@@ -88,7 +89,8 @@ class DetectionEvaluator:
         self._found: Found = {}
 
     def add(self, image: int, found: Objects) -> None:
-        """Add the detections of one image, in pixels of its file.
+        """Add the detections of one image, in pixels of its file; those of classes that were not looked for in it are
+        left out.
 
         Args:
             image: Index of the image in the annotation file.
@@ -97,7 +99,17 @@ class DetectionEvaluator:
         Raises:
             FishnetError: A box, score or keypoint is not finite.
         """
-        self._found[image] = coco_results(self.file, image, found)
+        self._found[image] = coco_results(self.file, image, self._known(image, found))
+
+    def _known(self, image: int, found: Objects) -> Objects:
+        listed = self.file.annotated.get(image)
+        if listed is None:
+            return found
+        places = [place for place, label in enumerate(found["labels"].tolist()) if label in listed]
+        kept: Json = {name: value[places] for name, value in found.items() if isinstance(value, Tensor)}
+        if "masks" in found:
+            kept["masks"] = [found["masks"][place] for place in places]
+        return cast(Objects, kept)
 
     def results(self) -> list[Json]:
         """Return the detections of this process in COCO's results format."""

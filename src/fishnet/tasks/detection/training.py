@@ -24,7 +24,7 @@ from fishnet.models.build import Architecture
 from fishnet.models.heads.detectors import RegionPlan
 from fishnet.models.network import Network
 from fishnet.tasks.base import Batch, TrainOrder
-from fishnet.tasks.detection.options import DetectionConfig
+from fishnet.tasks.detection.options import DetectionConfig, Detector
 from fishnet.tasks.detection.task import HEAD, DetectionTask, evaluated_kinds
 
 
@@ -45,7 +45,7 @@ class DetectionTraining:
         file = self.train_data.file
         if not len(file.boxes[~file.crowd]):
             raise FishnetError(f"{file.path} has no objects to train on: no annotations, or only crowds")
-        self.config = config = decide_detector(config, file)
+        self.config = config = replace(config, detector=decide_detector(config.detector, file))
         self.kinds = evaluated_kinds(config.detector)
         if "keypoint" in self.kinds and not file.keypoint_names:
             raise FishnetError(f"{file.path} has no keypoints in its categories; choose another --detector")
@@ -144,22 +144,22 @@ def _open(config: DetectionConfig, split: str, classes: list[str] | None = None)
     return dataset
 
 
-def decide_detector(config: DetectionConfig, file: CocoFile) -> DetectionConfig:
-    """Return the settings with a detector where they leave it to the data, and print which one and why.
+def decide_detector(detector: Detector, file: CocoFile) -> Detector:
+    """Return the detector; where the settings leave it to the data, choose one, and print which and why.
 
     Args:
-        config: Settings of the run.
+        detector: Detector of the settings.
         file: Annotations of the training split.
     """
-    if config.detector != "auto":
-        return config
+    if detector != "auto":
+        return detector
     objects = int((~file.crowd).sum())
     outlined = objects - file.without_outline
     if 2 * outlined > objects:
         announce(f"detector mask_rcnn: {outlined:,} of {objects:,} objects have outlines")
-        return replace(config, detector="mask_rcnn")
+        return "mask_rcnn"
     announce(f"detector faster_rcnn: {objects - outlined:,} of {objects:,} objects have no outline")
-    return replace(config, detector="faster_rcnn")
+    return "faster_rcnn"
 
 
 def repeat_factors(file: CocoFile, threshold: float) -> np.ndarray:

@@ -1,1 +1,28 @@
-"""Several levels of one image in one pass: image, regions and pixels."""
+"""Several levels from one network: class, objects and label map of an image in one pass, and panoptic maps."""
+
+from __future__ import annotations
+
+from fishnet.tasks.base import TaskKind, at_size_with_longest
+from fishnet.tasks.multitask.check import check_data
+from fishnet.tasks.multitask.evaluator import DISPLAY
+from fishnet.tasks.multitask.options import MultitaskConfig, MultitaskOptions, choose_recipe
+from fishnet.tasks.multitask.task import LONGEST, MultitaskTask
+from fishnet.tasks.multitask.training import MultitaskTraining
+
+TASK = TaskKind(
+    name="multitask",
+    summary="class, objects and label map of an image in one pass",
+    config=MultitaskConfig,
+    options=MultitaskOptions,
+    make_training=MultitaskTraining,
+    make_task=MultitaskTask,
+    recipes="fishnet.recipes.multitask",
+    choose_recipe=choose_recipe,
+    tied=frozenset({"levels", "detector", "pixel.decoder", "weighting"}),
+    batch_size=8,
+    display=DISPLAY,
+    check_data=check_data,
+    at_size=at_size_with_longest(LONGEST),
+)
+
+__all__ = ["TASK"]

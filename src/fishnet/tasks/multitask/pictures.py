@@ -8,11 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
+from torch import Tensor
 
-from fishnet.data.levels import ImageLabels, LevelClasses
+from fishnet.data.levels import ImageLabels, LevelClasses, ObjectLabels
+from fishnet.data.multitask.dataset import SampleTarget
+from fishnet.data.run_lengths import RunLengths, encode
 from fishnet.data.segmentation.overlays import overlay
 from fishnet.drawing import style
 from fishnet.drawing.regions import Color, class_color, draw_regions, sheet
+from fishnet.tasks.base import Answer
 
 _LINE = 22
 _PAPER = "#ffffff"
@@ -90,3 +94,40 @@ def _fitted(size: tuple[int, int], side: int) -> tuple[int, int]:
     """Return the size (width, height) with a longer side of `side` pixels."""
     factor = side / max(size)
     return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
+
+
+def as_object_labels(
+    boxes: Tensor | Sequence[Sequence[float]], classes: Tensor | Sequence[int], masks: list[RunLengths] | None = None
+) -> ObjectLabels:
+    """Return objects with corners x1 y1 x2 y2 as labels, in which boxes are x, y, width, height."""
+    corners = np.array(boxes.cpu() if isinstance(boxes, Tensor) else boxes, np.float64).reshape(-1, 4)
+    indices = np.array(classes.cpu() if isinstance(classes, Tensor) else classes, np.int64).reshape(-1)
+    corners[:, 2:] -= corners[:, :2]
+    return ObjectLabels(indices, corners, np.zeros(len(indices), bool), masks)
+
+
+def as_labels(answer: Answer) -> ImageLabels:
+    """Return what is predicted for an image as labels to draw: the first class, the objects, the label map."""
+    found = ImageLabels()
+    if "image" in answer and answer["image"]["indices"]:
+        found.label = answer["image"]["indices"][0]
+    if "region" in answer:
+        one = answer["region"]
+        found.objects = as_object_labels(one["boxes"], one["indices"], one.get("masks"))
+    if "pixel" in answer:
+        found.label_map = answer["pixel"]["label_map"]
+    return found
+
+
+def of_target(target: SampleTarget) -> ImageLabels:
+    """Return the target of a training sample as labels to draw."""
+    found = ImageLabels()
+    if "image" in target:
+        found.label = int(target["image"])
+    if "region" in target:
+        one = target["region"]
+        masks = encode(one["masks"].cpu() > 0) if "masks" in one else None
+        found.objects = as_object_labels(one["boxes"], one["labels"], masks)
+    if "pixel" in target:
+        found.label_map = target["pixel"].cpu().numpy()
+    return found

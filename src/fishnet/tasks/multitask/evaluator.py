@@ -1,0 +1,86 @@
+"""Evaluation of several levels in one pass: the evaluators of the single tasks side by side, and panoptic quality."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from fishnet.data.multitask.dataset import MultitaskDataset
+from fishnet.drawing.display import Score, combine, unique_names
+from fishnet.files import Json
+from fishnet.tasks.classification.evaluator import DISPLAY as IMAGE
+from fishnet.tasks.classification.evaluator import ClassificationEvaluator
+from fishnet.tasks.classification.evaluator import Evaluation as ClassificationEvaluation
+from fishnet.tasks.detection.evaluator import DISPLAY as REGION
+from fishnet.tasks.detection.evaluator import DetectionEvaluation, DetectionEvaluator
+from fishnet.tasks.multitask.panoptic import DISPLAY as PANOPTIC
+from fishnet.tasks.multitask.panoptic import PanopticEvaluation, PanopticEvaluator
+from fishnet.tasks.segmentation.evaluator import DISPLAY as PIXEL
+from fishnet.tasks.segmentation.evaluator import SegmentationEvaluation, SegmentationEvaluator
+
+PARTS = {"image": IMAGE, "region": REGION, "pixel": PIXEL, "panoptic": PANOPTIC}
+"""What reports show of each part of an evaluation."""
+MEAN = "mean_of_levels"
+"""Metric that decides on the best epoch: the mean of the primary metrics of the levels, without the panoptic one."""
+
+
+_COMBINED = combine(PARTS)
+DISPLAY = replace(
+    _COMBINED,
+    scores={MEAN: Score("mean of levels", curve=True), **_COMBINED.scores},
+    primary=(MEAN,),
+    fractions=_COMBINED.fractions | {MEAN},
+)
+"""What reports show of a network for several levels."""
+
+
+@dataclass
+class MultitaskEvaluation:
+    """Result of an evaluation: `metrics` of all levels, and the evaluation of each level that the network has."""
+
+    metrics: dict[str, float]
+    images: int = 0
+    image: ClassificationEvaluation | None = None
+    region: DetectionEvaluation | None = None
+    pixel: SegmentationEvaluation | None = None
+    panoptic: PanopticEvaluation | None = None
+
+    def to_dict(self) -> Json:
+        """Return everything as plain values for JSON; that of the levels under `heads`."""
+        parts = (self.image, self.region, self.pixel, self.panoptic)
+        heads = {name: part.to_dict() for name, part in zip(PARTS, parts, strict=True) if part is not None}
+        return {"images": self.images, "metrics": self.metrics, "heads": heads}
+
+
+@dataclass
+class MultitaskEvaluator:
+    """Evaluators of the levels that a network has, and of panoptic maps."""
+
+    dataset: MultitaskDataset
+    """Split that is evaluated."""
+    image: ClassificationEvaluator | None = None
+    region: DetectionEvaluator | None = None
+    pixel: SegmentationEvaluator | None = None
+    panoptic: PanopticEvaluator | None = None
+
+    def compute(self) -> MultitaskEvaluation:
+        """Return the metrics of all levels over all processes; all processes must call it."""
+        found = MultitaskEvaluation({}, len(self.dataset))
+        found.image = None if self.image is None else self.image.compute()
+        found.region = None if self.region is None else self.region.compute()
+        found.pixel = None if self.pixel is None else self.pixel.compute()
+        found.panoptic = None if self.panoptic is None else self.panoptic.compute()
+        parts = (found.image, found.region, found.pixel, found.panoptic)
+        metrics = {name: part.metrics for name, part in zip(PARTS, parts, strict=True) if part is not None}
+        names = metric_names(metrics)
+        primary = [own[PARTS[name].primary_of(own)] for name, own in metrics.items() if name != "panoptic"]
+        known = [value for value in primary if value >= 0]
+        found.metrics[MEAN] = math.fsum(known) / len(known) if known else -1.0
+        found.metrics |= {names[part, name]: value for part, own in metrics.items() for name, value in own.items()}
+        return found
+
+
+def metric_names(metrics: Mapping[str, Mapping[str, float]]) -> dict[tuple[str, str], str]:
+    """Return the names of the metrics of all parts in one evaluation, by (part, name)."""
+    return unique_names(metrics, PARTS)

@@ -1,0 +1,84 @@
+"""Settings and prediction options of multitask networks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from fishnet.config import AT_LEAST_1, BELOW_1, NOT_NEGATIVE, PROBABILITY, PyramidConfig, Rules, TrainConfig
+from fishnet.data.levels import Level
+from fishnet.data.multitask.transforms import AugmentConfig
+from fishnet.tasks.base import Given, RecipeChoice
+from fishnet.tasks.classification.options import ClassificationOptions
+from fishnet.tasks.detection.options import DetectionOptions, Detector, HeadsConfig
+from fishnet.tasks.multitask.panoptic import MergeOptions
+from fishnet.tasks.segmentation.options import PixelConfig
+
+
+@dataclass
+class LossWeights:
+    """Weight of the losses of each level; with --weighting uncertainty, factors besides the learned weights."""
+
+    image: float = 1.0
+    """Weight of the loss of the classes of images."""
+    region: float = 1.0
+    """Weight of the losses of objects."""
+    pixel: float = 0.5
+    """Weight of the losses of label maps."""
+
+    RULES: ClassVar[Rules] = {NOT_NEGATIVE: "image region pixel"}
+
+    def of(self, level: str) -> float:
+        """Return the weight of a level."""
+        return float(getattr(self, level))
+
+
+@dataclass
+class MultitaskConfig(TrainConfig):
+    """Settings of a run that trains one network for several levels."""
+
+    levels: list[Level] = field(default_factory=list)
+    """Levels to learn: image, region, pixel; empty: all that the data has labels of."""
+    detector: Detector = "auto"
+    """Detector of the region level; auto: mask_rcnn if the objects have outlines, else faster_rcnn."""
+    longest: int = 1333
+    """Maximum of the longer side of an image in pixels; --size is the shorter side."""
+    label_smoothing: float = 0.0
+    """Fraction of the target that is spread over all classes, at the image level."""
+    weighting: Literal["fixed", "uncertainty"] = "fixed"
+    """fixed: --loss-weights; uncertainty: weights are learned beside the network (arXiv 1705.07115)."""
+    quota: float = 0.25
+    """Minimum fraction of the images of every step with labels of each level; images of a rare level are shown more
+    often."""
+    stuff: list[str] = field(default_factory=list)
+    """Classes of label maps that are stuff in panoptic maps; empty: those that no object has."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    pyramid: PyramidConfig = field(default_factory=PyramidConfig)
+    heads: HeadsConfig = field(default_factory=HeadsConfig)
+    pixel: PixelConfig = field(default_factory=PixelConfig)
+    loss_weights: LossWeights = field(default_factory=LossWeights)
+
+    RULES: ClassVar[Rules] = {AT_LEAST_1: "longest", BELOW_1: "label_smoothing", PROBABILITY: "quota"}
+
+
+@dataclass
+class MultitaskOptions:
+    """How a network for several levels answers."""
+
+    top: int = 5
+    """Number of classes per image."""
+    score: float = 0.5
+    """Minimum score of an object."""
+    max_detections: int = 100
+    """Maximum number of objects per image."""
+    panoptic: MergeOptions = field(default_factory=MergeOptions)
+
+    def __post_init__(self) -> None:
+        self.image, self.region = ClassificationOptions(self.top), DetectionOptions(self.score, self.max_detections)
+
+
+def choose_recipe(settings: Given) -> RecipeChoice:
+    """Return the recipe of a run that names none, from its weights."""
+    if settings.get("weights"):
+        return RecipeChoice("finetune", "weights are given")
+    return RecipeChoice("scratch_small", "no weights are given")

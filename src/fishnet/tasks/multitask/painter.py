@@ -1,0 +1,91 @@
+"""Pictures and files of what a network for several levels predicts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from fishnet.data.levels import LevelClasses
+from fishnet.data.panoptic import Category, PanopticWriter
+from fishnet.data.segmentation.coding import LabelCoding
+from fishnet.files import atomic_path
+from fishnet.tasks.base import Answer, DrawnItem
+from fishnet.tasks.segmentation.painter import LabelMaps
+
+_PICTURES, _DRAWN, _SIDE = "pictures", 500, 640
+_PANOPTIC = "panoptic"
+
+
+class LevelPictures:
+    """A picture of all levels per image in OUT/pictures, label files in OUT/labels, and COCO's panoptic files.
+
+    Args:
+        out: Folder to write into.
+        classes: Class names of each level.
+        coding: How label files encode classes; None: there are no label maps.
+        categories: Classes of panoptic maps; None: there are none.
+    """
+
+    def __init__(
+        self, out: Path, classes: LevelClasses, coding: LabelCoding | None, categories: Sequence[Category] | None
+    ) -> None:
+        self.out, self.classes = out, classes
+        self.written: list[Path] = []
+        self.drawn = 0
+        self._labels = None if coding is None else LabelMaps(out, classes.pixel, coding.palette, coding.encode)
+        self._panoptic = None if categories is None else PanopticWriter(out / f"{_PANOPTIC}.json", categories)
+        self.patterns: tuple[str, ...] = (f"{_PICTURES}/*.jpg",)
+        self.patterns += () if coding is None else ("labels/*.png",)
+        self.patterns += () if categories is None else (f"{_PANOPTIC}/*.png", f"{_PANOPTIC}.json")
+        self._names: set[str] = set()
+        self._count = 0
+
+    def wants(self, index: int) -> bool:
+        """Whether the image of that number is drawn; label and panoptic files are written for all images."""
+        return index < _DRAWN
+
+    def thumbnail(self, image: Image.Image) -> Image.Image:
+        """Return the image in the size in which it is drawn."""
+        if max(image.size) <= _SIDE:
+            return image
+        small = image.copy()
+        small.thumbnail((_SIDE, _SIDE))
+        return small
+
+    def add(self, item: DrawnItem, answer: Answer) -> None:
+        """Write the files of one image, and draw it."""
+        self._count += 1
+        if self._labels is not None:
+            before = len(self._labels.written)
+            self._labels.add({"file": item["file"], "thumbnail": None}, answer["pixel"])
+            self.written += self._labels.written[before:]
+        if self._panoptic is not None:
+            self.written.append(self._panoptic.add(self._count, Path(item["file"]).name, answer["panoptic"]))
+        if item["thumbnail"] is None:
+            return
+        from fishnet.tasks.multitask.pictures import LabeledImage, as_labels, draw_levels
+
+        path = self.out / _PICTURES / f"{self._name(item['file'])}.jpg"
+        labels = as_labels(answer)
+        picture = draw_levels(LabeledImage(item["thumbnail"], labels, Path(item["file"]).name), self.classes, _SIDE)
+        with atomic_path(path) as partial:
+            picture.save(partial, "JPEG", quality=92)
+        self.written.append(path)
+        self.drawn += 1
+
+    def _name(self, file: str) -> str:
+        """Return the stem of a file, with a number behind it if another image has the same one."""
+        stem = Path(file).stem
+        name, number = stem, 1
+        while name.lower() in self._names:
+            number += 1
+            name = f"{stem}_{number}"
+        self._names.add(name.lower())
+        return name
+
+    def finish(self) -> None:
+        """Write the list of panoptic maps."""
+        if self._panoptic is not None and self._count:
+            self.written.append(self._panoptic.finish())

@@ -1,0 +1,56 @@
+"""How strongly each head of a network pulls at the trunk that they share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from fishnet.models.network import Network
+from fishnet.models.trunk import Features
+
+
+class TrunkGradients:
+    """Gradients of the losses of every head with respect to what the trunk gives.
+
+    Args:
+        network: Network with several heads.
+    """
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
+        self._features: list[Tensor] = []
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Keep what the trunk gives in a forward pass inside of the context."""
+
+        def keep(module: torch.nn.Module, inputs: object, features: Features) -> None:
+            found = [*features.maps, *([] if features.vector is None else [features.vector])]
+            self._features = [one for one in found if one.requires_grad]
+
+        handle = self.network.trunk.register_forward_hook(keep)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def norms(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the norm of the gradient of the losses of each head by all values of maps and features, as
+        `grad_norm_HEAD`; the graph is kept for the backward pass.
+
+        Args:
+            losses: Losses by name, with that of their head in front.
+        """
+        found: dict[str, Tensor] = {}
+        for head in self.network.heads:
+            own = [loss for name, loss in losses.items() if name.startswith(f"{head}_") and loss.requires_grad]
+            if own and self._features:
+                total = torch.stack(own).sum()
+                grads = torch.autograd.grad(total, self._features, retain_graph=True, allow_unused=True)
+                known = [grad.float().norm() for grad in grads if grad is not None]
+                found[f"grad_norm_{head}"] = torch.stack(known).norm() if known else total.detach() * 0
+        self._features = []
+        return found
