@@ -12,9 +12,9 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from fishnet.cli_help import Group, class_groups, class_options, function_options
 from fishnet.config import SETTING_GROUPS
 from fishnet.errors import FishnetError, UsageError
+from fishnet.signatures import Group, class_groups, class_options, function_options
 from fishnet.tasks import get_task, loaded_tasks, task_names
 from fishnet.tasks.base import TaskKind
 
