@@ -81,6 +81,16 @@ def test_from_photos_in_folders_to_predictions(
     assert "contains settings of classification, not of detection" in said
 
 
+@pytest.mark.parametrize(("task", "name"), [("detection", "pennfudan"), ("classification", "cifar10")])
+def test_a_folder_one_level_too_deep_is_an_error_of_one_line(
+    mini: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], task: str, name: str
+) -> None:
+    said = type_(capsys, "train", task, "--data", mini(name) / "train", "--out", tmp_path / "run", *QUICK, code=1)
+    assert said.startswith(f"fishnet: error: {mini(name) / 'train'} ")
+    assert len(said.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_batch_larger_than_the_data_is_reduced_with_a_note(
     mini: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -212,19 +212,30 @@ def test_the_model_of_a_run_need_not_be_named_again(
     assert load_model(second.path)[1].model == "fishnet_nano"
 
 
-def test_a_start_that_failed_does_not_count_as_a_run(
+def test_a_start_that_fails_leaves_no_folder_and_does_not_count_as_a_run(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("FISHNET_OUT", raising=False)
-    broken = tmp_path / "broken.pth"
-    broken.write_bytes(b"nothing")
-    for _ in range(2):
-        with pytest.raises(FishnetError, match="broken"):
-            train("classification", data=str(photos), **{**SMALL, "weights": str(broken)})
-    first = train("classification", data=str(photos), epochs=1, **{k: v for k, v in SMALL.items() if k != "epochs"})
-    second = train("classification", data=str(photos), epochs=1, **{k: v for k, v in SMALL.items() if k != "epochs"})
-    assert [first.path, second.path] == [Path("runs/train"), Path("runs/train2")]
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    Path("broken.pth").write_bytes(b"nothing")
+    bad: list[tuple[dict[str, Any], str]] = [
+        ({"weights": "broken.pth"}, "broken"),
+        ({"weights": "no_such_weights.pth"}, "no_such_weights"),
+        ({"weights": "pretrained", "model": "resnet10t", "model_option": {}}, "cannot download the pretrained weights"),
+        ({"freeze": ["no_such_part"]}, "no_such_part"),
+        ({"precision": "fp16"}, "needs a GPU"),
+    ]
+    for settings, says in bad:
+        with pytest.raises(FishnetError, match=says):
+            train("classification", data=str(photos), **{**SMALL, **settings})
+        assert not Path("runs").exists()
+    Path("runs", "train").mkdir(parents=True)  # a run that was killed before its first step has settings only
+    Path("runs", "train", "config.yaml").write_text("task: classification\n")
+    quick = {**SMALL, "epochs": 1, "max_steps": 1}
+    runs = [train("classification", data=str(photos), **quick) for _ in range(2)]
+    assert [run.path for run in runs] == [Path("runs/train"), Path("runs/train2")]
 
 
 def test_fine_tuning_takes_a_run_with_other_classes_and_keeps_frozen_parts(photos: Path, tmp_path: Path) -> None:
@@ -503,17 +514,6 @@ def test_a_part_that_is_named_loss_does_not_hide_the_total(
     rows = [row for row in MetricsFile(run.metrics_csv).read() if row["split"] == "train"]
     assert {float(row["value"]) for row in rows if row["name"] == "loss"} == {3.0}
     assert {float(row["value"]) for row in rows if row["name"] == "other"} == {2.0}
-
-
-def test_a_start_that_failed_is_no_run(photos: Path, tmp_path: Path) -> None:
-    with pytest.raises(FishnetError):
-        fit(photos, tmp_path / "run", weights=str(photos / "no_such_weights.pth"))
-    with pytest.raises(UsageError):
-        fit(photos, tmp_path / "run", freeze=["no_such_part"])
-    run = fit(photos, tmp_path / "run", epochs=1, max_steps=1)  # the corrected command needs no --overwrite
-    assert run.metrics_csv.exists()
-    with pytest.raises(UsageError, match="contains a run"):
-        fit(photos, tmp_path / "run", epochs=1)
 
 
 def test_the_line_of_an_epoch_shows_metrics_as_they_are_declared(

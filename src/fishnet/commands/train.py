@@ -75,7 +75,7 @@ def train(
         UsageError: An unknown setting, a folder that contains a run already, changed settings on resume.
         FishnetError: Bad data or weights, NaN, a full disk.
     """
-    from fishnet.training.fit import check_epochs, fit
+    from fishnet.training.fit import build_module, check_epochs, fit
     from fishnet.training.loggers import check_loggers
     from fishnet.training.optimizer import check_optimizer
     from fishnet.training.trainer import decide_precision
@@ -89,13 +89,14 @@ def train(
     run, saved = _open_run(kind, settings["out"], resume, overwrite)
     if not (settings.get("data") or (saved or {}).get("data")):
         raise UsageError("--data DIR is missing: the folder of the data set")
-    if recipe is None and saved is None:
-        recipe, reason = kind.choose_recipe(settings)
-        announce(f"recipe {recipe}: {reason}")
+    choice = kind.choose_recipe(settings) if recipe is None and saved is None else None
+    recipe = choice.name if choice else recipe
     config = decide_precision(resolve(kind, recipe, settings, base=saved))
     check_optimizer(config.optim.name)
     check_loggers(config.loggers)
     job = kind.make_training(config)
+    if choice:  # said once the data is known to be good, so that an error stands alone
+        announce(f"recipe {choice.name}: {choice.reason}")
     if not resume:
         _say_weights(job, settings)
     check_best(job)
@@ -103,10 +104,11 @@ def train(
     if saved is not None:
         check_resume(kind, run, saved, job.config, allow_changes)
         check_epochs(job.config, run)
+    module = build_module(job, run, resume)  # last of what can fail before anything is written
     if is_main_process():
         prepare_folder(run, resume)
         save_settings(run.config_yaml, task, job.config)
-    fit(job, run, resume=resume)
+    fit(module, resume)
     if is_main_process():
         _say_result(kind, run, job.config)
     return run
