@@ -229,6 +229,6 @@ split_options = of_all_tasks(
     lambda kind: kind.split_data, _task_of_data(lambda kind: kind.can_split), "root", "progress"
 )
 convert_options = of_all_tasks(
-    lambda kind: kind.convert_data, _task_of_data(lambda kind: kind.can_convert), "source", "dest"
+    lambda kind: kind.convert_data, _task_of_data(lambda kind: kind.can_convert), "source", "dest", "progress"
 )
 answer_options = of_all_tasks(lambda kind: kind.options, _task_of_model)

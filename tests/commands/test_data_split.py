@@ -10,15 +10,18 @@ from pathlib import Path
 
 import pytest
 
+from fishnet.cli import main
 from fishnet.commands.data_check import data_check
 from fishnet.commands.data_split import data_split
 from fishnet.data.classification.dataset import open_classification
 from fishnet.data.classification.split import choose_val
 from fishnet.data.detection import split as split_coco
 from fishnet.data.detection.dataset import open_detection
+from fishnet.data.segmentation.split import split_segmentation
 from fishnet.errors import FishnetError, UsageError
 from fishnet.files import atomic_write
 from tests.data.makers import class_folders, encode, noise, put, write_shard
+from tests.data.multitask.makers import multitask
 
 
 def contents(root: Path) -> Counter[bytes]:
@@ -255,6 +258,8 @@ def coco_images(path: Path) -> dict[int, str]:
 @pytest.mark.parametrize("name", ["coco", "pets3"])
 def test_a_coco_file_is_divided_and_every_image_stays_where_it_is(name, mini_copy, capsys):
     root = mini_copy(name)
+    for labels in root.glob("*/labels"):
+        shutil.rmtree(labels)  # with label maps it could not be divided
     path = only_train(root)
     whole, before = path.read_bytes(), files(root)
     with pytest.raises(FishnetError, match=r"no split 'val'.*fishnet data split .* creates val"):
@@ -281,6 +286,20 @@ def test_a_coco_file_is_divided_and_every_image_stays_where_it_is(name, mini_cop
         assert [open_classification(root, "val")[i]["bad"] for i in range(len(val))] == [""] * len(val)
     with pytest.raises(FishnetError, match="already has a validation split"):
         data_split(str(root))
+
+
+def test_a_folder_with_boxes_and_label_maps_is_refused_with_what_to_do(tmp_path, capsys):
+    root = multitask(tmp_path / "data", ("irp", "irp", "ir", "rp", "p", "i"), splits=("train",))
+    before = {name: (root / name).read_bytes() for name in files(root)}
+    for more in ([], ["--task", "detection"], ["--task", "classification"], ["--val", "0.5"]):
+        assert main(["data", "split", str(root), *more]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"label maps in {root / 'train' / 'labels'}, and a split would divide only one of them" in line
+        assert f"move the images and label maps for val to {root / 'val'}, and their entries to " in line
+        assert str(root / "annotations" / "instances_val.json") in line
+    with pytest.raises(FishnetError, match="would divide only one of them"):
+        split_segmentation(root)
+    assert {name: (root / name).read_bytes() for name in files(root)} == before
 
 
 @pytest.mark.parametrize("stop_after", [0, 1, 2])

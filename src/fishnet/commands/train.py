@@ -28,7 +28,7 @@ from fishnet.settings import (
     save_settings,
 )
 from fishnet.tasks import get_task
-from fishnet.tasks.base import TaskKind, Training
+from fishnet.tasks.base import RecipeChoice, TaskKind, Training
 
 # Settings that change where and how fast a run computes, but not its result; a resumed run may change them.
 FREE_TO_CHANGE = {"workers", "worker_start", "checkpoint_minutes", "save_every", "loggers", "compile", "out"}
@@ -95,10 +95,8 @@ def train(
     check_optimizer(config.optim.name)
     check_loggers(config.loggers)
     job = kind.make_training(config)
-    if choice:  # said once the data is known to be good, so that an error stands alone
-        announce(f"recipe {choice.name}: {choice.reason}")
-    if not resume:
-        _say_weights(job, settings)
+    if not resume:  # said once the data is known to be good, so that an error stands alone
+        _say_choices(job, choice, settings)
     check_best(job)
     fit_batch_size(job)
     if saved is not None:
@@ -114,9 +112,11 @@ def train(
     return run
 
 
-def _say_weights(job: Training, settings: Mapping[str, object]) -> None:
-    """Print what the weights to start from determine, or that there are some."""
+def _say_choices(job: Training, choice: RecipeChoice | None, settings: Mapping[str, object]) -> None:
+    """Print the recipe that was chosen, and what the weights to start from determine, or that there are some."""
     config = job.config
+    if choice:
+        announce(f"recipe {choice.name}: {choice.reason}")
     if hint := packaged_hint(job):
         announce(hint)
     if line := describe_preprocessing(config):

@@ -95,3 +95,25 @@ class Placer:
 def has_label_maps(root: Path) -> bool:
     """Return whether a folder, or one of its splits, has the folders `images` and `labels` of the pixel level."""
     return any((folder / "images").is_dir() and (folder / "labels").is_dir() for folder in (root, *subfolders(root)))
+
+
+def refuse_multitask(root: Path) -> None:
+    """Refuse to split a folder with boxes and label maps: dividing one of them would leave the other in train.
+
+    Raises:
+        FishnetError: The folder has annotations/instances_*.json, and label maps beside images.
+    """
+    if not any((root / "annotations").glob("instances_*.json")):
+        return
+    for folder in (root, *subfolders(root)):
+        labels = folder / "labels"
+        if (
+            (folder / "images").is_dir()
+            and labels.is_dir()
+            and any(p.suffix.lower() == ".png" for p in all_files(labels))
+        ):
+            raise FishnetError(
+                f"{root} has boxes in annotations/ and label maps in {labels}, and a split would divide only one of "
+                f"them; move the images and label maps for val to {root / 'val'}, and their entries to "
+                f"{root / 'annotations' / 'instances_val.json'}"
+            )

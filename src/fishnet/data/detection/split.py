@@ -16,6 +16,7 @@ from pathlib import Path
 from fishnet.data.detection.coco import load_document, parse_coco, summarize
 from fishnet.data.detection.dataset import annotation_file, image_folder, missing_files
 from fishnet.data.detection.types import Document, ImageEntry
+from fishnet.data.folders import refuse_multitask
 from fishnet.data.stratify import stratify
 from fishnet.errors import FishnetError, UsageError
 from fishnet.files import atomic_write
@@ -60,8 +61,8 @@ def split_coco(root: Path | str, val: float = 0.2, seed: int = 0) -> CocoSplitRe
         seed: Seed of the random choice.
 
     Raises:
-        FishnetError: A val split exists already, there is no train split, or the annotations have faults; nothing is
-            changed.
+        FishnetError: A val split exists already, there is no train split, the folder has label maps too, or the
+            annotations have faults; nothing is changed.
         UsageError: `val` is not between 0 and 1.
     """
     root = Path(root)
@@ -73,6 +74,7 @@ def split_coco(root: Path | str, val: float = 0.2, seed: int = 0) -> CocoSplitRe
             f"{root} already has a validation split ({present[0]}); remove or rename it to create another"
         )
     path = annotation_file(root, "train")
+    refuse_multitask(root)
     split = path.stem.removeprefix("instances_")
     kept = folder / f"{KEPT}{split}.json"
     document = _original(path, kept)

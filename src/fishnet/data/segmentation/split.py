@@ -10,6 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from fishnet.data.checks import inspect_images, quiet_pillow
+from fishnet.data.folders import refuse_multitask
 from fishnet.data.moves import SplitPlan, SplitReport, UndoReport, carry_out, read_plan, undo_split, write_plan
 from fishnet.data.segmentation.dataset import SegmentationDataset, no_pairs
 from fishnet.data.segmentation.layouts import Listing, available_splits, layout_of, list_split
@@ -44,8 +45,8 @@ def split_segmentation(
         progress: Show a progress bar on a terminal.
 
     Raises:
-        FishnetError: A val split exists already, the layout cannot be split, a label map cannot be used, or a target
-            file exists; no file is lost.
+        FishnetError: A val split exists already, the layout cannot be split or has boxes too, a label map cannot be
+            used, or a target file exists; no file is lost.
         UsageError: `val` is not between 0 and 1, or `copy` would leave val images in train.
     """
     root = Path(root)
@@ -72,6 +73,7 @@ def _make_plan(root: Path, val: float, seed: int, copy: bool, progress: bool) ->
         raise FishnetError(
             f"{root} already has a validation split ({present[0]}); remove or rename it to create another"
         )
+    refuse_multitask(root)
     if splits != [""] and "train" not in splits:
         raise FishnetError(f"{root} has the splits {', '.join(splits)} but no train split to take images from")
     if splits != [""] and copy:
