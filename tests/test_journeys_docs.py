@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from fishnet.cli import main
 from fishnet.data.detection.convert import convert_boxes
 from tests.data.detection.test_convert import as_roboflow
+from tests.data.test_oxford_pets import original
 from tests.processes import signal_at_step, start
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -34,6 +35,7 @@ ADDED = {
     "train detection": (*SHORT, "--longest", "96"),
     "evaluate": ("--workers", "0"),
     "predict": ("--workers", "0"),
+    "data make": ("--train", "12", "--val", "6", "--size", "64"),
 }
 """Options that make a command short, by its first words."""
 pytestmark = pytest.mark.filterwarnings("ignore::fishnet.models.norms.SmallBatchWarning")
@@ -150,6 +152,18 @@ def test_boxes_of_other_layouts(title: str, name: str, mini: Callable[[str], Pat
     said = follow(f"Boxes from a {title}", tmp_path)
     assert "next: fishnet data check detection boxes" in said["data convert"]
     check_boxes(tmp_path, follow("Boxes from a COCO folder", tmp_path))
+
+
+def test_without_own_data(mini: Callable[[str], Path], tmp_path: Path) -> None:
+    make, scenes, get, convert, pets = commands("Without data of your own")
+    with contextlib.chdir(tmp_path):
+        assert "next: fishnet train detection --data scenes --out" in type_(make)
+        assert "best epoch 1: mask AP" in type_(scenes)
+        original(mini("pets3"), Path(get[-1]))  # as the download makes it
+        assert "has the data set already" in type_(get)
+        assert "3 breeds, with classes, boxes, outlines and label maps" in type_(convert)
+        assert "best epoch 1: top-1" in type_(pets)
+        assert Path(pets[-1], "model.safetensors").exists()
 
 
 def test_after_an_interruption(mini: Callable[[str], Path], tmp_path: Path) -> None:
