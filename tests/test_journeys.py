@@ -58,7 +58,9 @@ def test_from_photos_in_folders_to_predictions(
 ) -> None:
     photos, run = tmp_path / "photos", tmp_path / "run"
     for name in ("cat", "ship"):
-        shutil.copytree(mini("cifar10") / "train" / name, photos / name)
+        (photos / name).mkdir(parents=True)
+        for path in sorted((mini("cifar10") / "train" / name).iterdir())[:30]:
+            shutil.copy(path, photos / name)
     said = type_(capsys, "data", "check", "classification", photos, code=1)
     assert f"`fishnet data split {photos}` creates both" in said
     said = type_(capsys, "data", "split", photos)
