@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fishnet.data.multitask.split import can_split, split_multitask
 from fishnet.tasks.base import TaskKind, at_size_with_longest
 from fishnet.tasks.multitask.check import check_data
 from fishnet.tasks.multitask.evaluator import DISPLAY
@@ -22,6 +23,9 @@ TASK = TaskKind(
     batch_size=8,
     display=DISPLAY,
     check_data=check_data,
+    split_data=split_multitask,
+    can_split=can_split,
+    layouts="annotations/instances_*.json with images/ and labels/",
     at_size=at_size_with_longest(LONGEST),
 )
 
