@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import signal
 import subprocess
@@ -14,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fishnet.cli import main
 from fishnet.metrics import MetricsFile
 
 WITHOUT_ONEDNN = """
@@ -53,6 +56,14 @@ def run(*arguments: str | Path, code: int = 0, **options: object) -> str:
     output, _ = process.communicate(timeout=500)
     assert process.returncode == code, f"exit code {process.returncode}, expected {code}:\n{output}"
     return output
+
+
+def run_here(*arguments: str | Path, code: int = 0) -> str:
+    """Run `fishnet ARGUMENTS` in this process, which saves the start of another, and return what it printed."""
+    with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.redirect_stderr(said):
+        found = main([str(argument) for argument in arguments])
+    assert found == code, f"exit code {found}, expected {code}:\n{said.getvalue()}"
+    return said.getvalue()
 
 
 def signal_at_step(process: subprocess.Popen[str], metrics: Path, step: int, signum: int = signal.SIGKILL) -> str:

@@ -22,7 +22,9 @@ def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str], name:
     code, text = outcome(capsys, *name.split(), "--help")
     assert code == 0
     assert f"fishnet {name}" in text
-    assert not any("_" in line.split()[0] for line in text.splitlines() if line.strip().startswith("--"))
+    options = [line.split()[0] for line in text.splitlines() if line.strip().startswith("--")]
+    assert not any("_" in option for option in options)
+    assert "--progress" not in options  # of functions only, which the command line calls
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,9 @@ def test_from_photos_in_folders_to_predictions(
 ) -> None:
     photos, run = tmp_path / "photos", tmp_path / "run"
     for name in ("cat", "ship"):
-        shutil.copytree(mini("cifar10") / "train" / name, photos / name)
+        (photos / name).mkdir(parents=True)
+        for path in sorted((mini("cifar10") / "train" / name).iterdir())[:30]:
+            shutil.copy(path, photos / name)
     said = type_(capsys, "data", "check", "classification", photos, code=1)
     assert f"`fishnet data split {photos}` creates both" in said
     said = type_(capsys, "data", "split", photos)
@@ -67,7 +69,9 @@ def test_from_photos_in_folders_to_predictions(
     said = type_(capsys, "train", "classification", "--data", photos, "--out", run, *QUICK, *options)
     assert "recipe scratch_small: no weights are given" in said
     assert re.search(r"best epoch 1: top-1 [0-9.]+ %; weights: ", said)
-    assert "top-1" in type_(capsys, "evaluate", run, "--data", photos, "--workers", "0")
+    said += type_(capsys, "evaluate", run, "--data", photos, "--workers", "0")
+    assert "top-1" in said
+    assert "top-5" not in said + (run / "report.html").read_text("utf-8")  # of two classes it says nothing
     type_(capsys, "predict", run, photos / "val", "--out", tmp_path / "found")
     assert (tmp_path / "found" / "results.json").exists()
     assert "resuming at step" in type_(capsys, "train", "--resume", run)
@@ -77,6 +81,16 @@ def test_from_photos_in_folders_to_predictions(
     config = run / "config.yaml"
     said = type_(capsys, "train", "detection", "--data", photos, "--out", tmp_path / "x", "--recipe", config, code=2)
     assert "contains settings of classification, not of detection" in said
+
+
+@pytest.mark.parametrize(("task", "name"), [("detection", "pennfudan"), ("classification", "cifar10")])
+def test_a_folder_one_level_too_deep_is_an_error_of_one_line(
+    mini: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], task: str, name: str
+) -> None:
+    said = type_(capsys, "train", task, "--data", mini(name) / "train", "--out", tmp_path / "run", *QUICK, code=1)
+    assert said.startswith(f"fishnet: error: {mini(name) / 'train'} ")
+    assert len(said.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_batch_larger_than_the_data_is_reduced_with_a_note(

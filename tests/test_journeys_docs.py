@@ -24,7 +24,9 @@ from safetensors.torch import load_file, save_file
 
 from fishnet.cli import main
 from fishnet.data.detection.convert import convert_boxes
+from fishnet.data.detection.dataset import open_detection
 from tests.data.detection.test_convert import as_roboflow
+from tests.data.test_oxford_pets import original
 from tests.processes import signal_at_step, start
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -36,6 +38,7 @@ ADDED = {
     "train segmentation": SHORT,
     "evaluate": ("--workers", "0"),
     "predict": ("--workers", "0"),
+    "data make": ("--train", "12", "--val", "6", "--size", "64"),
 }
 """Options that make a command short, by its first words."""
 pytestmark = pytest.mark.filterwarnings("ignore::fishnet.models.norms.SmallBatchWarning")
@@ -177,10 +180,31 @@ def test_boxes_of_other_layouts(title: str, name: str, mini: Callable[[str], Pat
     if name == "roboflow":
         as_roboflow(source, tmp_path / "roboflow")
         shutil.rmtree(source)
-    put_new_photos(mini("pennfudan"), tmp_path)
     said = follow(f"Boxes from a {title}", tmp_path)
     assert "next: fishnet data check detection boxes" in said["data convert"]
-    check_boxes(tmp_path, follow("Boxes from a COCO folder", tmp_path))
+    # what the boxes and images are is checked beside the conversion; here, that the next command takes the folder
+    check, train, *_ = commands("Boxes from a COCO folder")
+    with contextlib.chdir(tmp_path):
+        assert "no problems" in type_(check)
+        counts = [
+            sum(len(open_detection(root, split)) for split in ("train", "val"))
+            for root in (mini("pennfudan"), Path("boxes"))
+        ]
+        assert counts[0] == counts[1]
+        if name == "roboflow":  # the one whose annotation files are taken as they are
+            assert "report: runs/boxes/report.html" in type_([*train, "--model", "fishnet_nano", "--max-steps", "2"])
+
+
+def test_without_own_data(mini: Callable[[str], Path], tmp_path: Path) -> None:
+    make, scenes, get, convert, pets = commands("Without data of your own")
+    with contextlib.chdir(tmp_path):
+        assert "next: fishnet train detection --data scenes --out" in type_(make)
+        assert "best epoch 1: mask AP" in type_(scenes)
+        original(mini("pets3"), Path(get[-1]))  # as the download makes it
+        assert "has the data set already" in type_(get)
+        assert "3 breeds, with classes, boxes, outlines and label maps" in type_(convert)
+        assert "best epoch 1: top-1" in type_(pets)
+        assert Path(pets[-1], "model.safetensors").exists()
 
 
 def test_after_an_interruption(mini: Callable[[str], Path], tmp_path: Path) -> None:

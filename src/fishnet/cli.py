@@ -21,8 +21,8 @@ from fishnet.files import Json
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
-    from fishnet.cli_help import Function
     from fishnet.cli_tasks import Extension
+    from fishnet.signatures import Function
 
 
 @dataclass(frozen=True)
@@ -147,12 +147,12 @@ def resume_by_folder(arguments: list[str]) -> list[str]:
         return arguments
     from pathlib import Path
 
-    from fishnet.cli_help import function_options
     from fishnet.cli_tasks import class_hints, positional
     from fishnet.commands.train import train
     from fishnet.config import TrainConfig
     from fishnet.runs import RunFolder
     from fishnet.settings import read_task
+    from fishnet.signatures import function_options
     from fishnet.tasks import task_names
 
     folder, names = arguments[place], task_names()
@@ -195,8 +195,8 @@ def parse(name: str, command: Command, function: Function, arguments: list[str])
     """
     from jsonargparse import ArgumentError, ArgumentParser
 
-    from fishnet.cli_help import function_options
     from fishnet.cli_tasks import normalize
+    from fishnet.signatures import function_options
 
     hints = {key: option.hint for key, option in function_options(function).items()}
     if wants_help := any(argument in ("-h", "--help") for argument in arguments):
@@ -242,7 +242,8 @@ def tasks_help(name: str, command: Command) -> str:
 
 def command_help(name: str, command: Command, function: Function, extensions: list[Extension]) -> str:
     """Return the help of a command."""
-    from fishnet.cli_help import Group, function_options, render
+    from fishnet.cli_help import render
+    from fishnet.signatures import Group, function_options
 
     options = function_options(function)
     task = extensions[0].task if "task" in command.positional and extensions else None

@@ -13,9 +13,9 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from fishnet.cli_help import Group, class_groups, class_options, function_options
 from fishnet.config import SETTING_GROUPS
 from fishnet.errors import FishnetError, UsageError
+from fishnet.signatures import Group, class_groups, class_options, function_options
 from fishnet.tasks import get_task, loaded_tasks, task_names
 from fishnet.tasks.base import TaskKind
 
@@ -242,7 +242,7 @@ split_options = of_all_tasks(
     lambda kind: kind.split_data, _task_of_data(lambda kind: kind.can_split), "root", "progress"
 )
 convert_options = of_all_tasks(
-    lambda kind: kind.convert_data, _task_of_data(lambda kind: kind.can_convert), "source", "dest"
+    lambda kind: kind.convert_data, _task_of_data(lambda kind: kind.can_convert), "source", "dest", "progress"
 )
 answer_options = of_all_tasks(lambda kind: kind.options, _task_of_model)
 evaluation_options = of_all_tasks(lambda kind: kind.evaluation_options, _task_of_model)

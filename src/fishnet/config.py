@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple
 
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 Keywords = dict[str, Any]
 """Keyword arguments of a network or one of its parts, by name."""
@@ -37,9 +39,9 @@ DECAY = Rule("must be between 0 and 1, such as 0.999", lambda value: 0 < value <
 class NormalizeConfig:
     """Channel statistics that images are normalized with."""
 
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    mean: tuple[float, float, float] = IMAGENET_DEFAULT_MEAN
     """Channel means, for images in 0..1."""
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    std: tuple[float, float, float] = IMAGENET_DEFAULT_STD
     """Channel standard deviations, for images in 0..1."""
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import yaml
 
-from fishnet.cli_help import class_options
 from fishnet.config import TrainConfig
 from fishnet.errors import FishnetError, UsageError
 from fishnet.files import atomic_write
@@ -30,6 +29,7 @@ from fishnet.schema import (
     to_plain,
     tuple_of,
 )
+from fishnet.signatures import class_options
 from fishnet.tasks.base import TaskKind
 
 

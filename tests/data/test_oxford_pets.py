@@ -79,6 +79,23 @@ def test_conversion_gives_the_known_labels(mini, source: Path, tmp_path: Path, c
             assert np.array_equal(labels.label_map, expected.label_map)
 
 
+def test_the_layout_is_recognized(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "torchvision").mkdir()
+    (tmp_path / "torchvision" / "oxford-iiit-pet").symlink_to(source)
+    out = tmp_path / "out"
+    assert main(["data", "convert", str(tmp_path / "torchvision"), str(out), "--val", "0.25", "--copy"]) == 0
+    printed = capsys.readouterr().out
+    assert (
+        f"{out}: train 54, val 18, test 36 images of 3 breeds, with classes, boxes, outlines and label maps" in printed
+    )
+    assert f"next: fishnet train detection --data {out}" in printed
+    assert main(["data", "convert", str(source), str(tmp_path / "other"), "--to", "yolo"]) == 2
+    assert "--to is not an option of the conversion of Oxford-IIIT Pet; its options: --copy, --seed, --val" in (
+        capsys.readouterr().err
+    )
+    assert not (tmp_path / "other").exists()
+
+
 def test_val_is_a_share_of_every_breed_and_test_stays_apart(source: Path, tmp_path: Path) -> None:
     report = convert_pets(source, tmp_path / "out", val=0.25, seed=3)
     assert report.images == {"train": 54, "val": 18, "test": 36}

@@ -11,7 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.processes import WITHOUT_ONEDNN, assert_equal_losses, assert_equal_runs, run, signal_at_step, start, values
+from tests.processes import (
+    WITHOUT_ONEDNN,
+    assert_equal_losses,
+    assert_equal_runs,
+    run,
+    run_here,
+    signal_at_step,
+    start,
+    values,
+)
 from tests.tasks.detection.test_run import small
 
 STEPS = 2 * 4
@@ -80,7 +89,9 @@ def test_two_processes_judge_every_image_once(data: Path, straight: Path, tmp_pa
     # what both found together is what one process finds with the weights of the last epoch
     state = torch.load(out / "checkpoints" / "last.ckpt", weights_only=True)
     assert state["global_step"] == STEPS
-    run("evaluate", out, "--data", data, "--json", tmp_path / "figures.json", "--batch-size", "1", "--device", "cpu")
+    run_here(
+        "evaluate", out, "--data", data, "--json", tmp_path / "figures.json", "--batch-size", "1", "--device", "cpu"
+    )
     found = json.loads((tmp_path / "figures.json").read_text("utf-8"))
     assert found["images"] == 8
     logged = values(out, "val")

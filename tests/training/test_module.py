@@ -188,14 +188,14 @@ def test_overwrite_replaces_the_files_of_a_run_and_nothing_else(photos: Path, tm
 def test_resuming_a_finished_run_changes_nothing_and_says_so(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = fit(photos, tmp_path / "run", epochs=2)
+    run = fit(photos, tmp_path / "run", epochs=2, batch_size=60)
     before = run.metrics_csv.read_bytes(), run.model_file.read_bytes()
-    fit(photos, tmp_path / "run", epochs=2, resume=True)
+    fit(photos, tmp_path / "run", epochs=2, resume=True, batch_size=60)
     assert (run.metrics_csv.read_bytes(), run.model_file.read_bytes()) == before
     assert "all 2 epochs are trained; --epochs 4 --allow-changes trains further" in capsys.readouterr().out
     with pytest.raises(UsageError, match=r"^--epochs 1: .*run has finished 2 epochs already; give more of them$"):
-        fit(photos, tmp_path / "run", epochs=1, resume=True, allow_changes=True)
-    fit(photos, tmp_path / "run", epochs=3, resume=True, allow_changes=True)
+        fit(photos, tmp_path / "run", epochs=1, resume=True, allow_changes=True, batch_size=60)
+    fit(photos, tmp_path / "run", epochs=3, resume=True, allow_changes=True, batch_size=60)
     assert {row["epoch"] for row in MetricsFile(run.metrics_csv).read()} == {"1", "2", "3"}
     assert "epochs are trained" not in capsys.readouterr().out
 
@@ -212,19 +212,30 @@ def test_the_model_of_a_run_need_not_be_named_again(
     assert load_model(second.path)[1].model == "fishnet_nano"
 
 
-def test_a_start_that_failed_does_not_count_as_a_run(
+def test_a_start_that_fails_leaves_no_folder_and_does_not_count_as_a_run(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("FISHNET_OUT", raising=False)
-    broken = tmp_path / "broken.pth"
-    broken.write_bytes(b"nothing")
-    for _ in range(2):
-        with pytest.raises(FishnetError, match="broken"):
-            train("classification", data=str(photos), **{**SMALL, "weights": str(broken)})
-    first = train("classification", data=str(photos), epochs=1, **{k: v for k, v in SMALL.items() if k != "epochs"})
-    second = train("classification", data=str(photos), epochs=1, **{k: v for k, v in SMALL.items() if k != "epochs"})
-    assert [first.path, second.path] == [Path("runs/train"), Path("runs/train2")]
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    Path("broken.pth").write_bytes(b"nothing")
+    bad: list[tuple[dict[str, Any], str]] = [
+        ({"weights": "broken.pth"}, "broken"),
+        ({"weights": "no_such_weights.pth"}, "no_such_weights"),
+        ({"weights": "pretrained", "model": "resnet10t", "model_option": {}}, "cannot download the pretrained weights"),
+        ({"freeze": ["no_such_part"]}, "no_such_part"),
+        ({"precision": "fp16"}, "needs a GPU"),
+    ]
+    for settings, says in bad:
+        with pytest.raises(FishnetError, match=says):
+            train("classification", data=str(photos), **{**SMALL, **settings})
+        assert not Path("runs").exists()
+    Path("runs", "train").mkdir(parents=True)  # a run that was killed before its first step has settings only
+    Path("runs", "train", "config.yaml").write_text("task: classification\n")
+    quick = {**SMALL, "epochs": 1, "max_steps": 1}
+    runs = [train("classification", data=str(photos), **quick) for _ in range(2)]
+    assert [run.path for run in runs] == [Path("runs/train"), Path("runs/train2")]
 
 
 def test_fine_tuning_takes_a_run_with_other_classes_and_keeps_frozen_parts(photos: Path, tmp_path: Path) -> None:
@@ -249,12 +260,12 @@ def test_weights_and_biases_gets_the_figures_and_a_resumed_run_goes_on(
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    run = fit(photos, tmp_path / "run", epochs=2, max_steps=1, loggers=["wandb"])
+    run = fit(photos, tmp_path / "run", max_steps=1, loggers=["wandb"], batch_size=60)
     first = json.loads(run.loggers_json.read_text("utf-8"))["wandb"]
     import wandb
 
     wandb.finish()
-    fit(photos, tmp_path / "run", epochs=2, loggers=["wandb"], resume=True, allow_changes=True)
+    fit(photos, tmp_path / "run", loggers=["wandb"], resume=True, allow_changes=True, batch_size=60)
     assert wandb.run is not None
     assert wandb.run.id == json.loads(run.loggers_json.read_text("utf-8"))["wandb"] == first
     logged = dict(wandb.run.summary)
@@ -271,8 +282,8 @@ def test_weights_and_biases_gets_the_figures_and_a_resumed_run_goes_on(
 def test_mlflow_gets_the_figures_and_a_resumed_run_goes_on(photos: Path, tmp_path: Path) -> None:
     from mlflow.tracking import MlflowClient
 
-    run = fit(photos, tmp_path / "run", epochs=2, max_steps=1, loggers=["mlflow"])
-    fit(photos, tmp_path / "run", epochs=2, loggers=["mlflow"], resume=True, allow_changes=True)
+    run = fit(photos, tmp_path / "run", max_steps=1, loggers=["mlflow"], batch_size=60)
+    fit(photos, tmp_path / "run", loggers=["mlflow"], resume=True, allow_changes=True, batch_size=60)
     found = MlflowClient(f"sqlite:///{run.path / 'mlflow.db'}")
     (one,) = found.search_runs([found.get_experiment_by_name("fishnet").experiment_id])
     assert one.data.params["epochs"] == "2"
@@ -290,17 +301,6 @@ def test_a_logger_that_is_not_installed_names_its_extra(
     with pytest.raises(UsageError, match=r"^--loggers wandb needs the extra: pip install 'fishnet-vision\[wandb\]'$"):
         fit(photos, tmp_path / "run", loggers=["wandb"])
     assert not (tmp_path / "run").exists()
-
-
-def test_the_weights_of_every_second_epoch_are_kept(photos: Path, tmp_path: Path) -> None:
-    run = fit(photos, tmp_path / "run", epochs=4, save_every=2)
-    kept = sorted(path.name for path in run.checkpoints.glob("epoch_*"))
-    assert kept == ["epoch_002.safetensors", "epoch_004.safetensors"]
-    last, _ = load_model(run.epoch_file(4))
-    state = torch.load(run.last, weights_only=True)["state_dict"]
-    assert all(torch.equal(value, state[f"model.{name}"]) for name, value in last.state_dict().items())
-    second, _ = load_model(run.epoch_file(2))
-    assert not torch.equal(next(second.parameters()), next(last.parameters()))
 
 
 def test_tensorboard_gets_the_figures_of_metrics_csv(photos: Path, tmp_path: Path) -> None:
@@ -505,17 +505,6 @@ def test_a_part_that_is_named_loss_does_not_hide_the_total(
     assert {float(row["value"]) for row in rows if row["name"] == "other"} == {2.0}
 
 
-def test_a_start_that_failed_is_no_run(photos: Path, tmp_path: Path) -> None:
-    with pytest.raises(FishnetError):
-        fit(photos, tmp_path / "run", weights=str(photos / "no_such_weights.pth"))
-    with pytest.raises(UsageError):
-        fit(photos, tmp_path / "run", freeze=["no_such_part"])
-    run = fit(photos, tmp_path / "run", epochs=1, max_steps=1)  # the corrected command needs no --overwrite
-    assert run.metrics_csv.exists()
-    with pytest.raises(UsageError, match="contains a run"):
-        fit(photos, tmp_path / "run", epochs=1)
-
-
 def test_the_line_of_an_epoch_shows_metrics_as_they_are_declared(
     photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -547,6 +536,7 @@ def test_training_stops_when_nothing_gets_better(
 ) -> None:
     """With a rate of nearly 0 and fixed BatchNorms every validation equals the first."""
     still: dict[str, Any] = {"lr": 1e-12, "freeze": ["stem", "tail", "bridge", "body", "head", "score"], "patience": 2}
+    still["batch_size"] = 60  # one step per epoch
     run = fit(photos, tmp_path / "run", epochs=9, **still)
     epochs = [int(row["epoch"]) for row in MetricsFile(run.metrics_csv).read() if row["name"] == "top1"]
     assert epochs == [1, 2, 3]
@@ -560,8 +550,8 @@ def test_training_stops_when_nothing_gets_better(
     assert more == [1, 2, 3, 4, 5]
 
 
-def test_the_best_epoch_is_that_of_the_named_metric(photos: Path, tmp_path: Path) -> None:
-    run = fit(photos, tmp_path / "run", epochs=4, best="loss", lr=0.3)
+def test_the_best_epoch_is_that_of_the_named_metric_and_every_second_one_is_kept(photos: Path, tmp_path: Path) -> None:
+    run = fit(photos, tmp_path / "run", epochs=4, best="loss", lr=0.3, save_every=2)
     losses = {
         int(row["epoch"]): float(row["value"])
         for row in MetricsFile(run.metrics_csv).read()
@@ -574,3 +564,10 @@ def test_the_best_epoch_is_that_of_the_named_metric(photos: Path, tmp_path: Path
     with pytest.raises(UsageError, match=r"the validation computes no 'top-1'.*Did you mean 'top1'"):
         fit(photos, tmp_path / "other", best="top-1")
     assert not (tmp_path / "other").exists()
+    kept = sorted(path.name for path in run.checkpoints.glob("epoch_*"))
+    assert kept == ["epoch_002.safetensors", "epoch_004.safetensors"]
+    last, _ = load_model(run.epoch_file(4))
+    state = torch.load(run.last, weights_only=True)["state_dict"]
+    assert all(torch.equal(value, state[f"model.{name}"]) for name, value in last.state_dict().items())
+    second, _ = load_model(run.epoch_file(2))
+    assert not torch.equal(next(second.parameters()), next(last.parameters()))

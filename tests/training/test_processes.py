@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from fishnet.metrics import MetricsFile
-from tests.processes import run
+from tests.processes import run, run_here
 from tests.training.test_module import photos
 
 __all__ = ["photos"]
@@ -30,13 +30,11 @@ def losses(out: Path) -> list[float]:
     ]
 
 
-def test_two_processes_give_the_losses_of_one(mini: Callable[[str], Path], tmp_path: Path) -> None:
-    data = ["train", "classification", "--data", mini("cifar10"), *MODEL]
-    run(*data, "--out", tmp_path / "start", "--epochs", "1", "--workers", "1")
+def test_two_processes_give_the_losses_of_one(mini: Callable[[str], Path], nano_weights: Path, tmp_path: Path) -> None:
     common = [
-        *data,
+        *("train", "classification", "--data", mini("cifar10"), *MODEL),
         "--weights",
-        tmp_path / "start",
+        nano_weights,
         "--epochs",
         "1",
         "--max-steps",
@@ -47,7 +45,8 @@ def test_two_processes_give_the_losses_of_one(mini: Callable[[str], Path], tmp_p
         "0.0001",
     ]
     common += ["--log-every", "1", "--workers", "1"]
-    run(*common, "--out", tmp_path / "one")
+    torch.set_num_threads(1)
+    run_here(*common, "--out", tmp_path / "one")
     run(*common, "--out", tmp_path / "two", "--devices", "2")
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert len(one) == len(two) == 20
@@ -88,7 +87,7 @@ def test_processes_judge_the_network_that_is_saved(photos: Path, tmp_path: Path)
         assert torch.equal(value, two[name]), name
     counters = [value for name, value in one.items() if name.endswith("num_batches_tracked")]
     assert {(value.dtype, int(value)) for value in counters} == {(torch.int64, 2 * 60 // 20)}
-    run("evaluate", out, "--data", photos, "--json", tmp_path / "found.json", "--device", "cpu", "--workers", "0")
+    run_here("evaluate", out, "--data", photos, "--json", tmp_path / "found.json", "--device", "cpu", "--workers", "0")
     found = json.loads((tmp_path / "found.json").read_text("utf-8"))["metrics"]
     rows = [row for row in MetricsFile(out / "metrics.csv").read() if row["split"] == "val"]
     best = max((float(row["value"]), -int(row["epoch"])) for row in rows if row["name"] == "top1")

@@ -3,20 +3,37 @@
 from __future__ import annotations
 
 import random
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.processes import assert_equal_runs, run, signal_at_step, start
+from fishnet.metrics import MetricsFile
+from tests.processes import assert_equal_runs, run, run_here, signal_at_step, start
 
-STEPS_PER_EPOCH = 2000 // 160
+PHOTOS, BATCH = 96, 80
+"""Training images per class of ten, and per optimizer step."""
+STEPS_PER_EPOCH = 10 * PHOTOS // BATCH
 EPOCHS = "2"
 STEPS = STEPS_PER_EPOCH * int(EPOCHS)
 SETTINGS = [
     *("--model", "fishnet_nano", "--model-option", "stem_stride=2", "--model-option", "drop_path_rate=0.2"),
-    *("--size", "32", "--epochs", EPOCHS, "--batch-size", "160", "--accumulate", "2", "--workers", "2", "--seed", "7"),
+    *(
+        "--size",
+        "32",
+        "--epochs",
+        EPOCHS,
+        "--batch-size",
+        f"{BATCH}",
+        "--accumulate",
+        "2",
+        "--workers",
+        "2",
+        "--seed",
+        "7",
+    ),
     *("--ema", "0.9", "--augment.rand-augment", "rand-m7-mstd0.5", "--augment.mixup", "0.2", "--augment.cutmix", "1.0"),
     *("--augment.random-erasing", "0.2", "--optim.warmup-epochs", "1", "--log-every", "1", "--drop-rate", "0.1"),
     *("--checkpoint-minutes", "0.01", "--freeze", "[stem]"),
@@ -28,10 +45,22 @@ def train(data: Path, out: Path, *more: str) -> list[str | Path]:
 
 
 @pytest.fixture(scope="module")
-def straight(mini: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def data(mini: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with some photos of every class."""
+    folder = tmp_path_factory.mktemp("photos")
+    for split, count in (("train", PHOTOS), ("val", 10)):
+        for source in sorted((mini("cifar10") / split).iterdir()):
+            (folder / split / source.name).mkdir(parents=True)
+            for path in sorted(source.iterdir())[:count]:
+                shutil.copy(path, folder / split / source.name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def straight(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run that is never killed."""
     out = tmp_path_factory.mktemp("straight") / "run"
-    run(*train(mini("cifar10"), out))
+    run(*train(data, out))
     return out
 
 
@@ -42,42 +71,41 @@ def kill_and_resume(data: Path, straight: Path, out: Path, step: int) -> None:
     assert_equal_runs(straight, out, STEPS)
 
 
-def test_a_killed_run_resumes_bit_identical(mini: Callable[[str], Path], straight: Path, tmp_path: Path) -> None:
-    kill_and_resume(mini("cifar10"), straight, tmp_path / "run", step=STEPS_PER_EPOCH + 5)
+def test_a_run_that_is_stopped_and_killed_resumes_bit_identical(data: Path, straight: Path, tmp_path: Path) -> None:
+    out, resume = tmp_path / "run", []
+    kill = signal.SIGKILL
+    for step, signum, code in (
+        (4, signal.SIGTERM, 143), (STEPS_PER_EPOCH + 3, signal.SIGINT, 130), (STEPS - 5, kill, -kill),
+    ):  # fmt: skip
+        stopped = start(*train(data, out, *resume))
+        output = signal_at_step(stopped, out / "metrics.csv", step, signum)
+        assert stopped.returncode == code, output
+        if signum != kill:
+            assert f"the state is saved, continue with: fishnet train --resume {out}" in output
+            assert "Traceback" not in output
+        logged = [int(row["step"]) for row in MetricsFile(out / "metrics.csv").read() if row["split"] == "train"]
+        assert step <= max(logged) < step + 5
+        resume = ["--resume"]
+    run(*train(data, out, *resume))
+    assert_equal_runs(straight, out, STEPS)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("trial", range(5))
-def test_killed_at_random_steps(mini: Callable[[str], Path], straight: Path, tmp_path: Path, trial: int) -> None:
+def test_killed_at_random_steps(data: Path, straight: Path, tmp_path: Path, trial: int) -> None:
     step = random.Random(trial).randint(2, STEPS - 2)
     print(f"trial {trial}: killed at step {step} of {STEPS}")
-    kill_and_resume(mini("cifar10"), straight, tmp_path / "run", step)
+    kill_and_resume(data, straight, tmp_path / "run", step)
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_saves_and_exits_and_the_resumed_run_is_the_same(
-    mini: Callable[[str], Path], straight: Path, tmp_path: Path, signum: int, code: int
-) -> None:
-    out = tmp_path / "run"
-    stopped = start(*train(mini("cifar10"), out))
-    output = signal_at_step(stopped, out / "metrics.csv", STEPS_PER_EPOCH + 3, signum)
-    assert stopped.returncode == code, output
-    assert f"the state is saved, continue with: fishnet train --resume {out}" in output
-    assert "Traceback" not in output
-    run(*train(mini("cifar10"), out, "--resume"))
-    assert_equal_runs(straight, out, STEPS)
-
-
-def test_resume_with_changed_settings_is_refused_with_their_names(
-    mini: Callable[[str], Path], straight: Path, tmp_path: Path
-) -> None:
-    arguments = train(mini("cifar10"), straight, "--resume")
-    output = run(*arguments, "--augment.mixup", "0.5", "--seed", "8", code=2)
+def test_resume_with_changed_settings_is_refused_with_their_names(data: Path, straight: Path, tmp_path: Path) -> None:
+    arguments = train(data, straight, "--resume")
+    output = run_here(*arguments, "--augment.mixup", "0.5", "--seed", "8", code=2)
     assert "seed: 7 -> 8" in output
     assert "augment.mixup: 0.2 -> 0.5" in output
     assert "--allow-changes" in output
 
 
-def test_a_folder_that_holds_a_run_is_refused(mini: Callable[[str], Path], straight: Path) -> None:
-    output = run(*train(mini("cifar10"), straight), code=2)
+def test_a_folder_that_holds_a_run_is_refused(data: Path, straight: Path) -> None:
+    output = run_here(*train(data, straight), code=2)
     assert "--resume, --overwrite or another --out" in output

@@ -26,12 +26,14 @@ __all__ = ["photos"]
 @pytest.mark.parametrize(
     ("at", "settings"),
     [
-        (1, {"norm": "frozen", "ema": 0.9}),
-        (4, {"freeze": ["stem", "tail"], "ema": 0.9}),
-        (4, {"optim": {"name": "lamb", "decay_all": False, "layer_decay": 0.8, "warmup_epochs": 1}}),
-        (2, {"optim": {"name": "lion", "decay_all": False}}),
+        (1, {"norm": "frozen", "ema": 0.9, "optim": {"name": "lion", "decay_all": False}}),
+        (
+            4,
+            {"freeze": ["stem", "tail"], "ema": 0.9}
+            | {"optim": {"name": "lamb", "decay_all": False, "layer_decay": 0.8, "warmup_epochs": 1}},
+        ),
     ],
-    ids=["frozen norms", "frozen parts", "groups of parameters", "lion"],
+    ids=["frozen norms, lion", "frozen parts, groups of parameters"],
 )
 def test_a_run_that_stops_inside_an_epoch_resumes_bit_identical(
     photos: Path, nano_weights: Path, tmp_path: Path, at: int, settings: dict[str, Any]
@@ -100,19 +102,15 @@ def test_a_resumed_run_follows_changed_settings_of_the_optimizer(
     assert logged["5"] == pytest.approx(0.25 * 0.02)
 
 
-@pytest.mark.parametrize(
-    ("changes", "says"),
-    [
+def test_what_a_checkpoint_has_no_state_for_is_refused_before_anything_is_written(photos: Path, tmp_path: Path) -> None:
+    run = fit(photos, tmp_path / "run", epochs=1, max_steps=1)
+    before = run.config_yaml.read_bytes()
+    refused: list[tuple[dict[str, Any], str]] = [
         ({"optim": {"name": "adamw"}}, "cannot change optim.name from sgd to adamw"),
         ({"ema": 0.9}, "cannot change ema from None to 0.9"),
         ({"model": "fishnet_tiny"}, "cannot change model from fishnet_nano to fishnet_tiny"),
-    ],
-)
-def test_what_a_checkpoint_has_no_state_for_is_refused_before_anything_is_written(
-    photos: Path, tmp_path: Path, changes: dict[str, Any], says: str
-) -> None:
-    run = fit(photos, tmp_path / "run", epochs=1)
-    before = run.config_yaml.read_bytes()
-    with pytest.raises(UsageError, match=says):
-        fit(photos, tmp_path / "run", epochs=2, resume=True, allow_changes=True, **changes)
-    assert run.config_yaml.read_bytes() == before
+    ]
+    for changes, says in refused:
+        with pytest.raises(UsageError, match=says):
+            fit(photos, tmp_path / "run", epochs=2, resume=True, allow_changes=True, **changes)
+        assert run.config_yaml.read_bytes() == before

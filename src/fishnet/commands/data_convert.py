@@ -6,14 +6,19 @@ import inspect
 from pathlib import Path
 from typing import Any
 
+from fishnet.commands.data_convert_pets import data_convert_pets
 from fishnet.commands.hints import suggest
 from fishnet.commands.layouts import task_of
+from fishnet.data.oxford_pets import pets_folder
 from fishnet.errors import UsageError, refuse_options
+from fishnet.signatures import function_options
 from fishnet.tasks.base import DataReport
 
 
 def data_convert(source: str, dest: str, task: str | None = None, **options: Any) -> DataReport:
     """Write a data set in another layout, such as boxes from Pascal VOC or YOLO as COCO.
+
+    The Oxford-IIIT Pet data set is recognized too, see `fishnet data convert oxford-pets --help`.
 
     Args:
         source: Folder of the data set.
@@ -21,10 +26,17 @@ def data_convert(source: str, dest: str, task: str | None = None, **options: Any
         task: Task that the data is for; by default the layout decides.
         options: Options of the task, such as `to`, the layout to write.
     """
+    if pets_folder(Path(source)) is not None:
+        refuse_options(
+            options,
+            function_options(data_convert_pets).keys() - {"source", "dest"},
+            "the conversion of Oxford-IIIT Pet",
+        )
+        return data_convert_pets(source, dest, **options)
     kind = task_of(Path(source), task, lambda kind: kind.can_convert)
     if kind.convert_data is None:
         raise UsageError(f"{kind.name} has no other layouts to convert")
-    known = set(inspect.signature(kind.convert_data).parameters) - {"source", "dest"}
+    known = set(inspect.signature(kind.convert_data).parameters) - {"source", "dest", "progress"}
     refuse_options(options, known, f"the conversion of {kind.name} data")
     report = kind.convert_data(Path(source), Path(dest), **options)
     print(report.describe())

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from fishnet.commands.hints import suggest
+from fishnet.tasks.base import DataReport
 
 
-def data_convert_pets(source: str, dest: str, val: float = 0.2, seed: int = 0, copy: bool = False) -> None:
+def data_convert_pets(source: str, dest: str, val: float = 0.2, seed: int = 0, copy: bool = False) -> DataReport:
     """Write the Oxford-IIIT Pet data set with a class, box, outline and label map per image.
 
     The outline is that of the whole pet; in the label map the border of the trimap is ignored.
@@ -26,5 +27,7 @@ def data_convert_pets(source: str, dest: str, val: float = 0.2, seed: int = 0, c
     """
     from fishnet.data.oxford_pets import convert_pets
 
-    print(convert_pets(Path(source), Path(dest), val, seed, copy).describe())
+    report = convert_pets(Path(source), Path(dest), val, seed, copy)
+    print(report.describe())
     suggest("train", "detection", "--data", dest, "--out", f"runs/{Path(dest).resolve().name}")
+    return report

@@ -28,7 +28,7 @@ from fishnet.settings import (
     save_settings,
 )
 from fishnet.tasks import get_task
-from fishnet.tasks.base import TaskKind, Training
+from fishnet.tasks.base import RecipeChoice, TaskKind, Training
 
 # Settings that change where and how fast a run computes, but not its result; a resumed run may change them.
 FREE_TO_CHANGE = {"workers", "worker_start", "checkpoint_minutes", "save_every", "loggers", "compile", "out"}
@@ -75,7 +75,7 @@ def train(
         UsageError: An unknown setting, a folder that contains a run already, changed settings on resume.
         FishnetError: Bad data or weights, NaN, a full disk.
     """
-    from fishnet.training.fit import check_epochs, fit
+    from fishnet.training.fit import build_module, check_epochs, fit
     from fishnet.training.loggers import check_loggers
     from fishnet.training.optimizer import check_optimizer
     from fishnet.training.trainer import decide_precision
@@ -89,32 +89,34 @@ def train(
     run, saved = _open_run(kind, settings["out"], resume, overwrite)
     if not (settings.get("data") or (saved or {}).get("data")):
         raise UsageError("--data DIR is missing: the folder of the data set")
-    if recipe is None and saved is None:
-        recipe, reason = kind.choose_recipe(settings)
-        announce(f"recipe {recipe}: {reason}")
+    choice = kind.choose_recipe(settings) if recipe is None and saved is None else None
+    recipe = choice.name if choice else recipe
     config = decide_precision(resolve(kind, recipe, settings, base=saved))
     check_optimizer(config.optim.name)
     check_loggers(config.loggers)
     job = kind.make_training(config)
-    if not resume:
-        _say_weights(job, settings)
+    if not resume:  # said once the data is known to be good, so that an error stands alone
+        _say_choices(job, choice, settings)
     check_best(job)
     fit_batch_size(job)
     if saved is not None:
         check_resume(kind, run, saved, job.config, allow_changes)
         check_epochs(job.config, run)
+    module = build_module(job, run, resume)  # last of what can fail before anything is written
     if is_main_process():
         prepare_folder(run, resume)
         save_settings(run.config_yaml, task, job.config)
-    fit(job, run, resume=resume)
+    fit(module, resume)
     if is_main_process():
         _say_result(kind, run, job.config)
     return run
 
 
-def _say_weights(job: Training, settings: Mapping[str, object]) -> None:
-    """Print what the weights to start from determine, or that there are some."""
+def _say_choices(job: Training, choice: RecipeChoice | None, settings: Mapping[str, object]) -> None:
+    """Print the recipe that was chosen, and what the weights to start from determine, or that there are some."""
     config = job.config
+    if choice:
+        announce(f"recipe {choice.name}: {choice.reason}")
     if hint := packaged_hint(job):
         announce(hint)
     if line := describe_preprocessing(config):

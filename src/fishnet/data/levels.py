@@ -172,7 +172,8 @@ def refuse_partial_split(root: Path, task: str) -> None:
     """
     if has_boxes_and_maps(root):
         raise UsageError(
-            f"{root} has boxes and label maps of the same images, and a split for {task} would divide one only; "
+            f"{root} has boxes and label maps of the same images, and a split for {task} would divide one of them "
+            "only; "
             f"`fishnet data split {root} --task multitask` divides both"
         )
 

@@ -112,6 +112,11 @@ def is_oxford_pets(root: Path) -> bool:
     )
 
 
+def pets_folder(source: Path) -> Path | None:
+    """Return the folder with the original layout: the given one, or `oxford-iiit-pet` in it, as torchvision has it."""
+    return next((folder for folder in (source, source / "oxford-iiit-pet") if is_oxford_pets(folder)), None)
+
+
 def convert_pets(
     source: Path, dest: Path, val: float = 0.2, seed: int = 0, copy: bool = False, progress: bool = True
 ) -> PetsReport:
@@ -134,10 +139,10 @@ def convert_pets(
         FishnetError: The source is incomplete or its lists are damaged.
     """
     check_root(source, LAYOUT)
-    if not is_oxford_pets(source) and is_oxford_pets(source / "oxford-iiit-pet"):
-        source = source / "oxford-iiit-pet"
-    if not is_oxford_pets(source):
+    folder = pets_folder(source)
+    if folder is None:
         raise FishnetError(f"{source} is not the Oxford-IIIT Pet data set; expected {LAYOUT}")
+    source = folder
     if not 0 <= val < 1:
         raise UsageError(f"--val must be at least 0 and below 1, such as 0.2, not {val}")
     if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):

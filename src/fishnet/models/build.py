@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
 from fishnet.errors import UsageError
@@ -27,9 +28,6 @@ __all__ = [
     "CLASSIFIER", "HEADS", "Architecture", "HeadKind", "as_network", "build_network", "plan_of", "register_head",
     "takes_vector",
 ]  # fmt: skip
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Channel means and standard deviations of ImageNet images in 0..1."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +93,8 @@ def _known_fields(kind: type, values: Mapping[str, object], what: str) -> dict[s
 def build_network(
     architecture: Architecture,
     weights: str | None = None,
-    mean: tuple[float, ...] = IMAGENET_MEAN,
-    std: tuple[float, ...] = IMAGENET_STD,
+    mean: tuple[float, ...] = IMAGENET_DEFAULT_MEAN,
+    std: tuple[float, ...] = IMAGENET_DEFAULT_STD,
 ) -> Network:
     """Build the network of an architecture.
 
@@ -132,8 +130,8 @@ def build_network(
 def as_network(
     whole: nn.Module,
     architecture: Architecture,
-    mean: tuple[float, ...] = IMAGENET_MEAN,
-    std: tuple[float, ...] = IMAGENET_STD,
+    mean: tuple[float, ...] = IMAGENET_DEFAULT_MEAN,
+    std: tuple[float, ...] = IMAGENET_DEFAULT_STD,
 ) -> Network:
     """Return a whole classifier as the network of an architecture with an image head only; its modules are shared.
 

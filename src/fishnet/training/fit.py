@@ -22,26 +22,42 @@ from fishnet.tasks.base import TorchRuntime, Training
 from fishnet.training.checkpoints import RunKeeper
 from fishnet.training.module import TrainingModule
 from fishnet.training.progress import progress_bars
-from fishnet.training.trainer import build_trainer
+from fishnet.training.trainer import build_trainer, check_devices
 
 
-def fit(job: Training, run: RunFolder, resume: bool = False) -> None:
-    """Train into a run folder, from the beginning or from the last checkpoint.
+def build_module(job: Training, run: RunFolder, resume: bool = False) -> TrainingModule:
+    """Build the network of a run with its weights; nothing is written, so that a start that fails leaves no folder.
 
     Args:
         job: What to train.
-        run: Run folder.
+        run: Run folder; it need not exist.
+        resume: Continue from the last checkpoint, if there is one.
+
+    Raises:
+        UsageError: The settings do not fit the network or this machine.
+        FishnetError: The weights cannot be had or do not fit.
+    """
+    check_devices(job.config)
+    with quiet_lightning():
+        return TrainingModule(job, run, run.last if resume and run.last.exists() else None)
+
+
+def fit(module: TrainingModule, resume: bool = False) -> None:
+    """Train into a run folder, from the beginning or from the last checkpoint.
+
+    Args:
+        module: What `build_module` returns.
         resume: Continue from the last checkpoint.
 
     Raises:
         FishnetError: NaN, unreadable images, a full disk; the last good checkpoint is kept.
         Interrupted: A signal was received; the state is saved.
     """
+    job, run, checkpoint = module.job, module.run_folder, module.checkpoint
     config = job.config
     with quiet_lightning():
         keeper = RunKeeper(run, config.checkpoint_minutes)
         trainer = build_trainer(config, [keeper, *progress_bars(config.log_every)], run)
-        checkpoint = run.last if resume and run.last.exists() else None
         if trainer.is_global_zero:
             step, epochs, validated = read_position(checkpoint) if checkpoint else Position(0, 0, True)
             MetricsFile(run.metrics_csv).cut(step, validated)
@@ -50,7 +66,6 @@ def fit(job: Training, run: RunFolder, resume: bool = False) -> None:
             print(f"resuming at step {step}" if checkpoint else f"writing to {run.path}", flush=True)
             if epochs == config.epochs:
                 announce(f"all {epochs} epochs are trained; --epochs {2 * epochs} --allow-changes trains further")
-        module = TrainingModule(job, run, checkpoint)
         trainer.fit(module, ckpt_path=checkpoint)
         keeper.finish(trainer, module)
         if trainer.is_global_zero:

@@ -87,7 +87,7 @@ class TrainingModule(pl.LightningModule):
 
     def __init__(self, job: Training, run: RunFolder, checkpoint: Path | None = None):
         super().__init__()
-        self.job, self.config, self.run_folder = job, job.config, run
+        self.job, self.config, self.run_folder, self.checkpoint = job, job.config, run, checkpoint
         self.model = build_model(job, fresh=checkpoint is not None)
         if checkpoint is not None:
             state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)

@@ -77,12 +77,8 @@ def decide_precision(config: TrainConfig) -> TrainConfig:
     return config
 
 
-def build_trainer(config: TrainConfig, callbacks: list[pl.Callback], run: RunFolder) -> pl.Trainer:
-    """Return the Lightning trainer for the settings.
-
-    Raises:
-        UsageError: A precision or number of devices that this machine does not support.
-    """
+def check_devices(config: TrainConfig) -> None:
+    """Raise UsageError for a precision or number of devices that this machine does not support."""
     on_cpu = runs_on_cpu(config)
     if on_cpu and config.precision == "fp16":
         raise UsageError("--precision fp16 needs a GPU; use fp32 or auto on a CPU")
@@ -90,11 +86,20 @@ def build_trainer(config: TrainConfig, callbacks: list[pl.Callback], run: RunFol
         raise UsageError("--device cuda: no CUDA device is visible; use --device cpu")
     if not on_cpu and config.devices > torch.cuda.device_count():
         raise UsageError(f"--devices {config.devices}: only {torch.cuda.device_count()} GPUs are visible")
+
+
+def build_trainer(config: TrainConfig, callbacks: list[pl.Callback], run: RunFolder) -> pl.Trainer:
+    """Return the Lightning trainer for the settings.
+
+    Raises:
+        UsageError: A precision or number of devices that this machine does not support.
+    """
+    check_devices(config)
     check_loggers(config.loggers)
     # only the first process logs, and its run folder exists by now
     loggers = make_loggers(config, run) if is_main_process() else []
     return pl.Trainer(
-        accelerator="cpu" if on_cpu else "gpu",
+        accelerator="cpu" if runs_on_cpu(config) else "gpu",
         devices=config.devices,
         num_nodes=config.nodes,
         strategy="ddp" if config.devices * config.nodes > 1 else "auto",

@@ -15,6 +15,7 @@ from fishnet.data.checks import quiet_pillow
 from fishnet.data.classification.checks import inspect_listings
 from fishnet.data.classification.layouts import Listing, available_splits, is_split, list_split
 from fishnet.data.folders import has_label_maps, image_files
+from fishnet.data.levels import refuse_partial_split
 from fishnet.data.moves import PLAN, SplitPlan, SplitReport, UndoReport, carry_out, read_plan, undo_split, write_plan
 from fishnet.errors import FishnetError, UsageError
 
@@ -120,6 +121,7 @@ def _make_plan(root: Path, splits: list[str], val: float, seed: int, copy: bool,
         raise UsageError(
             "--copy would leave the val images in train; it is only for DIR/<class>/ without a train split"
         )
+    refuse_partial_split(root, "classification")
     listing = list_split(root, "train" if splits else "")
     if listing.kind not in ("folders", "list"):
         raise FishnetError(

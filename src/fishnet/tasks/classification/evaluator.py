@@ -31,12 +31,21 @@ from fishnet.tasks.base import Batch
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-METRICS = ("top1", "top5", "macro_accuracy", "ece", "loss")
-"""Metrics of classifiers with one label per image."""
-MULTI_LABEL_METRICS = ("map", "f1", "loss")
-"""Metrics of classifiers with several labels per image."""
+TOP_K = 5
 CONFUSION_LIMIT = 2000
 """More classes than this get no confusion matrix: it grows with their square."""
+
+
+def metric_names(classes: int, multi_label: bool = False) -> tuple[str, ...]:
+    """Return the names of the metrics of a classifier.
+
+    Args:
+        classes: Number of classes; top-5 accuracy is left out up to five, where it is always 1.
+        multi_label: Whether an image has any number of classes.
+    """
+    if multi_label:
+        return "map", "f1", "loss"
+    return "top1", *(("top5",) if classes > TOP_K else ()), "macro_accuracy", "ece", "loss"
 
 
 @dataclass
@@ -98,10 +107,10 @@ class _ClassCounts(Metric):
 class ClassificationEvaluator(nn.Module):
     """Evaluate logits against targets, batch by batch.
 
-    Metrics with one label per image: top1, top5 (or of all classes, if there are fewer), macro_accuracy (mean recall of
-    the classes with images), ece (expected calibration error, 15 bins) and loss (cross entropy). With several labels:
-    map (mean average precision) and f1 (at a threshold of 0.5), both as means over classes with images, and loss
-    (binary cross entropy).
+    Metrics with one label per image: top1, top5 (with more than five classes), macro_accuracy (mean recall of the
+    classes with images), ece (expected calibration error, 15 bins) and loss (cross entropy). With several labels: map
+    (mean average precision) and f1 (at a threshold of 0.5), both as means over classes with images, and loss (binary
+    cross entropy).
     """
 
     def __init__(self, classes: Sequence[str], multi_label: bool = False, device: str | torch.device = "cpu") -> None:
@@ -165,7 +174,7 @@ class ClassificationEvaluator(nn.Module):
         width = len(self.classes)
         guess = logits.argmax(1)
         truth_rows = functional.one_hot(targets, width)
-        hits = (logits.topk(min(5, width), dim=1).indices == targets[:, None]).sum()
+        hits = (logits.topk(min(TOP_K, width), dim=1).indices == targets[:, None]).sum()
         self.counts.update(truth_rows, functional.one_hot(guess, width), hits)
         self.loss.update(functional.cross_entropy(logits, targets, reduction="none"))
         # as probabilities: torchmetrics guesses from the range of a batch whether these are logits
@@ -227,12 +236,13 @@ class ClassificationEvaluator(nn.Module):
 
     def _single_metrics(self, rows: list[Json], counts: dict[str, np.ndarray], n: int) -> dict[str, float]:
         assert self.ece is not None
-        return {
+        known = {
             "top1": int(counts["correct"].sum()) / n,
             "top5": int(counts["topk_hits"]) / n,
             "macro_accuracy": _mean(row["recall"] for row in rows),
             "ece": float(self.ece.compute()),
         }
+        return {name: known[name] for name in metric_names(len(self.classes)) if name in known}
 
     def _multi_metrics(self, rows: list[Json]) -> dict[str, float]:
         assert self.precision is not None

@@ -22,11 +22,10 @@ from fishnet.models.network import Images
 from fishnet.tasks.base import Answer, BadImages, Batch, Entry, Runtime
 from fishnet.tasks.classification.evaluator import (
     DISPLAY,
-    METRICS,
-    MULTI_LABEL_METRICS,
     ClassificationEvaluator,
     Evaluation,
     good_items,
+    metric_names,
 )
 from fishnet.tasks.classification.options import ClassificationOptions
 from fishnet.tasks.classification.painter import Sheets
@@ -72,7 +71,7 @@ class ClassificationTask:
     @property
     def metrics(self) -> Sequence[str]:
         """Names of the metrics that an evaluation computes."""
-        return MULTI_LABEL_METRICS if self.multi_label else METRICS
+        return metric_names(len(self.classes), self.multi_label)
 
     @property
     def multi_label(self) -> bool:

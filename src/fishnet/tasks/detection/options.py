@@ -8,11 +8,11 @@ from typing import ClassVar, Literal
 from fishnet.config import AT_LEAST_1, POSITIVE, PROBABILITY, PyramidConfig, Rules, TrainConfig
 from fishnet.data.detection.transforms import AugmentConfig
 from fishnet.errors import UsageError
+from fishnet.models.heads.detectors import Detector
 from fishnet.tasks.base import Given, RecipeChoice
 
-Detector = Literal[
-    "auto", "faster_rcnn", "mask_rcnn", "keypoint_rcnn", "retinanet", "fcos", "cascade_rcnn", "cascade_mask_rcnn"
-]
+DetectorChoice = Literal["auto", Detector]
+"""Detector, or auto, which leaves it to the data."""
 
 
 @dataclass
@@ -59,7 +59,7 @@ class HeadsConfig:
 class DetectionConfig(TrainConfig):
     """Settings of a run that trains a detector."""
 
-    detector: Detector = "auto"
+    detector: DetectorChoice = "auto"
     """Detector to build on the backbone; auto: mask_rcnn if the objects have outlines, else faster_rcnn."""
     longest: int = 1333
     """Maximum of the longer side of an image in pixels; --size is the shorter side."""

@@ -21,10 +21,10 @@ from fishnet.environment import announce
 from fishnet.errors import FishnetError
 from fishnet.files import Json
 from fishnet.models.build import Architecture
-from fishnet.models.heads.detectors import RegionPlan
+from fishnet.models.heads.detectors import Detector, RegionPlan
 from fishnet.models.network import Network
 from fishnet.tasks.base import Batch, TrainOrder
-from fishnet.tasks.detection.options import DetectionConfig, Detector
+from fishnet.tasks.detection.options import DetectionConfig, DetectorChoice
 from fishnet.tasks.detection.task import HEAD, DetectionTask, evaluated_kinds
 
 
@@ -144,7 +144,7 @@ def _open(config: DetectionConfig, split: str, classes: list[str] | None = None)
     return dataset
 
 
-def decide_detector(detector: Detector, file: CocoFile) -> Detector:
+def decide_detector(detector: DetectorChoice, file: CocoFile) -> Detector:
     """Return the detector; where the settings leave it to the data, choose one, and print which and why.
 
     Args:

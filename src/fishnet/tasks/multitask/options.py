@@ -10,7 +10,7 @@ from fishnet.data.levels import Level
 from fishnet.data.multitask.transforms import AugmentConfig
 from fishnet.tasks.base import Given, RecipeChoice
 from fishnet.tasks.classification.options import ClassificationOptions
-from fishnet.tasks.detection.options import DetectionOptions, Detector, HeadsConfig
+from fishnet.tasks.detection.options import DetectionOptions, DetectorChoice, HeadsConfig
 from fishnet.tasks.multitask.panoptic import MergeOptions
 from fishnet.tasks.segmentation.options import PixelConfig
 
@@ -39,7 +39,7 @@ class MultitaskConfig(TrainConfig):
 
     levels: list[Level] = field(default_factory=list)
     """Levels to learn: image, region, pixel; empty: all that the data has labels of."""
-    detector: Detector = "auto"
+    detector: DetectorChoice = "auto"
     """Detector of the region level; auto: mask_rcnn if the objects have outlines, else faster_rcnn."""
     longest: int = 1333
     """Maximum of the longer side of an image in pixels; --size is the shorter side."""
