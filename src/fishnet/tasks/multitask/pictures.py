@@ -100,10 +100,14 @@ def as_object_labels(
     boxes: Tensor | Sequence[Sequence[float]], classes: Tensor | Sequence[int], masks: list[RunLengths] | None = None
 ) -> ObjectLabels:
     """Return objects with corners x1 y1 x2 y2 as labels, in which boxes are x, y, width, height."""
-    corners = np.array(boxes.cpu() if isinstance(boxes, Tensor) else boxes, np.float64).reshape(-1, 4)
-    indices = np.array(classes.cpu() if isinstance(classes, Tensor) else classes, np.int64).reshape(-1)
+    corners = np.array(_plain(boxes), np.float64).reshape(-1, 4)
+    indices = np.array(_plain(classes), np.int64).reshape(-1)
     corners[:, 2:] -= corners[:, :2]
     return ObjectLabels(indices, corners, np.zeros(len(indices), bool), masks)
+
+
+def _plain(values: Tensor | Sequence[object]) -> object:
+    return values.cpu().numpy() if isinstance(values, Tensor) else values
 
 
 def as_labels(answer: Answer) -> ImageLabels:

@@ -298,7 +298,7 @@ class MultitaskTask:
         items: list[LabeledImage] = []
         for index in np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int).tolist():
             try:
-                image, labels = dataset.split.load(index)
+                image, labels = dataset.split.load(index)[0], dataset.labels(index)
             except FishnetError:
                 continue  # whether a file that cannot be used stops the run was decided when it was evaluated
             (answer,) = self.answer(runtime, [self.prepare(image)])
