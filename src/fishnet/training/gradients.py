@@ -37,9 +37,11 @@ class TrunkGradients:
         finally:
             handle.remove()
 
-    def norms(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the norm of the gradient of the losses of each head by all values of maps and features, as
+    def squares(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the squared norm of the gradient of the losses of each head by all values of maps and features, as
         `grad_norm_HEAD`; the graph is kept for the backward pass.
+
+        Each process has its own features, so squares add up over processes; `norm_over_processes` makes norms of them.
 
         Args:
             losses: Losses by name, with that of their head in front.
@@ -50,7 +52,17 @@ class TrunkGradients:
             if own and self._features:
                 total = torch.stack(own).sum()
                 grads = torch.autograd.grad(total, self._features, retain_graph=True, allow_unused=True)
-                known = [grad.float().norm() for grad in grads if grad is not None]
-                found[f"grad_norm_{head}"] = torch.stack(known).norm() if known else total.detach() * 0
+                known = [grad.float().square().sum() for grad in grads if grad is not None]
+                found[f"grad_norm_{head}"] = torch.stack(known).sum() if known else total.detach() * 0
         self._features = []
         return found
+
+
+def norm_over_processes(mean_square: Tensor, processes: int) -> Tensor:
+    """Return the norm of a gradient by the features of all processes, whose loss is the mean over the processes.
+
+    Args:
+        mean_square: Mean over the processes of the squared norm of the gradient of a process's own loss.
+        processes: Number of processes.
+    """
+    return (mean_square / processes).sqrt()

@@ -39,7 +39,7 @@ from fishnet.models.precision import guard_bf16_on_cpu
 from fishnet.runs import RunFolder
 from fishnet.tasks import get_task
 from fishnet.tasks.base import Batch, Evaluation, TorchRuntime, Training, evaluate_network, evaluation_mode
-from fishnet.training.gradients import TrunkGradients
+from fishnet.training.gradients import TrunkGradients, norm_over_processes
 from fishnet.training.optimizer import (
     PARAMETERS,
     Checkpoint,
@@ -218,7 +218,7 @@ class TrainingModule(pl.LightningModule):
         gradients = TrunkGradients(self.model)
         with gradients.watching():
             losses = self.job.losses(self.model, batch, self.current_epoch)
-        self._pulls = gradients.norms(losses)
+        self._pulls = gradients.squares(losses)
         return losses
 
     def logs_now(self) -> bool:
@@ -237,6 +237,7 @@ class TrainingModule(pl.LightningModule):
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
         if self.trainer.world_size > 1:
             losses = {n: self.trainer.strategy.reduce(v.clone(), reduce_op="mean") for n, v in losses.items()}
+        losses |= {n: norm_over_processes(losses[n], self.trainer.world_size) for n in self._pulls}
         if self.trainer.is_global_zero:
             rate = max(group["lr"] for group in optimizer.param_groups)
             values = {name: float(value) for name, value in losses.items()}

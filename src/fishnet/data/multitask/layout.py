@@ -156,6 +156,17 @@ class MultitaskSplit:
         annotated = file.annotated.get(place)
         return ObjectLabels(file.class_of[found], file.boxes[found].copy(), file.crowd[found], masks, annotated)
 
+    def is_panoptic(self, index: int) -> bool:
+        """Return whether the labels of an image determine its panoptic map: a label map, and the outlines of objects of
+        all classes."""
+        number, place = self.region_of[index].tolist()
+        if number == _NONE or self.pixel_of[index, 0] == _NONE:
+            return False
+        file = self.regions[number].file
+        listed = file.annotated.get(place)
+        looked_for_all = listed is None or len(listed) == len(file.classes)
+        return looked_for_all and bool(file.outlines.kind[file.objects(place)].all())
+
     def load(self, index: int) -> tuple[Image.Image, ImageLabels]:
         """Return an image as RGB, in the size that its labels refer to, and its labels.
 

@@ -46,8 +46,9 @@ class DenseHead(nn.Module):
         levels = self.anchors.levels(frame.canvas, raw["cls_logits"].device)
         matched = [self.match(levels, target["boxes"]) for target in targets]
         unknown = unknown_classes(targets)
-        if unknown is not None:  # a logit of -10,000 has neither loss nor gradient
-            raw = {**raw, "cls_logits": raw["cls_logits"].masked_fill(unknown[:, None], -1e4)}
+        if unknown is not None:  # a logit of -10,000 has neither loss nor gradient where there is no object
+            hidden = unknown[:, None] & (torch.stack(matched) < 0)[..., None]
+            raw = {**raw, "cls_logits": raw["cls_logits"].masked_fill(hidden, -1e4)}
         return self.tower_losses(raw, [torch.cat(levels)] * len(targets), matched, targets)
 
     def match(self, levels: list[Tensor], boxes: Tensor) -> Tensor:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 from fishnet.data.multitask.dataset import MultitaskDataset
 from fishnet.drawing.display import Score, combine, unique_names
 from fishnet.files import Json
+from fishnet.models.distributed import first_process, gathered
 from fishnet.tasks.classification.evaluator import DISPLAY as IMAGE
 from fishnet.tasks.classification.evaluator import ClassificationEvaluator
 from fishnet.tasks.classification.evaluator import Evaluation as ClassificationEvaluation
@@ -63,10 +64,13 @@ class MultitaskEvaluator:
     region: DetectionEvaluator | None = None
     pixel: SegmentationEvaluator | None = None
     panoptic: PanopticEvaluator | None = None
+    seen: int = 0
+    """Images that this process has evaluated."""
 
     def compute(self) -> MultitaskEvaluation:
         """Return the metrics of all levels over all processes; all processes must call it."""
-        found = MultitaskEvaluation({}, len(self.dataset))
+        counts = gathered(self.seen)  # empty except in the first process
+        found = MultitaskEvaluation({}, first_process(lambda: sum(counts)))
         found.image = None if self.image is None else self.image.compute()
         found.region = None if self.region is None else self.region.compute()
         found.pixel = None if self.pixel is None else self.pixel.compute()
@@ -74,11 +78,21 @@ class MultitaskEvaluator:
         parts = (found.image, found.region, found.pixel, found.panoptic)
         metrics = {name: part.metrics for name, part in zip(PARTS, parts, strict=True) if part is not None}
         names = metric_names(metrics)
-        primary = [own[PARTS[name].primary_of(own)] for name, own in metrics.items() if name != "panoptic"]
-        known = [value for value in primary if value >= 0]
-        found.metrics[MEAN] = math.fsum(known) / len(known) if known else -1.0
-        found.metrics |= {names[part, name]: value for part, own in metrics.items() for name, value in own.items()}
+        every = {names[part, name]: value for part, own in metrics.items() for name, value in own.items()}
+        known = [value for name in averaged(every) if (value := every[name]) >= 0]
+        found.metrics = {MEAN: math.fsum(known) / len(known) if known else -1.0, **every}
         return found
+
+
+def averaged(metrics: Collection[str]) -> list[str]:
+    """Return the names of the metrics whose mean decides on the best epoch: the primary one of each level.
+
+    Args:
+        metrics: Names of the metrics of an evaluation.
+    """
+    levels = [display for name, display in PARTS.items() if name != "panoptic"]
+    found = [next((name for name in display.primary if name in metrics), None) for display in levels]
+    return [name for name in found if name is not None]
 
 
 def metric_names(metrics: Mapping[str, Mapping[str, float]]) -> dict[tuple[str, str], str]:

@@ -47,12 +47,8 @@ class LevelPictures:
         return index < _DRAWN
 
     def thumbnail(self, image: Image.Image) -> Image.Image:
-        """Return the image in the size in which it is drawn."""
-        if max(image.size) <= _SIDE:
-            return image
-        small = image.copy()
-        small.thumbnail((_SIDE, _SIDE))
-        return small
+        """Return the image itself: boxes are in its own pixels."""
+        return image
 
     def add(self, item: DrawnItem, answer: Answer) -> None:
         """Write the files of one image, and draw it."""
@@ -65,11 +61,15 @@ class LevelPictures:
             self.written.append(self._panoptic.add(self._count, Path(item["file"]).name, answer["panoptic"]))
         if item["thumbnail"] is None:
             return
-        from fishnet.tasks.multitask.pictures import LabeledImage, as_labels, draw_levels
+        from fishnet.tasks.multitask.pictures import LabeledImage, as_labels, beside, draw_levels, draw_panoptic
 
         path = self.out / _PICTURES / f"{self._name(item['file'])}.jpg"
         labels = as_labels(answer)
-        picture = draw_levels(LabeledImage(item["thumbnail"], labels, Path(item["file"]).name), self.classes, _SIDE)
+        photo = item["thumbnail"]
+        picture = draw_levels(LabeledImage(photo, labels, Path(item["file"]).name), self.classes, _SIDE)
+        if self._panoptic is not None:
+            found = draw_panoptic(photo, answer["panoptic"], self._panoptic.categories, self.classes, _SIDE)
+            picture = beside(picture, found)
         with atomic_path(path) as partial:
             picture.save(partial, "JPEG", quality=92)
         self.written.append(path)

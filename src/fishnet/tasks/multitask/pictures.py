@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from fishnet.data.levels import ImageLabels, LevelClasses, ObjectLabels
 from fishnet.data.multitask.dataset import SampleTarget
+from fishnet.data.panoptic import Category, PanopticMap
 from fishnet.data.run_lengths import RunLengths, encode
 from fishnet.data.segmentation.overlays import overlay
 from fishnet.drawing import style
@@ -94,6 +96,51 @@ def _fitted(size: tuple[int, int], side: int) -> tuple[int, int]:
     """Return the size (width, height) with a longer side of `side` pixels."""
     factor = side / max(size)
     return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
+
+
+def draw_panoptic(
+    image: Image.Image, panoptic: PanopticMap, categories: Sequence[Category], classes: LevelClasses, side: int = 256
+) -> Image.Image:
+    """Draw a panoptic map on its image: objects in shades of the color of their class, void as white fog.
+
+    Args:
+        image: Image.
+        panoptic: Segments of the image.
+        categories: Classes of the segments; things are the objects, in the order of their classes.
+        classes: Class names of each level.
+        side: Longer side of the picture in pixels.
+    """
+    photo = image.convert("RGB").resize(_fitted(image.size, side), Image.Resampling.BICUBIC)
+    things = [one["id"] for one in categories if one["isthing"]]
+    of_stuff = dict(zip(classes.pixel, pixel_colors(classes), strict=True))
+    names = {one["id"]: one["name"] for one in categories}
+    places = np.full(panoptic.ids.shape, len(panoptic.segments))
+    colors: list[Color | None] = []
+    drawn: Counter[int] = Counter()
+    for place, segment in enumerate(panoptic.segments):
+        category = segment["category_id"]
+        places[panoptic.ids == segment["id"]] = place
+        if category in things:
+            colors.append(_shade(class_color(things.index(category)), drawn[category]))
+            drawn[category] += 1
+        else:
+            colors.append(of_stuff[names[category]])
+    return overlay(photo, places, colors)
+
+
+def _shade(color: Color, number: int) -> Color:
+    """Return a lighter shade of a color for each further object of a class, in turn."""
+    share = (0.0, 0.35, 0.6)[number % 3]
+    red, green, blue = (round(value + share * (255 - value)) for value in color)
+    return red, green, blue
+
+
+def beside(left: Image.Image, right: Image.Image) -> Image.Image:
+    """Return two pictures beside each other, aligned at the top."""
+    page = Image.new("RGB", (left.width + 4 + right.width, max(left.height, right.height)), _PAPER)
+    page.paste(left, (0, 0))
+    page.paste(right, (left.width + 4, 0))
+    return page
 
 
 def as_object_labels(

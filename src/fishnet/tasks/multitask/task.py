@@ -34,7 +34,14 @@ from fishnet.tasks.detection.detections import Objects, as_objects, in_original_
 from fishnet.tasks.detection.evaluator import DetectionEvaluator
 from fishnet.tasks.detection.task import DetectionTask, Tile
 from fishnet.tasks.detection.task import PreparedImage as PreparedTiles
-from fishnet.tasks.multitask.evaluator import DISPLAY, MEAN, MultitaskEvaluation, MultitaskEvaluator, metric_names
+from fishnet.tasks.multitask.evaluator import (
+    DISPLAY,
+    MEAN,
+    MultitaskEvaluation,
+    MultitaskEvaluator,
+    averaged,
+    metric_names,
+)
 from fishnet.tasks.multitask.options import MultitaskOptions
 from fishnet.tasks.multitask.painter import LevelPictures
 from fishnet.tasks.multitask.panoptic import METRICS as PANOPTIC_METRICS
@@ -140,7 +147,7 @@ class MultitaskTask:
             found.region = DetectionEvaluator(split.regions[0].file, self.region.kinds)
         if self.pixel is not None:
             found.pixel = SegmentationEvaluator(self.classes.pixel, split.classes.ignore_index)
-        if self.has_panoptic and bool((split.known[:, 1] & split.known[:, 2]).any()):
+        if self.has_panoptic and any(split.is_panoptic(index) for index in range(len(split))):
             found.panoptic = PanopticEvaluator(self.categories)
         return found
 
@@ -155,6 +162,7 @@ class MultitaskTask:
     def update(self, evaluator: MultitaskEvaluator, answers: Answers, batch: Batch) -> None:
         """Pass the answers to the evaluators of the levels that each image is labeled on."""
         good = [place for place, bad in enumerate(batch["bad"]) if not bad]
+        evaluator.seen += len(good)
         labeled = [number for number, place in enumerate(good) if "image" in batch["target"][place]]
         if self.image is not None and evaluator.image is not None and labeled:
             truth = torch.stack([batch["target"][good[number]]["image"] for number in labeled])
@@ -177,7 +185,7 @@ class MultitaskTask:
             return
         label_map = decide(answers["pixel"][0], target["pixel"].shape)
         evaluator.pixel.update(label_map, target["pixel"])
-        if objects is not None and truth is not None and evaluator.panoptic is not None:
+        if objects is not None and truth is not None and evaluator.panoptic is not None and split.is_panoptic(index):
             true = self._truth(truth, target["pixel"], split.classes.ignore_index)
             evaluator.panoptic.update(self._panoptic(objects, label_map.numpy()), true)
 
@@ -192,7 +200,9 @@ class MultitaskTask:
 
     def describe(self, evaluation: MultitaskEvaluation) -> list[str]:
         """Return the metrics of every level."""
-        lines = [f"  {'mean of levels':<20}{DISPLAY.text(MEAN, evaluation.metrics[MEAN]):>9}"]
+        metrics = evaluation.metrics
+        named = ", ".join(f"{DISPLAY.title(name)} {DISPLAY.text(name, metrics[name])}" for name in averaged(metrics))
+        lines = [f"  {'mean of levels':<20}{DISPLAY.text(MEAN, metrics[MEAN]):>9}  ({named})"]
         if self.image is not None and evaluation.image is not None:
             lines += ["image level:", *self.image.describe(evaluation.image)]
         if self.region is not None and evaluation.region is not None:
