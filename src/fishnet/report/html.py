@@ -108,9 +108,8 @@ def write_report(run: RunFolder, display: Display | None = None) -> Path:
 
 
 _INSIDES = (
-    "What the stages see in an image: a row per part, finer maps on the left in the tail, and from stride 4 to 32 in "
-    "every row. Colors are the three principal components of the features at each position; equal colors within a map "
-    "are similar features."
+    "What the stages see in an image: a row per part, from stride 4 on the left to stride 32 on the right. Colors "
+    "are the three principal components of the features at each position: within a map, equal colors are similar features."
 )
 
 

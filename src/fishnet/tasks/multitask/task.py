@@ -302,15 +302,19 @@ class MultitaskTask:
         return LevelPictures(out, self.classes, coding, self.categories if self.has_panoptic else None)
 
     def draw_examples(self, runtime: Runtime, dataset: MultitaskDataset, count: int = 6) -> Image.Image:
-        """Return images spread over a data set, each with what is predicted and below it the truth."""
-        from fishnet.tasks.multitask.pictures import LabeledImage, as_labels, level_sheet
+        """Return images of a data set: predicted objects, label map and panoptic map, and beside them the truth."""
+        from fishnet.drawing.regions import sheet
+        from fishnet.tasks.multitask.pictures import LabeledImage, as_labels, beside, draw_levels, draw_panoptic
 
-        items: list[LabeledImage] = []
+        cards: list[Image.Image] = []
         for index in np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int).tolist():
             try:
                 image, labels = dataset.split.load(index)[0], dataset.labels(index)
             except FishnetError:
                 continue  # whether a file that cannot be used stops the run was decided when it was evaluated
             (answer,) = self.answer(runtime, [self.prepare(image)])
-            items += [LabeledImage(image, as_labels(answer), "prediction"), LabeledImage(image, labels, "truth")]
-        return level_sheet(items, self.classes, columns=2)
+            found = draw_levels(LabeledImage(image, as_labels(answer), "prediction"), self.classes)
+            if "panoptic" in answer:
+                found = beside(found, draw_panoptic(image, answer["panoptic"], self.categories, self.classes))
+            cards += [found, draw_levels(LabeledImage(image, labels, "truth"), self.classes)]
+        return sheet(cards, columns=2)
