@@ -108,8 +108,8 @@ def write_report(run: RunFolder, display: Display | None = None) -> Path:
 
 
 _INSIDES = (
-    "What the stages see in an image: a row per part, from stride 4 on the left to stride 32 on the right. Colors "
-    "are the three principal components of the features at each position: within a map, equal colors are similar features."
+    "What the stages see in an image: a row per part, from stride 4 on the left to stride 32 on the right. Colors are "
+    "the three principal components of the features at each position: within a map, equal colors are similar features."
 )
 
 
