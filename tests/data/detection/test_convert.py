@@ -87,6 +87,23 @@ def test_damaged_yolo_lines_are_named(line: str, tmp_path: Path) -> None:
         convert_boxes(yolo(tmp_path / "yolo", line), tmp_path / "coco", "coco")
 
 
+def test_classes_of_yolo_are_read_by_their_numbers(tmp_path: Path) -> None:
+    """Numbers in quotes were sorted as text, 10 before 2, and numbers that do not count from 0 were not noticed."""
+    letters = "abcdefghijkl"
+    root = yolo(tmp_path / "yolo", "10 0.5 0.5 0.25 0.5\n2 0.5 0.5 0.5 0.5\n")
+    quoted = [f"'{number}': {letter}" for number, letter in enumerate(letters)]
+    (root / "data.yaml").write_text(f"names: {{{', '.join(quoted)}}}\n")
+    assert [label for label, _ in boxes_of(root)] == ["k", "c"]
+    (root / "data.yaml").write_text("names: {1: ant, 2: bee}\n")
+    with pytest.raises(FishnetError, match=r"data\.yaml.*must be numbered from 0 to 1, not 1, 2"):
+        convert_boxes(root, tmp_path / "none", "coco")
+
+
+def boxes_of(root: Path) -> list[tuple[str, list[float]]]:
+    convert_boxes(root, root / "coco", "coco")
+    return boxes(root / "coco")["instances_train/ä b.png"]
+
+
 def voc(root: Path, text: str) -> Path:
     (root / "Annotations").mkdir(parents=True)
     (root / "JPEGImages").mkdir()
