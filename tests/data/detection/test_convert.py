@@ -284,12 +284,14 @@ def test_folders_of_other_names_and_a_val(tmp_path: Path) -> None:
         (root / "boxes" / f"{number}.xml").write_text(
             f"<annotation><filename>{number}.png</filename><object><name>{label}</name>{BOX}</object></annotation>"
         )
-    with pytest.raises(FishnetError, match=r"no known layout.*--images and --annotations"):
+    with pytest.raises(UsageError, match=r"no task recognizes.*--images and --annotations"):
         data_convert(str(root), str(tmp_path / "coco"))
+    with pytest.raises(FishnetError, match=r"no known layout.*--images and --annotations"):
+        data_convert(str(root), str(tmp_path / "coco"), task="detection")
     with pytest.raises(FishnetError, match="has no folder pics"):
         data_convert(str(root), str(tmp_path / "coco"), images="pics", annotations="boxes")
     with pytest.raises(UsageError, match="--val must be between 0 and 1"):
-        data_convert(str(root), str(tmp_path / "coco"), val=2)
+        data_convert(str(root), str(tmp_path / "coco"), task="detection", val=2)
     names = {"images": "pictures", "annotations": "boxes"}
     data_convert(str(root), str(tmp_path / "coco"), val=0.4, seed=3, **names)  # type: ignore[arg-type]
     train, val = (open_detection(tmp_path / "coco", split) for split in ("train", "val"))
