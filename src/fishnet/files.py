@@ -13,7 +13,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from fishnet.errors import FishnetError
+from fishnet.errors import FishnetError, UsageError
 
 # The writers of torch and safetensors report a failed write with their own exceptions instead of OSError.
 _WRITE_FAILURES = ("no space left", "file write failed", "pytorchstreamwriter", "i/o error", "inline_container")
@@ -120,3 +120,13 @@ def _flush_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+PICTURE_ENDINGS = (".png", ".jpg", ".jpeg")
+"""Lower-case endings of the names of pictures that can be written."""
+
+
+def check_picture_name(path: Path) -> None:
+    """Raise UsageError if the name of a picture ends in neither .png nor .jpg."""
+    if path.suffix.lower() not in PICTURE_ENDINGS:
+        raise UsageError(f"cannot write a picture to {path}: the name must end in .png or .jpg")

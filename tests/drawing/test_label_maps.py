@@ -10,7 +10,15 @@ import torch
 from PIL import Image
 
 from fishnet.drawing import style
-from fishnet.drawing.label_maps import class_colors, draw_label_map, draw_legend, draw_row, with_legend
+from fishnet.drawing.label_maps import (
+    background_of,
+    class_colors,
+    draw_label_map,
+    draw_legend,
+    draw_row,
+    paint_label_map,
+    with_legend,
+)
 from fishnet.drawing.regions import class_color
 
 
@@ -57,6 +65,24 @@ def test_regions_are_mixed_with_the_image_and_outlined() -> None:
     assert len(np.unique(hatched, axis=0)) == 2
     assert (np.ptp(hatched, axis=1) < 12).all()  # gray
     assert pixels(image).min() == pixels(image).max() == 100  # the caller's image is as it was
+
+
+def test_the_background_is_outlined_but_not_painted() -> None:
+    assert background_of(["Background ", "cat"]) == {0}
+    assert background_of(["cat", "background"]) == background_of([]) == frozenset()
+    image = Image.new("RGB", (60, 40), (90, 100, 110))
+    labels = np.zeros((40, 60), np.uint8)
+    labels[:, 30:] = 1
+    colors = np.array([[200, 0, 0], [0, 0, 200]], np.uint8)
+    found = pixels(paint_label_map(image, labels, colors, opacity=0.5, clear={0}))
+    assert found.shape == (40, 60, 3)  # not enlarged
+    assert (found[:, :29] == (90, 100, 110)).all()
+    assert (found[:, 32:] == (45, 50, 155)).all()
+    assert found[20, 30, 2] > 190
+    legend = pixels(draw_legend([0, 1, 255], ["background", "cat"], colors, 400, {0}))
+    flat = legend.reshape(-1, 3).tolist()
+    assert [0, 0, 200] in flat
+    assert [200, 0, 0] not in flat
 
 
 def test_small_images_are_enlarged_and_large_ones_reduced() -> None:

@@ -2,21 +2,22 @@
 
 The palette of a data set is used where it has one. Otherwise the first colors are those of boxes and masks
 (`fishnet.drawing.regions`), and each of the others is as far as possible from all before, so that a class keeps its
-color, whatever the number of classes. Ignored pixels are hatched in gray.
+color, whatever the number of classes. Ignored pixels are hatched in gray, and the background shows the image as it is.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
 from torch import Tensor
 
 from fishnet.drawing import style
-from fishnet.drawing.regions import Color, class_color
+from fishnet.drawing.regions import Color, class_color, sheet
 
 LabelMap = np.ndarray | Tensor
 _OPACITY, _EDGE_OPACITY = 0.55, 0.95
@@ -33,6 +34,23 @@ _LEAST_CHROMA = 60
 """Least difference between the channels of a color: grays mark ignored pixels."""
 _LUMA = (55, 225)
 """Range of brightness of the colors."""
+_CLEAR = ("background", "void", "unlabeled", "other")
+_TILE = 320
+
+
+class LabeledPhoto(NamedTuple):
+    """Image of a contact sheet."""
+
+    image: Image.Image
+    label_map: LabelMap
+    """Class indices (H, W)."""
+    title: str
+
+
+def background_of(classes: Sequence[str]) -> frozenset[int]:
+    """Return the index of the class that is not painted: the first one, if it is named background, void, unlabeled or
+    other; else no index."""
+    return frozenset({0} if classes and classes[0].strip().lower() in _CLEAR else ())
 
 
 def class_colors(count: int, palette: Sequence[Sequence[int]] | None = None) -> np.ndarray:
@@ -82,8 +100,9 @@ def draw_label_map(
     colors: np.ndarray,
     opacity: float = _OPACITY,
     longest: int | None = None,
+    clear: Collection[int] = (),
 ) -> Image.Image:
-    """Draw a label map on its image, with the outlines of its regions.
+    """Draw a label map on its image, with the outlines of its regions; small images are enlarged.
 
     Args:
         image: Image of any size and mode.
@@ -91,22 +110,35 @@ def draw_label_map(
         colors: Color of each class, uint8 (classes, 3).
         opacity: Opacity of the regions, from 0 to 1.
         longest: Maximum of the longer side of the picture in pixels; None keeps the size of the image.
+        clear: Classes whose regions are outlined, but not painted.
     """
-    picture = _canvas(image, longest)
+    return paint_label_map(canvas(image, longest), label_map, colors, opacity, clear)
+
+
+def paint_label_map(
+    picture: Image.Image,
+    label_map: LabelMap,
+    colors: np.ndarray,
+    opacity: float = _OPACITY,
+    clear: Collection[int] = (),
+) -> Image.Image:
+    """Draw a label map on a picture, whose size is kept; for the arguments see `draw_label_map`."""
     labels = _resized(label_map, picture.height, picture.width, len(colors))
-    pixels = np.asarray(picture, dtype=np.float32)
+    pixels = np.asarray(picture.convert("RGB"), dtype=np.float32)
     paint = np.concatenate([colors, np.zeros((1, 3), colors.dtype)])[labels].astype(np.float32)
     ignored = labels == len(colors)
     if ignored.any():
         paint[ignored] = _hatching(picture.height, picture.width)[ignored]
     cover = np.full(labels.shape, opacity, np.float32)
-    cover[_outlines(labels, max(1, max(picture.size) // 640))] = _EDGE_OPACITY
+    cover[np.isin(labels, list(clear))] = 0
+    edge = outlines(labels, max(1, max(picture.size) // 640))
+    cover[edge & (cover > 0)] = _EDGE_OPACITY
     mixed = pixels + (paint - pixels) * cover[..., None]
     return Image.fromarray(mixed.round().astype(np.uint8))
 
 
-def _canvas(image: Image.Image, longest: int | None) -> Image.Image:
-    """Return an image as RGB in the size of the picture."""
+def canvas(image: Image.Image, longest: int | None) -> Image.Image:
+    """Return an image as RGB in the size of its picture: at most `longest` pixels, and enlarged if it is small."""
     image = image.convert("RGB")
     if longest is not None and max(image.size) > longest:
         factor = longest / max(image.size)
@@ -121,11 +153,16 @@ def _canvas(image: Image.Image, longest: int | None) -> Image.Image:
 
 def _resized(label_map: LabelMap, height: int, width: int, classes: int) -> np.ndarray:
     """Return class indices of the size of a picture; what is no class has the index that follows the classes."""
+    values = resized_nearest(label_map, height, width).astype(np.int64)
+    return np.where((values < 0) | (values >= classes), classes, values)
+
+
+def resized_nearest(label_map: LabelMap, height: int, width: int) -> np.ndarray:
+    """Return a label map in another size; every pixel takes the value at its center."""
     values = label_map.cpu().numpy() if isinstance(label_map, Tensor) else np.asarray(label_map)
     rows = ((np.arange(height) + 0.5) * (values.shape[0] / height)).astype(np.intp)
     columns = ((np.arange(width) + 0.5) * (values.shape[1] / width)).astype(np.intp)
-    values = values[rows[:, None], columns].astype(np.int64)
-    return np.where((values < 0) | (values >= classes), classes, values)
+    return values[rows[:, None], columns]
 
 
 def _hatching(height: int, width: int) -> np.ndarray:
@@ -134,7 +171,7 @@ def _hatching(height: int, width: int) -> np.ndarray:
     return np.array(_HATCH, np.uint8)[stripes]
 
 
-def _outlines(labels: np.ndarray, thickness: int) -> np.ndarray:
+def outlines(labels: np.ndarray, thickness: int) -> np.ndarray:
     """Return the pixels (H, W) next to another region, at most `thickness` pixels away."""
     edge = np.zeros(labels.shape, bool)
     for shift in range(1, thickness + 1):
@@ -146,7 +183,14 @@ def _outlines(labels: np.ndarray, thickness: int) -> np.ndarray:
     return edge
 
 
-def draw_legend(seen: Iterable[int], classes: Sequence[str], colors: np.ndarray, width: int) -> Image.Image:
+def draw_legend(
+    seen: Iterable[int],
+    classes: Sequence[str],
+    colors: np.ndarray,
+    width: int,
+    clear: Collection[int] = (),
+    ignored: str = "ignored",
+) -> Image.Image:
     """Return a strip with a swatch and the name of every class, in columns; names that do not fit are shortened.
 
     Args:
@@ -154,9 +198,11 @@ def draw_legend(seen: Iterable[int], classes: Sequence[str], colors: np.ndarray,
         classes: Class names.
         colors: Color of each class, uint8 (classes, 3).
         width: Width of the strip in pixels.
+        clear: Classes that are not painted; their swatches are white.
+        ignored: What ignored pixels are called.
     """
     indices = sorted({int(index) if 0 <= int(index) < len(classes) else len(classes) for index in seen})
-    names = [classes[index] if index < len(classes) else "ignored" for index in indices]
+    names = [classes[index] if index < len(classes) else ignored for index in indices]
     face = style.font(13)
     room = max(1, width - 2 * _GAP)
     widest = max((face.getlength(style.printable(name)) for name in names), default=0)
@@ -172,7 +218,7 @@ def draw_legend(seen: Iterable[int], classes: Sequence[str], colors: np.ndarray,
         box = (x, y + 2, x + _SWATCH, y + 2 + _SWATCH)
         if index < len(classes):
             red, green, blue = colors[index].tolist()
-            draw.rectangle(box, fill=(red, green, blue))
+            draw.rectangle(box, fill=(255, 255, 255) if index in clear else (red, green, blue))
         else:
             strip.paste(hatching, box[:2])
         draw.rectangle(box, outline=style.MUTED)
@@ -182,7 +228,11 @@ def draw_legend(seen: Iterable[int], classes: Sequence[str], colors: np.ndarray,
 
 
 def with_legend(
-    picture: Image.Image, label_maps: Iterable[LabelMap], classes: Sequence[str], colors: np.ndarray
+    picture: Image.Image,
+    label_maps: Iterable[LabelMap],
+    classes: Sequence[str],
+    colors: np.ndarray,
+    clear: Collection[int] = (),
 ) -> Image.Image:
     """Return a picture with the legend of the classes in label maps below it.
 
@@ -191,14 +241,19 @@ def with_legend(
         label_maps: Label maps whose classes are listed.
         classes: Class names.
         colors: Color of each class, uint8 (classes, 3).
+        clear: Classes that are not painted.
     """
     seen: set[int] = set()
     for one in label_maps:
         seen |= set(np.unique(one.cpu().numpy() if isinstance(one, Tensor) else one).tolist())
-    legend = draw_legend(seen, classes, colors, picture.width)
-    page = Image.new("RGB", (picture.width, picture.height + legend.height), _PAPER)
+    return stacked(picture, draw_legend(seen, classes, colors, picture.width, clear))
+
+
+def stacked(picture: Image.Image, below: Image.Image) -> Image.Image:
+    """Return a picture with another one below it."""
+    page = Image.new("RGB", (max(picture.width, below.width), picture.height + below.height), _PAPER)
     page.paste(picture, (0, 0))
-    page.paste(legend, (0, picture.height))
+    page.paste(below, (0, picture.height))
     return page
 
 
@@ -208,6 +263,7 @@ def draw_row(
     classes: Sequence[str],
     colors: np.ndarray,
     longest: int = 480,
+    clear: Collection[int] = (),
 ) -> Image.Image:
     """Draw an image beside its label maps, such as truth and prediction, with a common legend.
 
@@ -217,9 +273,10 @@ def draw_row(
         classes: Class names.
         colors: Color of each class, uint8 (classes, 3).
         longest: Maximum of the longer side of each picture in pixels.
+        clear: Classes that are not painted.
     """
-    pictures = [("image", _canvas(image, longest))]
-    pictures += [(title, draw_label_map(image, one, colors, longest=longest)) for title, one in maps]
+    pictures = [("image", canvas(image, longest))]
+    pictures += [(title, draw_label_map(image, one, colors, longest=longest, clear=clear)) for title, one in maps]
     width, height = pictures[0][1].size
     page = Image.new("RGB", (len(pictures) * (width + _GAP) + _GAP, height + _CAPTION), _PAPER)
     draw, face = ImageDraw.Draw(page), style.font(13)
@@ -227,4 +284,27 @@ def draw_row(
         left = _GAP + number * (width + _GAP)
         draw.text((left, 3), style.shorten(title, width, face), fill=style.INK, font=face)
         page.paste(picture, (left, _CAPTION))
-    return with_legend(page, [one for _, one in maps], classes, colors)
+    return with_legend(page, [one for _, one in maps], classes, colors, clear)
+
+
+def label_map_sheet(
+    photos: Sequence[LabeledPhoto], classes: Sequence[str], colors: np.ndarray, columns: int = 4
+) -> Image.Image:
+    """Draw label maps on their images in a grid, with the names of the files and a legend of the classes that occur.
+
+    Args:
+        photos: Images with their label maps, at least one.
+        classes: Class names; see `background_of` for the one that is not painted.
+        colors: Color of each class, uint8 (classes, 3).
+        columns: Images per row.
+    """
+    clear, face, cards = background_of(classes), style.font(13), []
+    for photo in photos:
+        picture = draw_label_map(photo.image, photo.label_map, colors, longest=_TILE, clear=clear)
+        card = Image.new("RGB", (_TILE, picture.height + _CAPTION), _PAPER)
+        card.paste(picture, (0, 0))
+        title = style.shorten(photo.title, _TILE, face)
+        ImageDraw.Draw(card).text((0, picture.height + 3), title, fill=style.INK, font=face)
+        cards.append(card)
+    page = sheet(cards, min(columns, len(cards)))
+    return with_legend(page, [photo.label_map for photo in photos], classes, colors, clear)

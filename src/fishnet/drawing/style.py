@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageFont
 
 from fishnet.errors import UsageError
-from fishnet.files import atomic_path
+from fishnet.files import atomic_path, check_picture_name
 
 BLUE = "#0072B2"
 ORANGE = "#E69F00"
@@ -100,6 +100,22 @@ def save_figure(figure: Figure, path: Path, dpi: int = 150) -> Path:
     content = figure_bytes(figure, path.suffix[1:].lower(), dpi)
     with atomic_path(path) as partial:
         partial.write_bytes(content)
+    return path
+
+
+def save_picture(picture: Image.Image, path: Path, quality: int = 92) -> Path:
+    """Save a picture as PNG or JPEG, as the suffix says.
+
+    Raises:
+        UsageError: The suffix is none of .png, .jpg and .jpeg.
+        FishnetError: The file cannot be written.
+    """
+    check_picture_name(path)
+    with atomic_path(path) as partial:
+        if path.suffix.lower() == ".png":
+            picture.save(partial, "PNG")
+        else:
+            picture.convert("RGB").save(partial, "JPEG", quality=quality)
     return path
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fishnet.errors import UsageError
 from fishnet.models.create import check_name, create_model
+from fishnet.models.norms import count_batches_once
 from fishnet.models.timm_types import LayerGroups, ModelOptions, TimmClassifier, TimmFeatures
 from fishnet.models.trials import SIZES, find_fault
 from fishnet.models.trunk import STRIDES, Features, Trunk, with_prefix
@@ -67,6 +68,7 @@ class WholeTrunk(Trunk):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute activations in the backward pass, if the timm network supports it."""
         self.network.set_grad_checkpointing(enable)
+        count_batches_once(self)
 
 
 def no_weight_decay_of(network: nn.Module, prefix: str) -> set[str]:
@@ -131,6 +133,7 @@ class TimmTrunk(Trunk):
         whole = self._whole  # timm's feature getter does not have the method
         owner = whole[1] if whole and not hasattr(self.network, "set_grad_checkpointing") else self.network
         owner.set_grad_checkpointing(enable)  # type: ignore[operator]
+        count_batches_once(self)
 
     @property
     def _whole(self) -> tuple[str, nn.Module] | None:

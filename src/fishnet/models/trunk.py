@@ -58,6 +58,14 @@ class Trunk(nn.Module):
         """Return maps, vector, or both."""
         raise NotImplementedError
 
+    def named_maps(self, images: Tensor) -> dict[str, Tensor]:
+        """Return the maps of all stages by name, to look at them; empty if the trunk does not tell its stages apart.
+
+        Args:
+            images: Normalized images (N, C, H, W).
+        """
+        return {}
+
     @property
     def backbone(self) -> nn.Module:
         """Module whose submodules have the usual names of the backbone."""
@@ -117,6 +125,14 @@ class FishTrunk(Trunk):
 
     def forward(self, images: Tensor) -> Features:
         """Return maps, vector, or both."""
+        maps = self.named_maps(images)
+        vector = None
+        if self.score is not None and self.global_pool is not None and self.head_drop is not None:
+            vector = self.head_drop(self.global_pool(self.score(maps["h3"])))
+        return Features([maps[name] for name in self.taps], vector)
+
+    def named_maps(self, images: Tensor) -> dict[str, Tensor]:
+        """Return the maps of the stages by name, such as t1, b3 and h2, as far as the trunk goes."""
         images = self._of_usable_size(images)
         maps: dict[str, Tensor] = {"stem": self.stem(images)}
         maps["t1"], maps["t2"], maps["t3"] = self.tail(maps["stem"])
@@ -127,10 +143,7 @@ class FishTrunk(Trunk):
             if self.head is not None:
                 outputs = self.head(maps["b3"], maps["b2"], maps["b1"], maps["bridge"])
                 maps["h1"], maps["h2"], maps["h3"] = outputs
-        vector = None
-        if self.score is not None and self.global_pool is not None and self.head_drop is not None:
-            vector = self.head_drop(self.global_pool(self.score(maps["h3"])))
-        return Features([maps[name] for name in self.taps], vector)
+        return maps
 
     def _of_usable_size(self, images: Tensor) -> Tensor:
         """Pad images below the minimum size with zeros if the trunk gives maps, else raise FishInputError."""

@@ -89,6 +89,7 @@ def write_report(run: RunFolder, display: Display | None = None) -> Path:
         _section("Evaluation", note),
         *(_section(part.title, _content(part, display)) for part in display.sections(evaluation)),
         _section("Predictions", _picture(run.predictions_png, "Example predictions")),
+        _section("Inside the network", _explained(_INSIDES, _picture(run.insides_png, "Maps of the stages"))),
         _section("Augmented training batch", _picture(run.train_batch_png, "Augmented images")),
         _section("Skipped images", _bad_images(run.bad_images_txt)),
         _section("Settings", _text_file(run.config_yaml)),
@@ -104,6 +105,17 @@ def write_report(run: RunFolder, display: Display | None = None) -> Path:
     with atomic_path(run.report_html) as partial:
         partial.write_text(page, encoding="utf-8", errors="replace")
     return run.report_html
+
+
+_INSIDES = (
+    "What the stages see in an image: a row per part, from stride 4 on the left to stride 32 on the right. Colors are "
+    "the three principal components of the features at each position: within a map, equal colors are similar features."
+)
+
+
+def _explained(text: str, content: str) -> str:
+    """Return content with a sentence above it; nothing without content."""
+    return _note(text) + content if content else ""
 
 
 def _section(title: str, content: str) -> str:

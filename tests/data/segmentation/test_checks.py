@@ -14,7 +14,7 @@ from PIL import Image
 
 from fishnet.data.checks import CheckReport
 from fishnet.data.segmentation.checks import check_segmentation
-from fishnet.errors import FishnetError, UsageError
+from fishnet.errors import FishnetError
 from tests.data.makers import encode, noise, put
 from tests.data.segmentation.makers import CLASSES, data_folder, label_map, paletted, png, relabel
 from tests.data.segmentation.test_dataset import cityscapes_folder, voc_folder
@@ -38,15 +38,9 @@ def detail(report: CheckReport, kind: str) -> str:
     return next(problem.detail for problem in report.problems if problem.kind == kind)
 
 
-def test_real_data_is_clean(mini: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_real_data_is_clean(mini: Callable[[str], Path]) -> None:
     for name in ("camvid", "pets3"):
-        picture = tmp_path / f"{name}.png"
-        report = check_segmentation(mini(name), picture=str(picture))
-        assert found(report) == {}
-        assert capsys.readouterr().out == f"written: {picture}\n"
-        with Image.open(picture) as sheet:
-            assert sheet.format == "PNG"
-            assert min(sheet.size) > 500
+        assert found(check_segmentation(mini(name))) == {}
     coco = check_segmentation(mini("coco").with_name("coco_semantic"))
     assert set(found(coco)) <= {"empty class"}
     assert coco.exit_code == 0
@@ -216,8 +210,6 @@ def test_lists_and_folders(clean: Path, tmp_path: Path) -> None:
     assert "`fishnet data split" in detail(check_segmentation(unsplit), "missing split")
     with pytest.raises(FishnetError, match="has no label maps in a known layout"):
         check_segmentation(put(tmp_path / "photos" / "a.jpg", noise(1)).parent)
-    with pytest.raises(UsageError, match=r"must end in \.png or \.jpg"):
-        check_segmentation(clean, picture="sheet.txt")
 
 
 def test_images_without_a_label_map_are_usual_in_a_folder_of_several_levels(mini_copy: Callable[[str], Path]) -> None:
@@ -227,35 +219,6 @@ def test_images_without_a_label_map_are_usual_in_a_folder_of_several_levels(mini
     report = check_segmentation(root)
     assert found(report) == {"missing label": [f"train/images/{first.stem}.jpg"]}
     assert report.exit_code == 0
-
-
-def test_the_sheet_shows_the_classes_in_their_colors(tmp_path: Path) -> None:
-    document = {"classes": ["left", "right"], "palette": [[250, 0, 0], [0, 0, 250]], "ignore_color": [0, 0, 0]}
-    root = tmp_path / "data"
-    colors = np.zeros((120, 160, 3), np.uint8)
-    colors[:, :70], colors[:, 70:140] = (250, 0, 0), (0, 0, 250)
-    for split in ("train", "val"):
-        seed = {"train": 1, "val": 2}[split]
-        gray = Image.fromarray(np.full((120, 160), 120 + seed, np.uint8))
-        put(root / split / "images" / "a.png", encode(gray, "PNG"))
-        put(root / split / "labels" / "a.png", encode(Image.fromarray(colors), "PNG"))
-    put(root / "classes.json", json.dumps(document).encode())
-    report = check_segmentation(root, picture=str(tmp_path / "sheet.png"))
-    assert found(report) == {}
-    with Image.open(tmp_path / "sheet.png") as sheet:
-        pixels = np.array(sheet)
-    tile = pixels[10:130, 10:170].astype(int)  # images below 320 pixels are not enlarged
-    for columns, color in (
-        (slice(2, 68), (250, 0, 0)),
-        (slice(72, 138), (0, 0, 250)),
-        (slice(142, 158), (255, 255, 255)),
-    ):
-        mean = tile[2:-2, columns].reshape(-1, 3).mean(0)
-        assert np.abs(mean - 121).sum() > 60  # colored
-        toward = np.sign(np.array(color) - 121)
-        assert (np.sign(mean - 121) == toward).all()
-    legend = pixels[-40:].reshape(-1, 3).tolist()
-    assert all([*color] in legend for color in ((250, 0, 0), (0, 0, 250), (255, 255, 255)))
 
 
 def test_a_photo_of_a_bomb_and_a_stream_of_bytes(clean: Path) -> None:

@@ -1,9 +1,10 @@
-"""The whole way of several levels: data with partial labels, training, evaluation, prediction, trunks of other runs."""
+"""The whole way of networks for several levels: data, training, evaluation, prediction."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,33 +17,34 @@ from safetensors.torch import load_file
 import fishnet
 from fishnet import Predictor
 from fishnet.cards import read_card
-from fishnet.cli import main
 from fishnet.commands.evaluate import evaluate
 from fishnet.commands.predict import predict
 from fishnet.commands.train import train
-from fishnet.config import OptimConfig
+from fishnet.data.multitask.layout import open_multitask
 from fishnet.data.panoptic import read_panoptic
-from fishnet.data.run_lengths import decode
-from fishnet.data.scenes import CLASSES
 from fishnet.errors import FishnetError, UsageError
 from fishnet.metrics import MetricsFile
-from fishnet.models.build import build_network
 from fishnet.recipes import list_recipes
 from fishnet.runs import RunFolder
 from fishnet.settings import resolve
 from fishnet.tasks import get_task
-from fishnet.tasks.multitask.training import MultitaskTraining
-from fishnet.training.optimizer import build_optimizer
+from fishnet.tasks.base import TorchRuntime
+from fishnet.tasks.detection.evaluator import evaluate_detections
+from fishnet.tasks.multitask.options import MultitaskOptions
+from fishnet.tasks.multitask.panoptic import true_map
+from fishnet.tasks.multitask.task import MultitaskTask
+from tests.processes import assert_equal_runs
 from tests.tasks.multitask.makers import partial_scenes
+from tests.tasks.multitask.oracle import quality
 
 pytestmark = pytest.mark.filterwarnings("ignore::fishnet.models.norms.SmallBatchWarning")
-TRAIN = ("irp", "i", "r", "p", "iR", "rp", "ip", "irp")
-VAL = ("irp", "i", "rp", "p", "irp", "R")
 QUICK: dict[str, Any] = {
-    "model": "fishnet_nano", "epochs": 1, "batch_size": 4, "size": 64, "workers": 0, "log_every": 1, "device": "cpu",
-    "heads": {"preset": "nano", "proposals": 40, "samples": 16, "score": 0.001},
+    "model": "fishnet_nano", "epochs": 1, "batch_size": 4, "size": 64, "longest": 96, "workers": 0, "log_every": 1,
+    "device": "cpu", "norm": "group", "augment": {"scale_jitter": [0.8, 1.25]},
+    "heads": {"preset": "nano", "proposals": 40, "samples": 16, "score": 0.01, "detections": 12},
 }  # fmt: skip
-STEP: dict[str, Any] = {**QUICK, "max_steps": 1}
+TRAIN = ("irp", "ip", "irp", "r", "p", "irp", "i", "irp")
+VAL = ("irp", "rp", "p", "irp", "i", "R")
 
 
 @pytest.fixture(scope="module")
@@ -55,22 +57,10 @@ def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return train("multitask", data=str(data), out=str(tmp_path_factory.mktemp("run") / "run"), **QUICK)
 
 
-@pytest.fixture(scope="module")
-def one_level(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunFolder]:
-    """Return a run of each single task on its level of the same folder."""
-    out = tmp_path_factory.mktemp("single")
-    plain = {name: value for name, value in STEP.items() if name != "heads"}
-    detection = {"heads": {**QUICK["heads"]}, "augment": {"scale_jitter": None}}
-    return {
-        "image": train("classification", data=str(data), out=str(out / "image"), **plain),
-        "region": train("detection", data=str(data), out=str(out / "region"), **plain, **detection),
-        "pixel": train("segmentation", data=str(data), out=str(out / "pixel"), **plain),
-    }
-
-
-def logged(run: RunFolder, split: str) -> dict[str, float]:
-    """Return the metrics of the last step of a split."""
-    return {row["name"]: float(row["value"]) for row in MetricsFile(run.metrics_csv).read() if row["split"] == split}
+def task_of(run: RunFolder, **options: Any) -> MultitaskTask:
+    card = read_card(run.model_file)
+    assert card is not None
+    return MultitaskTask(card, MultitaskOptions(**options))
 
 
 def test_a_run_leaves_what_the_contract_names(trained: RunFolder) -> None:
@@ -79,228 +69,215 @@ def test_a_run_leaves_what_the_contract_names(trained: RunFolder) -> None:
     for name in ("train_batch.png", "predictions.png"):
         with Image.open(trained.path / name) as picture:
             assert min(picture.size) > 60
-    losses = logged(trained, "train")
-    parts = {name: value for name, value in losses.items() if name.startswith(("image_", "region_", "pixel_"))}
-    assert {name.partition("_")[0] for name in parts} == {"image", "region", "pixel"}
-    assert sum(parts.values()) == pytest.approx(losses["loss"], rel=1e-5)
-    assert all(losses[f"grad_norm_{level}"] > 0 for level in ("image", "region", "pixel"))
-    card = read_card(trained.model_file)
-    assert card is not None
-    assert (card.task, card.classes) == (
-        "multitask",
-        {level: CLASSES.of(level) for level in ("image", "region", "pixel")},
+    rows = MetricsFile(trained.metrics_csv).read()
+    first = {row["name"]: float(row["value"]) for row in rows if row["step"] == "1" and row["split"] == "train"}
+    assert {"image_loss", "region_loss_mask", "pixel_loss_cross_entropy"} <= first.keys()
+    assert sum(value for name, value in first.items() if "_loss" in name) == pytest.approx(first["loss"], rel=1e-5)
+    assert all(first[f"grad_norm_{level}"] > 0 for level in ("image", "region", "pixel"))
+    judged = {row["name"]: float(row["value"]) for row in rows if row["split"] == "val"}
+    assert set(judged) == set(task_of(trained).metrics)
+    assert judged["mean_of_levels"] == pytest.approx((judged["top1"] + judged["mask_ap"] + judged["miou"]) / 3)
+    assert "panoptic" in trained.report_html.read_text("utf-8")
+
+
+def test_the_levels_are_evaluated_as_their_own_definitions_say(trained: RunFolder, data: Path, tmp_path: Path) -> None:
+    found = evaluate(str(trained.path), out=str(tmp_path / "e"), workers=0, device="cpu", batch_size=2)
+    rows = MetricsFile(trained.metrics_csv).read()
+    logged = {row["name"]: float(row["value"]) for row in rows if row["split"] == "val"}
+    assert found.metrics == pytest.approx(logged, abs=1e-6)
+    out = tmp_path / "p"
+    made = predict(
+        str(trained.path), [str(data / "val" / "images")], str(out), workers=0, batch_size=2, score=0.9, device="cpu"
     )
-    assert set(logged(trained, "val")) == set(get_task("multitask").make_task(card, None).metrics)
-    page = trained.report_html.read_text("utf-8")
-    assert all(
-        title in page for title in ("mean of levels", "image: Classes", "pixel: Confusion", "panoptic: Panoptic")
-    )
+    entries = {Path(entry["file"]).name: entry for entry in made.images}
+    split = open_multitask(data, "val")
+    names = [path.name for path in split.paths]
+    # classes of the images that have one
+    guessed = [entries[n]["image"][0]["index"] == int(c) for n, c in zip(names, split.labels, strict=True) if c >= 0]
+    assert found.metrics["top1"] == pytest.approx(np.mean(guessed))
+    # pixels of the images with a label map
+    counts = np.zeros((11, 11), np.int64)
+    for name in names:
+        path = data / "val" / "labels" / f"{Path(name).stem}.png"
+        if path.exists():
+            truth, mine = np.array(Image.open(path)), np.array(Image.open(out / "labels" / path.name))
+            np.add.at(counts, (truth, mine), 1)
+    union = counts.sum(0) + counts.sum(1) - counts.diagonal()
+    assert found.metrics["miou"] == pytest.approx((counts.diagonal()[union > 0] / union[union > 0]).mean(), abs=1e-12)
+    # objects of the images in which they are labeled, only of the categories that were looked for
+    file = split.regions[0].file
+    results = json.loads((tmp_path / "e" / "coco_results_val.json").read_text("utf-8"))
+    partly = {int(file.image_ids[place]): {int(file.category_ids[c]) for c in c} for place, c in file.annotated.items()}
+    assert partly
+    assert all(one["category_id"] in partly.get(one["image_id"], {one["category_id"]}) for one in results)
+    by_image = {place: [one for one in results if one["image_id"] == i] for place, i in enumerate(file.image_ids)}
+    again = evaluate_detections(file, by_image, ("box", "mask"))
+    assert found.metrics["mask_ap50"] == pytest.approx(again.metrics["mask_ap50"])
 
 
-def test_evaluate_repeats_the_validation(trained: RunFolder, tmp_path: Path) -> None:
-    found = evaluate(str(trained.path), out=str(tmp_path), workers=0, device="cpu", batch_size=1)
-    assert found.metrics == pytest.approx(logged(trained, "val"), abs=1e-6)
-    assert found.document["images"] == len(VAL)
-    assert (tmp_path / "coco_results_val.json").exists()
-    assert {path.name for path in found.pictures} >= {"image_confusion_val.png", "pixel_classes_val.png"}
+def test_panoptic_quality_is_that_of_the_files_that_predict_writes(
+    trained: RunFolder, data: Path, tmp_path: Path
+) -> None:
+    loose = {"panoptic": {"score": 0.01, "stuff": 0.0}, "score": 0.01}
+    predict(str(trained.path), [str(data / "val" / "images")], str(tmp_path / "p"), workers=0, device="cpu", **loose)
+    found = evaluate(str(trained.path), out=str(tmp_path / "e"), workers=0, device="cpu", panoptic=loose["panoptic"])
+    written = read_panoptic(tmp_path / "p" / "panoptic.json")
+    task, split = task_of(trained), open_multitask(data, "val")
+    pairs = []
+    for index, path in enumerate(split.paths):
+        _, labels = split.load(index)
+        if labels.objects is None or labels.label_map is None:
+            continue
+        place = [image.file_name for image in written.images].index(path.name)
+        objects = labels.objects
+        ids = (objects.classes + 1).tolist()
+        truth = true_map(objects.masks or [], ids, objects.crowd.tolist(), labels.label_map, task.stuff)
+        pairs.append((written.read(place), truth))
+    assert len(pairs) == 3
+    expected = quality(pairs, task.categories)
+    assert {name: found.metrics[name] for name in expected} == pytest.approx(expected, abs=1e-9)
 
 
-def test_predictions_of_all_levels_agree(trained: RunFolder, data: Path, tmp_path: Path) -> None:
-    photos = sorted((data / "val" / "images").iterdir())
-    found = predict(str(trained.path), [str(p) for p in photos], str(tmp_path), workers=0, device="cpu", score=0.0)
-    panoptic = read_panoptic(tmp_path / "panoptic.json")
-    assert len(found.images) == len(panoptic) == len(photos)
-    predictor = Predictor(trained.path, device="cpu", score=0.0)
-    for place, (entry, photo) in enumerate(zip(found.images, photos, strict=True)):
-        answer = predictor(photo)
-        assert [one["label"] for one in entry["image"]] == answer["image"]["labels"]
-        assert len(entry["image"]) == 5
-        assert [one["score"] for one in entry["region"]] == pytest.approx(answer["region"]["scores"], abs=1e-6)
-        shares = {one["index"]: one["share"] for one in entry["pixel"]}
-        with Image.open(tmp_path / "labels" / f"{photo.stem}.png") as image:
-            label_map = np.array(image)
-        assert np.array_equal(label_map, answer["pixel"]["label_map"])
-        assert shares == pytest.approx({i: (label_map == i).mean() for i in np.unique(label_map)}, abs=1e-6)
-        masks = decode([one["mask"] for one in entry["region"]], 64, 64)
-        assert masks.shape == (len(entry["region"]), 64, 64)
-        segments = panoptic.read(place)
-        assert [dict(one) for one in segments.segments] == entry["panoptic"]
-        assert np.array_equal(segments.ids, answer["panoptic"].ids)
-    assert len(list((tmp_path / "pictures").glob("*.jpg"))) == len(photos)
-
-
-def test_a_picture_shows_boxes_where_they_are_in_large_photos(trained: RunFolder, tmp_path: Path) -> None:
-    """Boxes are in pixels of the photo, and the picture is smaller."""
-    from fishnet.drawing.regions import class_color
-
-    card = read_card(trained.model_file)
-    assert card is not None
-    painter = get_task("multitask").make_task(card, None).painter(tmp_path, 1)
-    photo = Image.new("RGB", (1280, 960), "black")
-    empty = {"labels": [], "indices": [], "scores": []}
-    region = {"labels": ["0"], "indices": [0], "scores": [0.9], "boxes": [[640.0, 480.0, 1200.0, 900.0]]}
-    panoptic = Predictor(trained.path, device="cpu")(photo)["panoptic"]
-    pixel = {"label_map": np.zeros((960, 1280), np.uint8), **empty, "shares": []}
-    painter.add(
-        {"file": "photo.png", "thumbnail": painter.thumbnail(photo)},
-        {"image": empty, "region": region, "pixel": pixel, "panoptic": panoptic},
-    )
-    painter.finish()
-    with Image.open(tmp_path / "pictures" / "photo.jpg") as image:
-        drawn = np.array(image.convert("RGB"))[:480, :640].astype(int)
-    near = np.abs(drawn - np.array(class_color(0))).sum(-1) < 60
-    rows, columns = np.flatnonzero(near.any(1)), np.flatnonzero(near.any(0))
-    assert (columns[0], columns[-1], rows[-1]) == pytest.approx((320, 600, 450), abs=4)
-
-
-def test_the_parts_serve_own_code(trained: RunFolder) -> None:
-    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (70, 133, 3), dtype=np.uint8))
-    network, transform, classes, card = fishnet.load(trained.path)
-    passes: list[int] = []
-    network.trunk.register_forward_hook(lambda *_: passes.append(1))
+def test_a_predictor_answers_on_all_levels(trained: RunFolder) -> None:
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8))
+    answer = Predictor(trained.path, device="cpu", score=0.0, max_detections=3, top=2)(photo)
+    assert len(answer["image"]["labels"]) == 2
+    assert len(answer["region"]["boxes"]) == len(answer["region"]["masks"]) == 3
+    assert answer["pixel"]["label_map"].shape == answer["panoptic"].ids.shape == (70, 90)
+    network, transform, _, card = fishnet.load(trained.path)
+    assert set(card.classes) == {"image", "region", "pixel"}
     with torch.no_grad():
-        answers = network([transform(photo)])
-    assert len(passes) == 1
-    assert set(answers) == {"image", "region", "pixel"}
-    assert classes == card.classes["image"]
+        found = network([transform(photo)])
+    best = found["image"][0].softmax(0).max()
+    assert answer["image"]["scores"][0] == pytest.approx(float(best), abs=1e-6)
 
 
-@pytest.mark.parametrize("level", ["image", "region", "pixel"])
-def test_a_trunk_comes_from_a_single_task_and_goes_back(
-    trained: RunFolder, one_level: dict[str, RunFolder], data: Path, tmp_path: Path, level: str
+def test_the_trunk_runs_once(trained: RunFolder) -> None:
+    network, *_ = fishnet.load(trained.path)
+    calls: list[int] = []
+    network.trunk.register_forward_hook(lambda *_: calls.append(1))
+    photo = Image.fromarray(np.zeros((64, 64, 3), np.uint8))
+    task = task_of(trained)
+    task.answer(TorchRuntime(network, torch.device("cpu")), [task.prepare(photo)])
+    assert len(calls) == 1
+
+
+def test_images_without_a_level_change_nothing_in_it(data: Path, tmp_path: Path) -> None:
+    """The first step has the same losses whether the label maps of an unlabeled level are missing or the level is."""
+    settings = {**QUICK, "max_steps": 1, "augment": {}, "batch_size": 8, "quota": 0.0}
+    first: dict[str, dict[str, float]] = {}
+    for name, levels in (("all", []), ("region", ["image", "region"]), ("pixel", ["pixel"])):
+        run = train("multitask", data=str(data), out=str(tmp_path / name), levels=levels, **settings)
+        rows = MetricsFile(run.metrics_csv).read()
+        first[name] = {row["name"]: float(row["value"]) for row in rows if row["split"] == "train"}
+    assert "pixel_loss_cross_entropy" not in first["region"]
+    assert "loss" in first["pixel"]
+    assert np.isfinite([value for found in first.values() for value in found.values()]).all()
+
+
+def test_learned_weights_move_are_saved_and_resume(data: Path, tmp_path: Path) -> None:
+    settings = {**QUICK, "data": str(data), "max_steps": None, "weighting": "uncertainty", "lr": 0.01}
+    straight = train("multitask", **settings, out=str(tmp_path / "straight"))
+    train("multitask", **{**settings, "max_steps": 1}, out=str(tmp_path / "resumed"))
+    resumed = train("multitask", **settings, out=str(tmp_path / "resumed"), resume=True, allow_changes=True)
+    assert_equal_runs(straight.path, resumed.path, steps=2)
+    state = load_file(straight.model_file)
+    assert all(state[f"log_variances.{level}"] != 0 for level in ("image", "region", "pixel"))
+    Predictor(straight.path, device="cpu")(Image.new("RGB", (64, 64)))
+
+
+def test_the_trunk_comes_from_and_goes_to_single_tasks(
+    trained: RunFolder, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    task = {"image": "classification", "region": "detection", "pixel": "segmentation"}[level]
-    still = {"lr": 1e-12, "optim": {"name": "sgd"}}
-
-    def carried(before: RunFolder, after: RunFolder) -> set[str]:
-        one, other = load_file(before.model_file), load_file(after.model_file)
-        weights = {name for name in one.keys() & other.keys() if name.endswith("weight") and one[name].ndim == 4}
-        return {name for name in weights if torch.allclose(one[name], other[name], atol=1e-6)}
-
-    there = train(
-        "multitask", data=str(data), out=str(tmp_path / "a"), **STEP, **still, weights=str(one_level[level].path)
-    )
-    settings = {name: value for name, value in STEP.items() if name != "heads" or level == "region"}
-    back = train(task, data=str(data), out=str(tmp_path / "b"), **settings, **still, weights=str(trained.path))
-    for found in (carried(one_level[level], there), carried(trained, back)):
-        assert sum(name.startswith("trunk.") for name in found) > 50
-        # the head of the level comes along
-        assert level == "image" or any(name.startswith(f"heads.{level}.") for name in found)
-
-
-def test_levels_from_folders_of_single_tasks(
-    one_level: dict[str, RunFolder], data: Path, tmp_path: Path, capsys: Any
-) -> None:
-    """One folder per level, named in one option; a box detector where outlines are not wanted."""
-    folders = [f"{level}={data}" for level in ("image", "region")]
-    options = ["--model", "fishnet_nano", "--epochs", "1", "--batch-size", "4", "--size", "64", "--workers", "0"]
-    options += ["--device", "cpu", "--detector", "fcos", "--heads.preset", "nano", "--max-steps", "1"]
-    out = tmp_path / "run"
-    assert main(["train", "multitask", "--data", *folders, "--out", str(out), *options]) == 0
-    assert main(["evaluate", str(out), "--data", *folders, "--workers", "0", "--device", "cpu"]) == 0
-    assert "mean of levels" in capsys.readouterr().out
-    answer = Predictor(out, device="cpu")(next((data / "val" / "images").iterdir()))
-    assert set(answer) == {"image", "region"}
-    assert "masks" not in answer["region"]
+    still: dict[str, Any] = {"max_steps": 1, "lr": 1e-12, "weights": str(trained.path)}
+    before = load_file(trained.model_file)
+    heads = {"heads": QUICK["heads"]}
+    plain = {name: value for name, value in QUICK.items() if name not in ("heads", "augment")}
+    runs = {
+        "detection": train("detection", data=str(data), out=str(tmp_path / "d"), **plain, **heads, **still),
+        "segmentation": train(
+            "segmentation", data=str(data), out=str(tmp_path / "s"), **plain, **still, augment={"crop": [64, 64]}
+        ),
+    }
+    said = capsys.readouterr().out
+    assert f"region: trunk and neck and head from {trained.model_file}" in said
+    assert f"pixel: trunk and head from {trained.model_file}" in said
+    for run in runs.values():
+        after = load_file(run.model_file)
+        shared = [name for name in after if name in before and after[name].is_floating_point()]
+        assert len(shared) > 100
+        assert all(torch.allclose(after[name], before[name], atol=1e-6) for name in shared)
+    still |= {"weights": str(runs["detection"].path), "recipe": "scratch_small"}
+    back = train("multitask", data=str(data), out=str(tmp_path / "back"), **QUICK, **still)
+    after = load_file(back.model_file)
+    given = load_file(runs["detection"].model_file)  # without the score, which only classes of images need
+    trunk = [name for name in given if name.startswith("trunk.") and given[name].is_floating_point()]
+    assert len(trunk) > 100
+    assert all(torch.allclose(after[name], given[name], atol=1e-6) for name in trunk)
 
 
-def test_learned_weights_are_exempt_from_weight_decay(data: Path) -> None:
-    settings = {"data": str(data), "weighting": "uncertainty", "model": "fishnet_nano", "optim": {"decay_all": True}}
-    training = MultitaskTraining(resolve(get_task("multitask"), "scratch_small", settings))
-    network = build_network(training.architecture())
-    assert OptimConfig().decay_all
-    optimizer = build_optimizer(network, training.config)
-    learned = {id(parameter) for parameter in network.log_variances.values()}
-    decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
-    assert len(learned) == 3
-    assert {decays[one] for one in learned} == {0.0}
-    assert any(value > 0 for value in decays.values())
-
-
-def test_learned_weights_follow_their_formula(data: Path) -> None:
-    """Of each level exp(-s) times its losses, and s / 2; of a level without labels in the batch nothing."""
-    common = {"data": str(data), "model": "fishnet_nano", "size": 64, "longest": 64, "norm": "group"}
-    common |= {"pixel": {"dropout": 0.0}}
-    found = {}
-    for weighting in ("fixed", "uncertainty"):
-        training = MultitaskTraining(
-            resolve(get_task("multitask"), "scratch_small", {**common, "weighting": weighting})
-        )
-        torch.manual_seed(0)
-        network = build_network(training.architecture()).train()
-        for scale, (_, parameter) in enumerate(sorted(network.log_variances.items()), 1):
-            parameter.data.fill_(scale / 2)  # image 0.5, pixel 1, region 1.5
-        samples = [training.train_data[place] for place in range(len(TRAIN)) if "p" not in TRAIN[place]]
-        assert training.task.collate is not None
-        found[weighting] = training.losses(network, training.task.collate(samples), 0)
-    fixed, learned = found["fixed"], found["uncertainty"]
-    assert {name.partition("_")[0] for name in learned} == {"image", "region"}
-    for name, value in fixed.items():
-        level = name.partition("_")[0]
-        scale = {"image": 0.5, "region": 1.5}[level]
-        assert learned[name].item() == pytest.approx(value.item() * np.exp(-scale), rel=1e-4)
-        assert learned[f"{level}_log_variance"].item() == pytest.approx(scale / 2)
-    sum(learned.values()).backward()
-    assert network.log_variances["pixel"].grad is not None
-    assert network.log_variances["pixel"].grad.item() == 0
+def test_single_task_folders_are_named_together(data: Path, mini: Callable[[str], Path], tmp_path: Path) -> None:
+    sources = f"image={mini('cifar10')} region={mini('pennfudan')},pixel={data}"
+    run = train("multitask", data=sources, out=str(tmp_path / "run"), **{**QUICK, "max_steps": 2, "quota": 0.25})
+    rows = MetricsFile(run.metrics_csv).read()
+    first = {row["name"] for row in rows if row["step"] == "1" and row["split"] == "train"}
+    assert {"image_loss", "region_loss_classifier", "pixel_loss_cross_entropy"} <= first
 
 
 @pytest.mark.parametrize("name", list_recipes(get_task("multitask")))
 def test_recipes_are_settings(name: str) -> None:
     config = resolve(get_task("multitask"), name, {"data": "x"})
-    assert (config.loss_weights.image, config.loss_weights.region, config.loss_weights.pixel) == (1, 1, 0.5)
+    assert (config.loss_weights.image, config.loss_weights.region, config.loss_weights.pixel) == (1.0, 1.0, 0.5)
 
 
-def without_maps(root: Path, split: str) -> None:
-    shutil.rmtree(root / split / "labels")
-
-
-def of_other_classes(root: Path, split: str) -> None:
-    path = root / "annotations" / f"instances_{split}.json"
-    document = json.loads(path.read_text())
-    document["categories"][0]["name"] = "zero"
+def without(data: Path, root: Path, level: str) -> Path:
+    """Return a copy of a folder without the labels of a level in val."""
+    shutil.copytree(data, root)
+    if level == "pixel":
+        shutil.rmtree(root / "val" / "labels")
+        return root
+    path = root / "annotations" / "instances_val.json"
+    document = json.loads(path.read_text("utf-8"))
+    for image in document["images"]:
+        if level == "image":
+            image.pop("label", None)
+        else:
+            image["annotated_category_ids"] = []
     path.write_text(json.dumps(document))
+    return root
 
 
-@pytest.mark.parametrize(
-    ("change", "settings", "message"),
-    [
-        (
-            lambda root: without_maps(root, "train"),
-            {"levels": ["pixel"]},
-            "no image of split 'train' has labels of the pixel",
-        ),
-        (lambda root: without_maps(root, "val"), {}, "no image of split 'val' has labels of the pixel level"),
-        (lambda root: of_other_classes(root, "val"), {}, "classes of the region level differ.*only in.*zero"),
-        (None, {"detector": "keypoint_rcnn"}, "keypoint"),
-        (None, {"stuff": ["skyy"]}, "skyy"),
-        (None, {"loss_weights": {"image": -1.0}}, "loss_weights.image is -1.0; it must not be negative"),
-        (None, {"augment": {"scale_jitter": [2.0, 1.0]}}, "augment.scale_jitter must be a range"),
-    ],
-)
-def test_what_cannot_be_trained_is_one_line(
-    data: Path, tmp_path: Path, change: Any, settings: dict[str, Any], message: str
-) -> None:
-    root = data
-    if change is not None:
-        root = Path(shutil.copytree(data, tmp_path / "data"))
-        change(root)
-    with pytest.raises((FishnetError, UsageError), match=message) as raised:
-        train("multitask", data=str(root), out=str(tmp_path / "run"), **{**QUICK, **settings})
+@pytest.mark.parametrize("level", ["image", "region", "pixel"])
+def test_a_level_that_no_image_has_is_an_error(data: Path, tmp_path: Path, level: str) -> None:
+    root = without(data, tmp_path / "data", level)
+    with pytest.raises(FishnetError, match=rf"no image of split 'val' has labels of the {level} level") as raised:
+        train("multitask", data=str(root), out=str(tmp_path / "run"), **QUICK)
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "run").exists()
 
 
-def test_images_without_any_label_are_left_out_with_a_note(tmp_path: Path, capsys: Any) -> None:
-    root = partial_scenes(tmp_path / "data", {"train": ("irp", "", "ip", "rp", "i"), "val": ("irp", "")})
-    training = MultitaskTraining(resolve(get_task("multitask"), "scratch_small", {"data": str(root)}))
-    assert (len(training.train_data), len(training.val_data)) == (4, 1)
-    printed = capsys.readouterr()
-    assert "left out 1 images without a label of any level, such as" in printed.out + printed.err
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"stuff": ["sky"]}, "stuff: label maps have no class 'sky'"),
+        ({"detector": "keypoint_rcnn"}, "keypoints are not a level"),
+        ({"pixel": {"decoder": "fishs"}}, "unknown decoder 'fishs'"),
+        ({"augment": {"scale_jitter": [2.0, 1.0]}}, "augment.scale_jitter must be a range"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_one_line(
+    data: Path, tmp_path: Path, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        train("multitask", data=str(data), out=str(tmp_path / "run"), **{**QUICK, **settings})
+    assert not (tmp_path / "run").exists()
 
 
-def test_only_a_chosen_level_is_learned_and_other_images_are_left_out(data: Path) -> None:
-    settings = {"data": str(data), "levels": ["pixel", "image"]}
-    training = MultitaskTraining(resolve(get_task("multitask"), "scratch_small", settings))
-    assert list(training.architecture().heads) == ["image", "pixel"]
-    assert len(training.train_data) == sum("i" in known or "p" in known for known in TRAIN)
+def test_class_lists_that_differ_are_refused(trained: RunFolder, data: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(data, tmp_path / "data")
+    path = root / "annotations" / "instances_val.json"
+    document = json.loads(path.read_text("utf-8"))
+    document["categories"][0]["name"] = "nought"
+    path.write_text(json.dumps(document))
+    with pytest.raises(FishnetError, match=r"classes of the region level differ.*only in .*nought"):
+        evaluate(str(trained.path), str(root), workers=0, device="cpu")

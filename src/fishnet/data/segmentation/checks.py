@@ -14,15 +14,13 @@ import numpy as np
 from tqdm import tqdm
 
 from fishnet.data.checks import CheckReport, ImageFacts, Severity, inspect_image, quiet_pillow
-from fishnet.data.images import MISSING, BadImageError, ImageShape, image_shape
+from fishnet.data.images import MISSING, ImageShape, image_shape
 from fishnet.data.segmentation.coding import LabelCoding, LabelError
-from fishnet.data.segmentation.dataset import matching_image, no_pairs, read_raw_labels, size_mismatch
+from fishnet.data.segmentation.dataset import no_pairs, read_raw_labels, size_mismatch
 from fishnet.data.segmentation.guesses import guess_colors, guess_values
 from fishnet.data.segmentation.layouts import Listing, Pair, available_splits, list_split
-from fishnet.data.segmentation.overlays import Tile, contact_sheet
 from fishnet.data.segmentation.weights import PixelCounts
-from fishnet.errors import FishnetError, UsageError
-from fishnet.files import atomic_path
+from fishnet.errors import FishnetError
 
 KINDS: dict[str, tuple[Severity, str]] = {
     "layout": ("error", "lists, folders or classes that cannot be used"),
@@ -50,7 +48,6 @@ KINDS: dict[str, tuple[Severity, str]] = {
     "animated": ("note", "animated files (the first frame is used)"),
     "alpha": ("note", "images with transparency (composited on white when read)"),
 }
-_ON_SHEET = 12
 _MOST_ROWS = 60
 _MOST_VALUES = 4096
 
@@ -82,27 +79,20 @@ class _SplitFacts:
     palette: bool = False
     faulty: list[tuple[str, LabelError]] = field(default_factory=list)
     """Label maps that cannot be used, and why."""
-    usable: list[Pair] = field(default_factory=list)
 
 
-def check_segmentation(
-    root: Path | str, workers: int = 2, progress: bool = True, picture: str | None = None
-) -> CheckReport:  # fmt: skip
+def check_segmentation(root: Path | str, workers: int = 2, progress: bool = True) -> CheckReport:
     """Check all label maps and decode all images of a segmentation data set in any layout.
 
     Args:
         root: Data folder.
         workers: Number of decoding threads.
         progress: Show a progress bar on a terminal.
-        picture: PNG or JPEG file to write: some images with their label maps drawn on them.
 
     Raises:
         FishnetError: The folder is missing, empty or has an unknown layout; other problems are in the report.
-        UsageError: `picture` has another ending.
     """
     root = Path(root)
-    if picture is not None and Path(picture).suffix.lower() not in (".png", ".jpg", ".jpeg"):
-        raise UsageError(f"cannot write a picture to {picture}: the name must end in .png or .jpg")
     report = CheckReport(root, [], kinds=KINDS)
     listings = _list_all(root, report)
     facts: dict[str, _SplitFacts] = {}
@@ -123,8 +113,6 @@ def check_segmentation(
         split: dict(zip(found.listing.coding.classes, found.counts.pixels.tolist(), strict=True))
         for split, found in facts.items()
     }
-    if picture is not None:
-        _draw(facts, Path(picture))
     return report
 
 
@@ -185,15 +173,13 @@ def _check_pairs(
             found.palette |= facts.palette
             if facts.image.readable:
                 seen[facts.image.digest].append((listing.split, pair.image))
-            fits = _check_size(pair, facts, report)
+            _check_size(pair, facts, report)
             if facts.error is not None:
                 found.faulty.append((pair.label, facts.error))
             elif facts.counts is not None:
                 found.counts.add(facts.counts[:classes], int(facts.counts[coding.ignore_index]))
                 if not facts.counts[:classes].any():
                     report.add("all ignored", pair.label, "")
-                if fits:
-                    found.usable.append(pair)
     return found
 
 
@@ -221,16 +207,14 @@ def _inspect(root: Path, pair: Pair, coding: LabelCoding) -> _PairFacts:
     return _PairFacts(image, shape, size, values, raw.colors, raw.palette, counts, None)
 
 
-def _check_size(pair: Pair, facts: _PairFacts, report: CheckReport) -> bool:
-    """Report a label map that does not fit its image; return whether both can be used together."""
+def _check_size(pair: Pair, facts: _PairFacts, report: CheckReport) -> None:
+    """Report a label map that does not fit its image."""
     if not facts.image.readable or facts.size == (0, 0):
-        return False
+        return
     if facts.size not in (facts.shape.upright, facts.shape.stored):
         report.add("size mismatch", pair.label, size_mismatch(facts.size, facts.shape.upright, Path(pair.image)))
-        return False
-    if facts.shape.orientation != 1 and facts.shape.upright == facts.shape.stored:
+    elif facts.shape.orientation != 1 and facts.shape.upright == facts.shape.stored:
         report.add("rotated", pair.image, f"EXIF orientation {facts.shape.orientation} (read upright)")
-    return True
 
 
 def _check_values(split: str, found: _SplitFacts, report: CheckReport) -> None:
@@ -292,27 +276,3 @@ def _histogram(facts: dict[str, _SplitFacts]) -> list[str]:
         every = found.counts.ignored + int(found.counts.pixels.sum())
         line += f"  {100 * found.counts.ignored / every:>14.2f} %  {'':>7}"
     return [*lines, line.rstrip()]
-
-
-def _draw(facts: dict[str, _SplitFacts], path: Path) -> None:
-    """Write a contact sheet of images from all splits, evenly spaced in their lists."""
-    usable = {split: found for split, found in facts.items() if found.usable}
-    tiles: list[Tile] = []
-    for number, found in enumerate(usable.values()):
-        wanted = _ON_SHEET // len(usable) + (number < _ON_SHEET % len(usable))
-        places = np.linspace(0, len(found.usable) - 1, min(wanted, len(found.usable))).round().astype(int)
-        for place in places.tolist():
-            pair, root = found.usable[place], found.listing.root
-            try:
-                labels = found.listing.coding.decode(read_raw_labels(root / pair.label))
-                image = matching_image(root / pair.image, (labels.shape[1], labels.shape[0]), root / pair.label)
-            except (BadImageError, LabelError):  # changed since it was read
-                continue
-            tiles.append(Tile(image, labels, pair.image))
-    if not tiles:
-        print(f"no image can be drawn, so {path} is not written")
-        return
-    sheet = contact_sheet(tiles, next(iter(usable.values())).listing.coding)
-    with atomic_path(path) as partial:
-        sheet.save(partial, "PNG" if path.suffix.lower() == ".png" else "JPEG")
-    print(f"written: {path}")

@@ -6,26 +6,19 @@ from typing import cast
 
 import torch
 
+from fishnet.data.tiles import tile_starts
 from fishnet.models.heads.types import Detections
 from fishnet.tasks.detection.detections import select, tensors
 
 
 def tile_places(width: int, height: int, tile: int | None, overlap: float) -> list[tuple[int, int, int, int]]:
     """Return the boxes (left, top, right, bottom) of overlapping tiles that cover an image, all of one size."""
-    if tile is None or (width <= tile and height <= tile):
+    if tile is None:
         return [(0, 0, width, height)]
-
-    def starts(side: int) -> list[int]:
-        if side <= tile:
-            return [0]
-        step = max(1, round(tile * (1 - overlap)))
-        # the last tile ends at the border: none is smaller than the others
-        return [*range(0, side - tile, step), side - tile]
-
     return [
         (left, top, min(width, left + tile), min(height, top + tile))
-        for top in starts(height)
-        for left in starts(width)
+        for top in tile_starts(height, tile, overlap)
+        for left in tile_starts(width, tile, overlap)
     ]
 
 

@@ -6,7 +6,7 @@ from fishnet.data.multitask.split import can_split, split_multitask
 from fishnet.tasks.base import TaskKind, at_size_with_longest
 from fishnet.tasks.multitask.check import check_data
 from fishnet.tasks.multitask.evaluator import DISPLAY
-from fishnet.tasks.multitask.options import MultitaskConfig, MultitaskOptions, choose_recipe
+from fishnet.tasks.multitask.options import MultitaskConfig, MultitaskOptions, PanopticOptions, choose_recipe
 from fishnet.tasks.multitask.task import LONGEST, MultitaskTask
 from fishnet.tasks.multitask.training import MultitaskTraining
 
@@ -15,6 +15,7 @@ TASK = TaskKind(
     summary="class, objects and label map of an image in one pass",
     config=MultitaskConfig,
     options=MultitaskOptions,
+    evaluation_options=PanopticOptions,
     make_training=MultitaskTraining,
     make_task=MultitaskTask,
     recipes="fishnet.recipes.multitask",

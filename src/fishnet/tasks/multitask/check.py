@@ -10,9 +10,7 @@ from fishnet.data.checks import CheckReport
 from fishnet.data.images import BadImageError
 from fishnet.data.multitask.checks import check_multitask
 from fishnet.data.multitask.layout import open_multitask
-from fishnet.errors import UsageError
-from fishnet.files import atomic_path
-from fishnet.tasks.multitask.pictures import LabeledImage, level_sheet
+from fishnet.files import check_picture_name
 
 _ON_SHEET = 12
 
@@ -25,8 +23,8 @@ def check_data(root: Path, workers: int = 2, picture: str | None = None) -> Chec
         workers: Threads that decode images.
         picture: PNG or JPEG file to write: some images with class, boxes, outlines and label map.
     """
-    if picture is not None and Path(picture).suffix.lower() not in (".png", ".jpg", ".jpeg"):
-        raise UsageError(f"cannot write a picture to {picture}: the name must end in .png or .jpg")
+    if picture is not None:
+        check_picture_name(Path(picture))
     report = check_multitask(root, workers)
     if picture is not None:
         print(_draw(root, list(report.summary["splits"]), Path(picture)))
@@ -35,6 +33,9 @@ def check_data(root: Path, workers: int = 2, picture: str | None = None) -> Chec
 
 def _draw(root: Path, splits: list[str], path: Path) -> str:
     """Write a contact sheet of images from all splits, evenly spaced in their lists; return what was written."""
+    from fishnet.drawing.style import save_picture
+    from fishnet.tasks.multitask.pictures import LabeledImage, LevelColors, level_sheet
+
     items: list[LabeledImage] = []
     for number, name in enumerate(splits):
         split = open_multitask(root, name, bad_images="skip")
@@ -47,7 +48,5 @@ def _draw(root: Path, splits: list[str], path: Path) -> str:
             items.append(LabeledImage(image, labels, f"{name}: {split.paths[index].name}"))
     if not items:
         return f"no image can be drawn, so {path} is not written"
-    page = level_sheet(items, split.classes)
-    with atomic_path(path) as partial:
-        page.save(partial, "PNG" if path.suffix.lower() == ".png" else "JPEG")
+    save_picture(level_sheet(items, LevelColors(split.classes)), path)
     return f"written: {path}"

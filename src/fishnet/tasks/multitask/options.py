@@ -62,6 +62,13 @@ class MultitaskConfig(TrainConfig):
 
 
 @dataclass
+class PanopticOptions:
+    """What an evaluation may change: the merge of objects and label maps to panoptic maps."""
+
+    panoptic: MergeOptions = field(default_factory=MergeOptions)
+
+
+@dataclass
 class MultitaskOptions:
     """How a network for several levels answers."""
 

@@ -10,7 +10,6 @@ from PIL import Image
 from fishnet.data.levels import LevelClasses
 from fishnet.data.panoptic import Category, PanopticWriter
 from fishnet.data.segmentation.coding import LabelCoding
-from fishnet.files import atomic_path
 from fishnet.tasks.base import Answer, DrawnItem
 from fishnet.tasks.segmentation.painter import LabelMaps
 
@@ -61,17 +60,20 @@ class LevelPictures:
             self.written.append(self._panoptic.add(self._count, Path(item["file"]).name, answer["panoptic"]))
         if item["thumbnail"] is None:
             return
-        from fishnet.tasks.multitask.pictures import LabeledImage, as_labels, beside, draw_levels, draw_panoptic
+        from fishnet.drawing.style import save_picture
+        from fishnet.tasks.multitask.pictures import (
+            LabeledImage,
+            LevelColors,
+            as_labels,
+            draw_levels,
+            with_level_legend,
+        )
 
         path = self.out / _PICTURES / f"{self._name(item['file'])}.jpg"
-        labels = as_labels(answer)
-        photo = item["thumbnail"]
-        picture = draw_levels(LabeledImage(photo, labels, Path(item["file"]).name), self.classes, _SIDE)
-        if self._panoptic is not None:
-            found = draw_panoptic(photo, answer["panoptic"], self._panoptic.categories, self.classes, _SIDE)
-            picture = beside(picture, found)
-        with atomic_path(path) as partial:
-            picture.save(partial, "JPEG", quality=92)
+        colors = LevelColors(self.classes, self._panoptic.categories if self._panoptic is not None else ())
+        name = Path(item["file"]).name
+        shown = LabeledImage(item["thumbnail"], as_labels(answer), name, answer.get("panoptic"))
+        save_picture(with_level_legend(draw_levels(shown, colors, _SIDE), [shown], colors), path)
         self.written.append(path)
         self.drawn += 1
 

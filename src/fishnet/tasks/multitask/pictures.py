@@ -1,8 +1,7 @@
-"""Draw the labels of an image on all of its levels: class, boxes, outlines and label map."""
+"""Draw the labels of an image on all of its levels: class, boxes, outlines, label map and panoptic map."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,14 +14,14 @@ from fishnet.data.levels import ImageLabels, LevelClasses, ObjectLabels
 from fishnet.data.multitask.dataset import SampleTarget
 from fishnet.data.panoptic import Category, PanopticMap
 from fishnet.data.run_lengths import RunLengths, encode
-from fishnet.data.segmentation.overlays import overlay
 from fishnet.drawing import style
-from fishnet.drawing.regions import Color, class_color, draw_regions, sheet
+from fishnet.drawing.label_maps import background_of, paint_label_map, with_legend
+from fishnet.drawing.panoptic import paint_panoptic
+from fishnet.drawing.regions import class_color, draw_regions, sheet
 from fishnet.tasks.base import Answer
 
-_LINE = 22
+_LINE, _GAP = 22, 4
 _PAPER = "#ffffff"
-_CLEAR = ("background", "void", "unlabeled", "other")
 
 
 @dataclass
@@ -32,54 +31,75 @@ class LabeledImage:
     image: Image.Image
     labels: ImageLabels
     title: str
+    panoptic: PanopticMap | None = None
 
 
-def pixel_colors(classes: LevelClasses) -> list[Color | None]:
-    """Return the color of each class of label maps: that of its objects if there are any; None for background."""
-    colors: list[Color | None] = []
-    for index, name in enumerate(classes.pixel):
-        if index == 0 and name.lower() in _CLEAR:
-            colors.append(None)
-        elif name in classes.region:
-            colors.append(class_color(classes.region.index(name)))
-        else:
-            colors.append(class_color(len(classes.region) + index))
-    return colors
+@dataclass
+class LevelColors:
+    """Names and colors of what a network predicts, or of what a data set contains."""
+
+    classes: LevelClasses
+    categories: Sequence[Category] = ()
+    """Classes of panoptic maps; empty: there are none."""
+
+    @property
+    def pixel(self) -> np.ndarray:
+        """Color of each class of label maps, uint8 (classes, 3): that of its objects if there are any."""
+        objects = self.classes.region
+        places = [
+            objects.index(name) if name in objects else len(objects) + index
+            for index, name in enumerate(self.classes.pixel)
+        ]
+        return np.array([class_color(place) for place in places], np.uint8).reshape(-1, 3)
+
+    @property
+    def clear(self) -> frozenset[int]:
+        """Classes of label maps that are not painted."""
+        return background_of(self.classes.pixel)
+
+    @property
+    def panoptic(self) -> np.ndarray:
+        """Color of each category of panoptic maps, uint8 (categories, 3): that of its boxes or of its label maps."""
+        of_pixel = dict(zip(self.classes.pixel, self.pixel, strict=True))
+        things = iter(range(len(self.categories)))
+        rows = [class_color(next(things)) if one["isthing"] else of_pixel[one["name"]] for one in self.categories]
+        return np.array(rows, np.uint8).reshape(-1, 3)
+
+    @property
+    def clear_categories(self) -> list[int]:
+        """Places of the categories that are not painted."""
+        names = [self.classes.pixel[index] for index in self.clear]
+        return [place for place, one in enumerate(self.categories) if not one["isthing"] and one["name"] in names]
 
 
-def draw_levels(item: LabeledImage, classes: LevelClasses, side: int = 256) -> Image.Image:
-    """Draw an image with its objects, beside it the image with its label map, and below its class and name.
+def draw_levels(item: LabeledImage, colors: LevelColors, side: int = 256) -> Image.Image:
+    """Draw an image with its objects, beside it with its label map and its panoptic map, and below its class and name.
 
-    A level without labels is named as unlabeled.
+    A level without labels is named as unlabeled. The panoptic map is left out if there are none.
 
     Args:
         item: Image and labels.
-        classes: Class names of each level.
-        side: Longer side of each of the two pictures in pixels.
+        colors: Class names of each level, and their colors.
+        side: Longer side of each of the pictures in pixels.
     """
-    labels = item.labels
+    labels, classes = item.labels, colors.classes
     size = _fitted(item.image.size, side)
     photo = item.image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
-    objects = labels.objects
-    left = photo
-    if objects is not None:
-        corners = objects.boxes.copy()
-        corners[:, 2:] += corners[:, :2]
-        corners *= size[0] / item.image.width
-        found = {"boxes": torch.from_numpy(corners), "labels": objects.classes, "masks": objects.masks}
-        left = draw_regions(torch.from_numpy(np.array(photo)).permute(2, 0, 1), found, classes.region, None)
-    right = photo if labels.label_map is None else overlay(photo, labels.label_map, pixel_colors(classes))
-    number = 0 if objects is None else len(objects.boxes)
-    count = "objects unlabeled" if objects is None else f"{number} object{'' if number == 1 else 's'}"
-    facts = [
-        "class unlabeled" if labels.label is None else f"class {classes.image[labels.label]}",
-        count if objects is None or objects.annotated is None else f"{count} of {len(objects.annotated)} categories",
-        *(["pixels unlabeled"] if labels.label_map is None else []),
-    ]
-    card = Image.new("RGB", (2 * size[0] + 4, size[1] + 2 * _LINE), _PAPER)
-    card.paste(left, (0, 0))
-    card.paste(right, (size[0] + 4, 0))
+    panels = [_with_objects(photo, labels.objects, classes, size[0] / item.image.width)]
+    pixels = labels.label_map
+    panels.append(photo if pixels is None else paint_label_map(photo, pixels, colors.pixel, clear=colors.clear))
+    if item.panoptic is not None:
+        clear = colors.clear_categories
+        panels.append(paint_panoptic(photo, item.panoptic, colors.categories, colors.panoptic, clear))
+    elif colors.categories:
+        panels.append(photo)
+    card = Image.new("RGB", (len(panels) * (size[0] + _GAP) - _GAP, size[1] + 2 * _LINE), _PAPER)
+    for place, panel in enumerate(panels):
+        card.paste(panel, (place * (size[0] + _GAP), 0))
     draw, face, bold = ImageDraw.Draw(card), style.font(13), style.font(13, bold=True)
+    facts = _facts(labels, classes)
+    if colors.categories and item.panoptic is None:
+        facts.append("no panoptic map")
     text = style.shorten(", ".join(facts), card.width - 8, bold)
     draw.text((4, size[1] + 2), text, fill=style.INK, font=bold)
     title = style.shorten(item.title, card.width - 8, face)
@@ -87,9 +107,38 @@ def draw_levels(item: LabeledImage, classes: LevelClasses, side: int = 256) -> I
     return card
 
 
-def level_sheet(items: Sequence[LabeledImage], classes: LevelClasses, columns: int = 3) -> Image.Image:
-    """Arrange images with their labels in a grid; see `draw_levels`."""
-    return sheet([draw_levels(item, classes) for item in items], min(columns, len(items)))
+def _with_objects(photo: Image.Image, objects: ObjectLabels | None, classes: LevelClasses, scale: float) -> Image.Image:
+    if objects is None:
+        return photo
+    corners = objects.boxes.copy()
+    corners[:, 2:] += corners[:, :2]
+    corners *= scale
+    found = {"boxes": torch.from_numpy(corners), "labels": objects.classes, "masks": objects.masks}
+    return draw_regions(torch.from_numpy(np.array(photo)).permute(2, 0, 1), found, classes.region, None)
+
+
+def _facts(labels: ImageLabels, classes: LevelClasses) -> list[str]:
+    """Return what is known of an image, in words."""
+    objects = labels.objects
+    number = 0 if objects is None else len(objects.boxes)
+    count = "objects unlabeled" if objects is None else f"{number} object{'' if number == 1 else 's'}"
+    return [
+        "class unlabeled" if labels.label is None else f"class {classes.image[labels.label]}",
+        count if objects is None or objects.annotated is None else f"{count} of {len(objects.annotated)} categories",
+        *(["pixels unlabeled"] if labels.label_map is None else []),
+    ]
+
+
+def level_sheet(items: Sequence[LabeledImage], colors: LevelColors, columns: int = 3) -> Image.Image:
+    """Arrange images with their labels in a grid, with a legend of the label maps; see `draw_levels`."""
+    page = sheet([draw_levels(item, colors) for item in items], min(columns, len(items)))
+    return with_level_legend(page, items, colors)
+
+
+def with_level_legend(picture: Image.Image, items: Sequence[LabeledImage], colors: LevelColors) -> Image.Image:
+    """Return a picture with a legend of the classes in the label maps of images below it."""
+    maps = [item.labels.label_map for item in items if item.labels.label_map is not None]
+    return with_legend(picture, maps, colors.classes.pixel, colors.pixel, colors.clear) if maps else picture
 
 
 def _fitted(size: tuple[int, int], side: int) -> tuple[int, int]:
@@ -98,59 +147,18 @@ def _fitted(size: tuple[int, int], side: int) -> tuple[int, int]:
     return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
 
 
-def draw_panoptic(
-    image: Image.Image, panoptic: PanopticMap, categories: Sequence[Category], classes: LevelClasses, side: int = 256
-) -> Image.Image:
-    """Draw a panoptic map on its image: objects in shades of the color of their class, void as white fog.
-
-    Args:
-        image: Image.
-        panoptic: Segments of the image.
-        categories: Classes of the segments; things are the objects, in the order of their classes.
-        classes: Class names of each level.
-        side: Longer side of the picture in pixels.
-    """
-    photo = image.convert("RGB").resize(_fitted(image.size, side), Image.Resampling.BICUBIC)
-    things = [one["id"] for one in categories if one["isthing"]]
-    of_stuff = dict(zip(classes.pixel, pixel_colors(classes), strict=True))
-    names = {one["id"]: one["name"] for one in categories}
-    places = np.full(panoptic.ids.shape, len(panoptic.segments))
-    colors: list[Color | None] = []
-    drawn: Counter[int] = Counter()
-    for place, segment in enumerate(panoptic.segments):
-        category = segment["category_id"]
-        places[panoptic.ids == segment["id"]] = place
-        if category in things:
-            colors.append(_shade(class_color(things.index(category)), drawn[category]))
-            drawn[category] += 1
-        else:
-            colors.append(of_stuff[names[category]])
-    return overlay(photo, places, colors)
-
-
-def _shade(color: Color, number: int) -> Color:
-    """Return a lighter shade of a color for each further object of a class, in turn."""
-    share = (0.0, 0.35, 0.6)[number % 3]
-    red, green, blue = (round(value + share * (255 - value)) for value in color)
-    return red, green, blue
-
-
-def beside(left: Image.Image, right: Image.Image) -> Image.Image:
-    """Return two pictures beside each other, aligned at the top."""
-    page = Image.new("RGB", (left.width + 4 + right.width, max(left.height, right.height)), _PAPER)
-    page.paste(left, (0, 0))
-    page.paste(right, (left.width + 4, 0))
-    return page
-
-
 def as_object_labels(
     boxes: Tensor | Sequence[Sequence[float]], classes: Tensor | Sequence[int], masks: list[RunLengths] | None = None
 ) -> ObjectLabels:
     """Return objects with corners x1 y1 x2 y2 as labels, in which boxes are x, y, width, height."""
-    corners = np.array(boxes.cpu() if isinstance(boxes, Tensor) else boxes, np.float64).reshape(-1, 4)
-    indices = np.array(classes.cpu() if isinstance(classes, Tensor) else classes, np.int64).reshape(-1)
+    corners = np.array(_plain(boxes), np.float64).reshape(-1, 4)
+    indices = np.array(_plain(classes), np.int64).reshape(-1)
     corners[:, 2:] -= corners[:, :2]
     return ObjectLabels(indices, corners, np.zeros(len(indices), bool), masks)
+
+
+def _plain(values: Tensor | Sequence[object]) -> object:
+    return values.cpu().numpy() if isinstance(values, Tensor) else values
 
 
 def as_labels(answer: Answer) -> ImageLabels:

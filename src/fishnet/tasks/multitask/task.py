@@ -18,7 +18,7 @@ from torch import Tensor
 from fishnet.cards import ModelCard
 from fishnet.config import PreprocessConfig
 from fishnet.data.augmentation import resized
-from fishnet.data.levels import LEVELS, LevelClasses, ObjectLabels
+from fishnet.data.levels import LEVELS, ImageLabels, LevelClasses, ObjectLabels
 from fishnet.data.multitask.dataset import MultitaskDataset, collate
 from fishnet.data.multitask.layout import open_multitask
 from fishnet.data.panoptic import Category, PanopticMap
@@ -303,14 +303,24 @@ class MultitaskTask:
 
     def draw_examples(self, runtime: Runtime, dataset: MultitaskDataset, count: int = 6) -> Image.Image:
         """Return images spread over a data set, each with what is predicted and below it the truth."""
-        from fishnet.tasks.multitask.pictures import LabeledImage, as_labels, level_sheet
+        from fishnet.tasks.multitask.pictures import LabeledImage, LevelColors, as_labels, level_sheet
 
         items: list[LabeledImage] = []
         for index in np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int).tolist():
             try:
-                image, labels = dataset.split.load(index)
+                image, labels = dataset.split.load(index)[0], dataset.labels(index)
             except FishnetError:
                 continue  # whether a file that cannot be used stops the run was decided when it was evaluated
             (answer,) = self.answer(runtime, [self.prepare(image)])
-            items += [LabeledImage(image, as_labels(answer), "prediction"), LabeledImage(image, labels, "truth")]
-        return level_sheet(items, self.classes, columns=2)
+            items.append(LabeledImage(image, as_labels(answer), "prediction", answer.get("panoptic")))
+            items.append(LabeledImage(image, labels, "truth", self._true_panoptic(dataset, index, labels)))
+        colors = LevelColors(self.classes, self.categories if self.has_panoptic else ())
+        return level_sheet(items, colors, columns=2)
+
+    def _true_panoptic(self, dataset: MultitaskDataset, index: int, labels: ImageLabels) -> PanopticMap | None:
+        """Return the panoptic map of the labels of an image; None if they are not complete."""
+        if not self.has_panoptic or not dataset.split.is_panoptic(index):
+            return None
+        if labels.objects is None or labels.label_map is None:
+            return None
+        return self._truth(labels.objects, torch.as_tensor(labels.label_map), dataset.split.classes.ignore_index)

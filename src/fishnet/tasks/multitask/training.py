@@ -162,13 +162,13 @@ class MultitaskTraining:
 
     def draw_batch(self, batch: Batch) -> Image.Image:
         """Return a picture of an augmented training batch with its labels of all levels."""
-        from fishnet.tasks.multitask.pictures import LabeledImage, level_sheet, of_target
+        from fishnet.tasks.multitask.pictures import LabeledImage, LevelColors, level_sheet, of_target
 
         items = []
         for image, target in zip(batch["image"], batch["target"], strict=True):
             picture = Image.fromarray(image.cpu().permute(1, 2, 0).contiguous().numpy())
             items.append(LabeledImage(picture, of_target(target), ""))
-        return level_sheet(items, self.classes)
+        return level_sheet(items, LevelColors(self.classes))
 
     def fingerprint(self) -> Json:
         """Return counts and a hash of the labels of both splits."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from fishnet.data.segmentation.checks import check_segmentation
 from fishnet.data.segmentation.convert import can_convert, convert_segmentation
 from fishnet.data.segmentation.split import can_split, split_segmentation
 from fishnet.tasks.base import TaskKind, at_size_with_longest
 from fishnet.tasks.segmentation.about import describe_decoders
+from fishnet.tasks.segmentation.check import check_data
 from fishnet.tasks.segmentation.evaluator import DISPLAY
 from fishnet.tasks.segmentation.options import SegmentationConfig, SegmentationOptions, choose_recipe
 from fishnet.tasks.segmentation.task import LONGEST, SegmentationTask
@@ -25,10 +25,11 @@ TASK = TaskKind(
     tied=frozenset({"pixel.decoder"}),
     batch_size=8,
     display=DISPLAY,
-    check_data=check_segmentation,
+    check_data=check_data,
     split_data=split_segmentation,
     can_split=can_split,
-    layouts="images/ with labels/, VOC's SegmentationClass, or Cityscapes",
+    layouts="images/ with labels/",
+    convert_layouts="VOC's SegmentationClass, Cityscapes, or label maps of other values or colors",
     convert_data=convert_segmentation,
     can_convert=can_convert,
     at_size=at_size_with_longest(LONGEST),

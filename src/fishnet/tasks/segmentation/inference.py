@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 from torchvision.transforms.v2 import functional as F2
 
+from fishnet.data.tiles import tile_starts
 from fishnet.errors import FishnetError, UsageError
 from fishnet.models.heads.types import Size
 from fishnet.tasks.base import Runtime
@@ -207,7 +208,8 @@ def _stitched(run: Logits, image: Tensor, passes: Passes) -> Iterator[Tensor]:
     """
     height, width = image.shape[-2:]
     tall, wide = min(height, passes.tile or height), min(width, passes.tile or width)
-    tops, lefts = tile_starts(height, tall, passes.overlap), tile_starts(width, wide, passes.overlap)
+    tops = tile_starts(height, tall, passes.overlap, GRID)
+    lefts = tile_starts(width, wide, passes.overlap, GRID)
     if len(tops) == len(lefts) == 1:
         yield _run_checked(run, [image])[0]
         return
@@ -252,19 +254,6 @@ def _check(logits: Tensor, size: Size) -> None:
             "the model gave NaN or infinite outputs: its weights are damaged or its training diverged (train with a "
             "lower --lr, with --optim.clip_grad or in fp32)"
         )
-
-
-def tile_starts(side: int, tile: int, overlap: float) -> list[int]:
-    """Return where tiles begin that cover a side of an image; the last one ends with the image.
-
-    Args:
-        side: Side of the image in pixels.
-        tile: Side of a tile in pixels, at most `side`.
-        overlap: Fraction of a tile that the next one covers too, at least.
-    """
-    step = max(1, int(tile * (1 - overlap)))
-    step = step // GRID * GRID if step >= GRID else step
-    return [*range(0, side - tile, step), side - tile]
 
 
 def _window(side: int) -> Tensor:

@@ -75,12 +75,12 @@ class LabelMaps:
             self._draw(item["thumbnail"], label_map, self.out / _PICTURES / f"{name}.jpg")
 
     def _draw(self, image: Image.Image, label_map: np.ndarray, path: Path) -> None:
-        from fishnet.drawing.label_maps import class_colors, draw_label_map, with_legend
+        from fishnet.drawing.label_maps import background_of, class_colors, draw_label_map, with_legend
+        from fishnet.drawing.style import save_picture
 
-        colors = class_colors(len(self.classes), self.palette)
-        picture = draw_label_map(image, label_map, colors, longest=_SIDE)
-        with atomic_path(path) as partial:
-            with_legend(picture, [label_map], self.classes, colors).save(partial, quality=92)
+        colors, clear = class_colors(len(self.classes), self.palette), background_of(self.classes)
+        picture = draw_label_map(image, label_map, colors, longest=_SIDE, clear=clear)
+        save_picture(with_legend(picture, [label_map], self.classes, colors, clear), path)
         self.written.append(path)
         self.drawn += 1
 

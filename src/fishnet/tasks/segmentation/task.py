@@ -187,15 +187,17 @@ class SegmentationTask:
 
     def draw_examples(self, runtime: Runtime, dataset: SegmentationDataset, count: int = 6) -> Image.Image:
         """Return images spread over a data set, each beside the truth and the label map that is predicted."""
-        from fishnet.drawing.label_maps import class_colors, draw_row
+        from fishnet.drawing.label_maps import background_of, class_colors, draw_row
         from fishnet.drawing.regions import sheet
 
-        colors, rows = class_colors(len(self.classes), self.coding.palette), []
+        colors, clear = class_colors(len(self.classes), self.coding.palette), background_of(self.classes)
+        rows: list[Image.Image] = []
         for index in np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int).tolist():
             try:
                 image, truth = dataset.load(index)
             except FishnetError:
                 continue  # a file that cannot be used; whether that stops the run was decided when it was evaluated
             (found,) = self.answer(runtime, [self.prepare(image)])
-            rows.append(draw_row(image, [("truth", truth), ("prediction", found[ANSWER])], self.classes, colors, 320))
+            maps = [("truth", truth), ("prediction", found[ANSWER])]
+            rows.append(draw_row(image, maps, self.classes, colors, 320, clear))
         return sheet(rows, columns=1)

@@ -113,16 +113,16 @@ class SegmentationTraining:
 
     def draw_batch(self, batch: Batch) -> Image.Image:
         """Return a picture of an augmented training batch with its label maps, and their legend."""
-        from fishnet.drawing.label_maps import class_colors, draw_label_map, with_legend
+        from fishnet.drawing.label_maps import background_of, class_colors, draw_label_map, with_legend
         from fishnet.drawing.regions import sheet
 
-        colors = class_colors(len(self.classes), self.train_data.coding.palette)
+        colors, clear = class_colors(len(self.classes), self.train_data.coding.palette), background_of(self.classes)
         maps = [target["label_map"].cpu() for target in batch["target"]]
         tiles = []
         for image, label_map in zip(batch["image"], maps, strict=True):
             pixels = Image.fromarray(image.cpu().permute(1, 2, 0).numpy())
-            tiles.append(draw_label_map(pixels, label_map, colors))
-        return with_legend(sheet(tiles), maps, self.classes, colors)
+            tiles.append(draw_label_map(pixels, label_map, colors, clear=clear))
+        return with_legend(sheet(tiles), maps, self.classes, colors, clear)
 
     def fingerprint(self) -> Json:
         """Return counts, and a hash of names, sizes and coding of the files of both splits."""
