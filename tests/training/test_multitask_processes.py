@@ -41,6 +41,9 @@ def train(data: Path, out: Path, *more: str) -> list[str | Path]:
     return ["train", "multitask", "--data", data, "--out", out, *SETTINGS, *more]
 
 
+PULLS = ("grad_norm_image", "grad_norm_region", "grad_norm_pixel")
+
+
 def levels_by_step(out: Path) -> list[set[str]]:
     """Return the levels that had a loss in each step."""
     logged: dict[int, set[str]] = {}
@@ -81,7 +84,20 @@ def test_two_processes_judge_every_image_once(data: Path, tmp_path: Path) -> Non
 
 
 ALIKE = [
-    *("--model", "fishnet_nano", "--size", "64", "--epochs", "10", "--batch-size", "4", "--workers", "1"),
+    *(
+        "--recipe",
+        "scratch_small",
+        "--model",
+        "fishnet_nano",
+        "--size",
+        "64",
+        "--epochs",
+        "10",
+        "--batch-size",
+        "4",
+        "--workers",
+        "1",
+    ),
     *("--log-every", "1", "--validate-every", "10", "--device", "cpu", "--lr", "0.00001", "--optim.name", "sgd"),
     *("--augment.scale-jitter", "0.7,1.4", "--pixel.dropout", "0", "--quota", "0", *HEADS),
 ]
@@ -110,4 +126,7 @@ def test_two_processes_have_the_losses_of_one(
         run("train", "multitask", *settings, script=script)
         found.append(values(out, "train"))
     assert_equal_losses(*found, steps=20)
+    pulls = {key: value for key, value in found[0].items() if key[1] in PULLS}
+    assert {name for _, name in pulls} == set(PULLS)
+    assert {key: found[1][key] for key in pulls} == pytest.approx(pulls, rel=2e-3)
     assert len(set().union(*levels_by_step(tmp_path / "2"))) == 3

@@ -20,7 +20,6 @@ from fishnet.config import OptimConfig
 from fishnet.data.panoptic import read_panoptic
 from fishnet.data.run_lengths import decode
 from fishnet.errors import FishnetError, UsageError
-from fishnet.metrics import MetricsFile
 from fishnet.models.build import build_network
 from fishnet.runs import RunFolder
 from fishnet.settings import resolve
@@ -36,7 +35,6 @@ QUICK: dict[str, Any] = {
     "model": "fishnet_nano", "epochs": 1, "batch_size": 4, "size": 64, "workers": 0, "log_every": 1, "device": "cpu",
     "heads": {"preset": "nano", "proposals": 40, "samples": 16, "score": 0.001},
 }  # fmt: skip
-STEP: dict[str, Any] = {**QUICK, "max_steps": 1}
 
 
 @pytest.fixture(scope="module")
@@ -47,24 +45,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return train("multitask", data=str(data), out=str(tmp_path_factory.mktemp("run") / "run"), **QUICK)
-
-
-@pytest.fixture(scope="module")
-def one_level(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunFolder]:
-    """Return a run of each single task on its level of the same folder."""
-    out = tmp_path_factory.mktemp("single")
-    plain = {name: value for name, value in STEP.items() if name != "heads"}
-    detection = {"heads": {**QUICK["heads"]}, "augment": {"scale_jitter": None}}
-    return {
-        "image": train("classification", data=str(data), out=str(out / "image"), **plain),
-        "region": train("detection", data=str(data), out=str(out / "region"), **plain, **detection),
-        "pixel": train("segmentation", data=str(data), out=str(out / "pixel"), **plain),
-    }
-
-
-def logged(run: RunFolder, split: str) -> dict[str, float]:
-    """Return the metrics of the last step of a split."""
-    return {row["name"]: float(row["value"]) for row in MetricsFile(run.metrics_csv).read() if row["split"] == split}
 
 
 def test_predictions_of_all_levels_agree(trained: RunFolder, data: Path, tmp_path: Path) -> None:
