@@ -84,20 +84,7 @@ def test_two_processes_judge_every_image_once(data: Path, tmp_path: Path) -> Non
 
 
 ALIKE = [
-    *(
-        "--recipe",
-        "scratch_small",
-        "--model",
-        "fishnet_nano",
-        "--size",
-        "64",
-        "--epochs",
-        "10",
-        "--batch-size",
-        "4",
-        "--workers",
-        "1",
-    ),
+    *("--model", "fishnet_nano", "--size", "64", "--epochs", "10", "--batch-size", "4", "--workers", "1"),
     *("--log-every", "1", "--validate-every", "10", "--device", "cpu", "--lr", "0.00001", "--optim.name", "sgd"),
     *("--augment.scale-jitter", "0.7,1.4", "--pixel.dropout", "0", "--quota", "0", *HEADS),
 ]
