@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from PIL import Image, ImageOps
 
-from fishnet.files import atomic_path
 from fishnet.tasks.base import Answer, DrawnItem
 
 if TYPE_CHECKING:  # training draws nothing until its end
@@ -22,11 +21,11 @@ class Sheets:
     """Contact sheets, written page by page.
 
     Args:
-        out: Folder to write contact_sheet*.png into.
+        out: Folder to write contact_sheet*.jpg into.
         images: Number of images that will come.
     """
 
-    patterns: tuple[str, ...] = ("contact_sheet.png", "contact_sheet_[0-9][0-9].png")
+    patterns: tuple[str, ...] = ("contact_sheet.jpg", "contact_sheet_[0-9][0-9].jpg")
 
     def __init__(self, out: Path, images: int) -> None:
         self.out, self.pages = out, min(_SHEETS, math.ceil(images / SHEET_IMAGES))
@@ -58,12 +57,12 @@ class Sheets:
 
     def _write(self) -> None:
         from fishnet.drawing.sheets import contact_sheet
+        from fishnet.drawing.style import save_picture
 
         if not self.cards:
             return
         number = f"_{len(self.written) + 1:02d}" if self.pages > 1 else ""
-        path = self.out / f"contact_sheet{number}.png"
-        with atomic_path(path) as partial:
-            contact_sheet(self.cards).save(partial)
+        # as PNG, photos would be several times as large, and take longer to write than to predict on
+        path = save_picture(contact_sheet(self.cards), self.out / f"contact_sheet{number}.jpg")
         self.written.append(path)
         self.cards = []
