@@ -131,6 +131,24 @@ def test_an_interrupted_folder_is_completed_by_the_command_that_is_named(
     same(done["images"] + other["images"], whole)
 
 
+def test_an_interrupted_video_can_be_played(run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("av")
+    from tests.prediction.test_video import decoded, make
+
+    clip, out = make(tmp_path / "long.mp4", 3000, size=(64, 64)), tmp_path / "out"
+    process = start("predict", run, clip, "--out", out, "--device", "cpu", "--batch-size", "1")
+    made = out / "videos" / "long.jsonl"
+    wait_for(lambda: made.exists() and made.read_bytes().count(b"\n") >= 3, process)
+    process.send_signal(signal.SIGINT)
+    printed = process.communicate(timeout=PATIENCE)[0]
+    assert process.returncode == 130, printed
+    (entry,) = read(out)["videos"]
+    assert entry["complete"] is False
+    assert 3 <= entry["frames"] < 3000
+    assert len(decoded(out / entry["video"])) == entry["frames"] == made.read_bytes().count(b"\n")
+    assert re.search(rf"continue with: fishnet predict {run} {clip} --out {out}_rest --device cpu", printed)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_killed_command_leaves_readable_lines_and_no_processes(run: Path, photos: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "out"

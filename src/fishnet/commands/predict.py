@@ -21,6 +21,7 @@ def predict(
     workers: int = 2,
     bad_images: Literal["stop", "skip"] = "stop",
     pictures: bool = True,
+    every: int = 1,
     overwrite: bool = False,
     size: int | None = None,
     task: str | None = None,
@@ -33,14 +34,15 @@ def predict(
 
     Args:
         run: Run folder or weights file.
-        inputs: Images, folders (searched with their subfolders), quoted patterns such as "photos/**/*.jpg", or - to
-            read paths of images from standard input, one per line.
-        out: Folder to write results.json and the pictures to.
+        inputs: Images, videos, folders (searched for images, with their subfolders), quoted patterns such as
+            "photos/**/*.jpg", or - to read paths of images from standard input, one per line.
+        out: Folder to write results.json, the pictures and the files of videos to.
         device: auto, cpu, cuda, cuda:1, ...
         batch_size: Images per forward pass; the default depends on the task.
         workers: Worker processes that load images.
-        bad_images: stop at an image that cannot be read, or skip it and list it.
-        pictures: Draw the answers. Without, only results are written.
+        bad_images: stop at an image or a video that cannot be read, or skip it and list it.
+        pictures: Draw the answers: on pictures, and on copies of the videos. Without, only results are written.
+        every: Predict on every N-th frame of a video.
         overwrite: Replace the results in --out.
         size: Input size in pixels instead of that of the model. For a detector it is the shorter side, and the maximum
             of the longer side is scaled with it.
@@ -62,12 +64,14 @@ def predict(
     from fishnet.tasks import get_task
 
     check_loading(batch_size, workers)
+    if every < 1:
+        raise UsageError(f"--every must be at least 1, not {every}")
     with Session(Path(out), partial(command_line, predict, given), overwrite) as session:
         found = find_inputs(inputs, leave_out=Path(out))
         session.start()
         predictor = Predictor(run, device, task, model, read_names(classes), size, runtime, **options)
         images = get_task(predictor.card.task).batch_size if batch_size is None else batch_size
-        return session.predict(predictor, found, Loading(images, workers, bad_images == "stop", pictures))
+        return session.predict(predictor, found, Loading(images, workers, bad_images == "stop", pictures), every)
 
 
 def check_loading(batch_size: int | None, workers: int) -> None:

@@ -15,10 +15,12 @@ from typing import Self
 
 from fishnet.errors import FishnetError, Interrupted, UsageError
 from fishnet.files import Json, atomic_write
+from fishnet.prediction.frames import predict_video, video_jobs
 from fishnet.prediction.images import Inbox, Loading, predict_images
 from fishnet.prediction.inputs import STANDARD_INPUT, Inputs, has_whole_list, listed_paths
 from fishnet.prediction.overlap import Stopped, stop_signals
-from fishnet.prediction.results import Results
+from fishnet.prediction.results import FILES, Results
+from fishnet.prediction.video import BadVideoError, require_video_support
 from fishnet.predictor import Predictor
 from fishnet.signatures import Function, function_options
 from fishnet.tasks.base import Entry, Painter
@@ -68,6 +70,7 @@ class Session:
         if not overwrite:
             self.results.refuse_earlier()
         self.earlier = self.results.earlier_files()
+        self.done: set[Path] = set()
 
     def __enter__(self) -> Self:
         return self
@@ -79,8 +82,14 @@ class Session:
         """Create the output folder, before any work is done."""
         self.results.start()
 
-    def predict(self, predictor: Predictor, inputs: Inputs, loading: Loading) -> Prediction:
+    def predict(self, predictor: Predictor, inputs: Inputs, loading: Loading, every: int) -> Prediction:
         """Predict on all inputs.
+
+        Args:
+            predictor: Answers.
+            inputs: Images and videos.
+            loading: How images are loaded.
+            every: Predict on every N-th frame of videos.
 
         Raises:
             FishnetError: An input cannot be used; results.json has what was done before.
@@ -88,6 +97,9 @@ class Session:
         """
         self.predictor, self.inputs = predictor, inputs
         self.total = None if inputs.standard_input else len(inputs.files)
+        if inputs.videos:
+            require_video_support()
+        self.jobs = video_jobs(inputs.videos, self.results.folder, every)
         self.painter: Painter = predictor.task.painter(
             self.results.folder, sys.maxsize if self.total is None else self.total
         )
@@ -112,6 +124,7 @@ class Session:
         """Return the files of the folder that pictures may replace; refuse those of somebody else."""
         folder = self.results.folder
         present = {path for pattern in self.painter.patterns for path in folder.glob(pattern)}
+        present |= {file for job in self.jobs for file in job.files if file.exists()}
         self.places = {path.resolve() for path in present}
         for file in self.inputs.files:
             self._refuse_place(file)
@@ -135,11 +148,25 @@ class Session:
                 raise FishnetError("standard input lists no images; write one path per line")
             if not self.results.count:
                 raise FishnetError(f"none of the {len(bad)} images can be read, the first is {bad[0]}")
+        for job in self.jobs:
+            try:
+                problem = predict_video(self.predictor, self.painter, job, loading, self.results.videos)
+            except BadVideoError as error:
+                if loading.stop_at_bad:
+                    raise
+                self.results.bad.append(job.path.as_posix())
+                problem = str(error)
+            self.done.add(job.path)
+            if problem:
+                print(problem, flush=True)
+        if self.results.is_empty:
+            raise FishnetError(f"none of the {len(self.jobs)} videos can be read, the first is {self.jobs[0].path}")
 
     def _finish(self, complete: bool) -> None:
         card = self.predictor.card
         head = {"task": card.task, "model": card.model, "classes": card.classes} | self.predictor.task.about
-        for old in self.earlier - set(self.painter.written):
+        made = {self.results.folder / one[name] for one in self.results.videos for name in FILES if name in one}
+        for old in self.earlier - made - set(self.painter.written):
             old.unlink(missing_ok=True)
         self.results.finish(head, self.painter.written, complete)
 
@@ -148,13 +175,20 @@ class Session:
         if self.results.is_empty:
             return self.again(None, None)
         left = self.inbox.left(drain=not self.inputs.standard_input or has_whole_list())
+        videos = [str(job.path) for job in self.jobs if job.path not in self.done]
         self._finish(complete=False)
-        print(f"{self.results.count} images are done: {self.results.path}")
-        again = self.again([STANDARD_INPUT], f"{self.results.folder}_rest")
+        print(f"{self._counted()} are done: {self.results.path}")
+        images = [STANDARD_INPUT] if left or not videos else []
+        again = self.again([*images, *videos], f"{self.results.folder}_rest")
         if not left:
             return again
         atomic_write(self.results.remaining, "".join(f"{path}\n" for path in left))
         return f"{again} < {shlex.quote(str(self.results.remaining))}"
+
+    def _counted(self) -> str:
+        """Return the number of images and frames, in words."""
+        counts = [f"{self.results.count} images"] if self.total != 0 else []
+        return ", ".join([*counts, *(f"{one['frames']} frames of {one['file']}" for one in self.results.videos)])
 
     def _say(self, seconds: float) -> None:
         results, painter, entries = self.results, self.painter, self.results.count
@@ -167,7 +201,12 @@ class Session:
                 print(f"skipped unreadable image {file}")
             if len(results.bad) > 10:
                 print(f"... and {len(results.bad) - 10} more skipped")
-        told = f"{entries} images, {len(results.bad)} skipped, {entries / seconds:.1f} images/s: {results.path}"
+        for one in results.videos:
+            made = ", ".join(str(results.folder / one[name]) for name in FILES if name in one)
+            print(f"{one['file']}: {one['frames']} frames, {made}")
+        answered = entries + sum(one["frames"] for one in results.videos)
+        told = f"{entries} images" if self.total != 0 else f"{len(results.videos)} videos"
+        told += f", {len(results.bad)} skipped, {answered / seconds:.1f} images/s: {results.path}"
         if pictures := painter.written:
             more = f" (the first {painter.drawn} images)" if painter.drawn < entries else ""
             told += f", {pictures[0]}{f' ... {pictures[-1].name}' if len(pictures) > 1 else ''}{more}"

@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # training draws nothing until its end
     from fishnet.drawing.sheets import Card
 
 SHEET_IMAGES = 48
-_SHEETS, _LINES, _SIDE = 20, 5, 320
+_SHEETS, _LINES, _SIDE, _FRAME_LINES = 20, 5, 320, 3
 
 
 class Sheets:
@@ -50,6 +50,13 @@ class Sheets:
         self.cards.append({"image": item["thumbnail"], "title": Path(item["file"]).name, "lines": lines})
         if len(self.cards) == SHEET_IMAGES:
             self._write()
+
+    def frame(self, image: Image.Image, answer: Answer) -> Image.Image:
+        """Return an image with the best classes in its upper left corner."""
+        from fishnet.drawing.captions import Line, caption
+
+        pairs = list(zip(answer["labels"], answer["scores"], strict=True))[:_FRAME_LINES]
+        return caption(image, [Line(f"{label} {100 * score:.0f} %") for label, score in pairs])
 
     def finish(self) -> None:
         """Write the page that was begun, if any."""
