@@ -150,7 +150,7 @@ class TrainConfig:
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
     """Arithmetic of the forward and backward pass; weights stay in fp32. auto picks what is fastest on this machine."""
     compile: bool = False
-    """Compile the model with torch.compile."""
+    """Compile the network with torch.compile at the first batch, which takes minutes; losses are not compiled."""
     channels_last: bool = True
     """Keep images and weights in NHWC memory format."""
     checkpointing: bool = False

@@ -11,11 +11,13 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+from tqdm import tqdm
 
 from fishnet.cards import ModelCard, read_card
 from fishnet.errors import FishnetError, UsageError
 from fishnet.models.build import build_network
 from fishnet.models.checkpoints.weights import locate_weights
+from fishnet.models.compilation import compile_network
 from fishnet.models.network import Network
 from fishnet.models.precision import guard_bf16_on_cpu
 from fishnet.runs import RunFolder
@@ -140,6 +142,7 @@ def load_runtime(
     model: str | None = None,
     classes: Sequence[str] | None = None,
     size: int | None = None,
+    compile: bool = False,
 ) -> tuple[Runtime, ModelCard]:
     """Return what runs a network, and the card of the network.
 
@@ -152,10 +155,11 @@ def load_runtime(
         model: Backbone of a file without a card.
         classes: Class names of a file without a card.
         size: Input size in pixels instead of that of the card.
+        compile: Compile the network with torch.compile at its first batch, and print how long that took.
 
     Raises:
         FishnetError: The file is missing, damaged, or does not fit the architecture.
-        UsageError: An unknown backend, or see `load_model`.
+        UsageError: An unknown backend, no compiler, or see `load_model`.
     """
     if runtime not in (known := get_args(RuntimeName)):
         raise UsageError(f"unknown runtime {runtime!r}; runtimes are {', '.join(known)}")
@@ -165,6 +169,8 @@ def load_runtime(
     precision = card.precision if precision == "auto" else precision
     if precision == "bf16" and target.type == "cpu":
         guard_bf16_on_cpu(network)  # as in training
+    if compile:
+        compile_network(network, target, tqdm.write)
     return TorchRuntime(network, target, precision), card
 
 

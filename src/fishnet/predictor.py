@@ -42,6 +42,7 @@ class Predictor:
         size: Input size in pixels instead of that of the model. For a detector it is the shorter side, and the maximum
             of the longer side is scaled with it.
         runtime: Inference backend.
+        compile: Compile the network with torch.compile at its first batch, and print how long that took.
         options: Prediction options of the task: `top` and `threshold` of a classifier, `score`, `max_detections`,
             `tile` and `overlap` of a detector.
 
@@ -59,10 +60,11 @@ class Predictor:
         classes: Sequence[str] | None = None,
         size: int | None = None,
         runtime: RuntimeName = "torch",
+        compile: bool = False,
         **options: Any,
     ) -> None:
         self.runtime, self.card = load_runtime(
-            source, runtime, device, task=task, model=model, classes=classes, size=size
+            source, runtime, device, task=task, model=model, classes=classes, size=size, compile=compile
         )
         self.task = make_task(self.card, **options)
 

@@ -28,6 +28,7 @@ def predict(
     model: str | None = None,
     classes: str | None = None,
     runtime: Literal["torch"] = "torch",
+    compile: bool = False,
     **options: Any,
 ) -> Prediction:
     """Predict on images and videos; writes results.json and pictures.
@@ -50,6 +51,8 @@ def predict(
         model: Backbone of a weights file that does not describe its network.
         classes: Text file with a class name per line, for a weights file without class names.
         runtime: Inference backend.
+        compile: Compile the network with torch.compile at its first batch, which takes a minute or more; worth it for
+            thousands of images.
         options: Prediction options of the task, such as `top` or `score`; see `fishnet predict --help`.
 
     Raises:
@@ -69,7 +72,7 @@ def predict(
     with Session(Path(out), partial(command_line, predict, given), overwrite) as session:
         found = find_inputs(inputs, leave_out=Path(out))
         session.start()
-        predictor = Predictor(run, device, task, model, read_names(classes), size, runtime, **options)
+        predictor = Predictor(run, device, task, model, read_names(classes), size, runtime, compile, **options)
         images = get_task(predictor.card.task).batch_size if batch_size is None else batch_size
         return session.predict(predictor, found, Loading(images, workers, bad_images == "stop", pictures), every)
 

@@ -256,7 +256,7 @@ class Network(nn.Module):
         return found
 
     def _head(self, name: str) -> Head[Any, Any, object]:
-        return cast(Head[Any, Any, object], self.heads[name])
+        return cast("Head[Any, Any, object]", self.heads[name])  # as text: torch.compile would stop at the type
 
     def group_matcher(self, coarse: bool = False) -> LayerGroups:
         """Return timm's layer groups: those of the trunk, from its stem on; necks and heads are in the last group."""

@@ -26,6 +26,7 @@ from fishnet.drawing.display import Display
 from fishnet.errors import FishnetError, UsageError, did_you_mean
 from fishnet.metrics import MetricsFile
 from fishnet.models.build import build_network
+from fishnet.models.compilation import compile_network
 from fishnet.models.network import Network
 from fishnet.models.norms import (
     apply_norm_policy,
@@ -175,7 +176,8 @@ class TrainingModule(pl.LightningModule):
         images = config.batch_size // (config.accumulate * devices)
         check_norm_policy(config.norm, images, self.on_gpu, has_batch_norms(self.model))
         if self.config.compile:
-            self.model.compile()
+            say = print if self.trainer.is_global_zero else str
+            compile_network(self.model, self.trainer.strategy.root_device, say)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Set training mode, except for frozen BatchNorms.
