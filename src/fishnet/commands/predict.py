@@ -51,13 +51,12 @@ def predict(
         model: Backbone of a weights file that does not describe its network.
         classes: Text file with a class name per line, for a weights file without class names.
         runtime: Inference backend.
-        compile: Compile the network with torch.compile at its first batch, which takes a minute or more; worth it for
-            thousands of images.
+        compile: Compile the network with torch.compile at its first batch, which takes minutes.
         options: Prediction options of the task, such as `top` or `score`; see `fishnet predict --help`.
 
     Raises:
-        FishnetError: An input cannot be used; what was predicted before is in results.json.
-        Interrupted: A signal stopped the command; results.json has what was done.
+        FishnetError: An input cannot be used; results.json has what was done before.
+        Interrupted: A signal stopped the work; results.json has what was done.
     """
     given = {**locals(), **options}
     from fishnet.prediction.images import Loading
@@ -66,9 +65,7 @@ def predict(
     from fishnet.predictor import Predictor
     from fishnet.tasks import get_task
 
-    check_loading(batch_size, workers)
-    if every < 1:
-        raise UsageError(f"--every must be at least 1, not {every}")
+    check_loading(batch_size, workers, every)
     with Session(Path(out), partial(command_line, predict, given), overwrite) as session:
         found = find_inputs(inputs, leave_out=Path(out))
         session.start()
@@ -77,8 +74,10 @@ def predict(
         return session.predict(predictor, found, Loading(images, workers, bad_images == "stop", pictures), every)
 
 
-def check_loading(batch_size: int | None, workers: int) -> None:
-    """Refuse numbers of images or workers that are out of range."""
+def check_loading(batch_size: int | None, workers: int, every: int = 1) -> None:
+    """Refuse numbers of images, of workers, or of frames per answer that are out of range."""
+    if every < 1:
+        raise UsageError(f"--every must be at least 1, not {every}")
     if batch_size is not None and batch_size < 1:
         raise UsageError(f"--batch-size must be at least 1, not {batch_size}")
     if workers < 0:
