@@ -58,6 +58,14 @@ class Trunk(nn.Module):
         """Return maps, vector, or both."""
         raise NotImplementedError
 
+    def inside(self, images: Tensor) -> dict[str, Tensor]:
+        """Return the maps (N, C, H, W) of the stages by name, for pictures; empty if the network gives none.
+
+        A FishNet has more of them than its taps: all stages that the trunk runs.
+        """
+        maps = self(images).maps
+        return {f"map {number}": values for number, values in enumerate(maps, 1)}
+
     @property
     def backbone(self) -> nn.Module:
         """Module whose submodules have the usual names of the backbone."""
@@ -117,6 +125,14 @@ class FishTrunk(Trunk):
 
     def forward(self, images: Tensor) -> Features:
         """Return maps, vector, or both."""
+        maps = self.inside(images)
+        vector = None
+        if self.score is not None and self.global_pool is not None and self.head_drop is not None:
+            vector = self.head_drop(self.global_pool(self.score(maps["h3"])))
+        return Features([maps[name] for name in self.taps], vector)
+
+    def inside(self, images: Tensor) -> dict[str, Tensor]:
+        """Return the outputs of the stages that the trunk runs, in their order."""
         images = self._of_usable_size(images)
         maps: dict[str, Tensor] = {"stem": self.stem(images)}
         maps["t1"], maps["t2"], maps["t3"] = self.tail(maps["stem"])
@@ -127,10 +143,7 @@ class FishTrunk(Trunk):
             if self.head is not None:
                 outputs = self.head(maps["b3"], maps["b2"], maps["b1"], maps["bridge"])
                 maps["h1"], maps["h2"], maps["h3"] = outputs
-        vector = None
-        if self.score is not None and self.global_pool is not None and self.head_drop is not None:
-            vector = self.head_drop(self.global_pool(self.score(maps["h3"])))
-        return Features([maps[name] for name in self.taps], vector)
+        return maps
 
     def _of_usable_size(self, images: Tensor) -> Tensor:
         """Pad images below the minimum size with zeros if the trunk gives maps, else raise FishInputError."""

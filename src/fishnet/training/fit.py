@@ -103,13 +103,18 @@ def check_epochs(config: TrainConfig, run: RunFolder) -> None:
 
 
 def finish_report(job: Training, run: RunFolder) -> None:
-    """Draw predictions of the best network, write report.html and print its path."""
+    """Draw predictions of the best network and its insides, write report.html and print its path."""
     from fishnet.report.html import write_report
+    from fishnet.report.insides import draw_insides, first_batch
 
-    model, _ = load_model(run.path)
-    picture = job.task.draw_examples(TorchRuntime(model, torch.device("cpu")), job.val_data)
-    with atomic_path(run.predictions_png) as partial:
-        picture.save(partial)
+    model, card = load_model(run.path)
+    with first_batch(model) as seen:
+        pictures = {run.predictions_png: job.task.draw_examples(TorchRuntime(model, torch.device("cpu")), job.val_data)}
+    if seen and (insides := draw_insides(model, seen[0], card.preprocess)) is not None:
+        pictures[run.insides_png] = insides
+    for path, picture in pictures.items():
+        with atomic_path(path) as partial:
+            picture.save(partial)
     print(f"report: {write_report(run)}", flush=True)
 
 
