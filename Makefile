@@ -59,7 +59,7 @@ tables: $(VENV)/.developer  ## docs/models.md and the golden numbers
 trunks: $(VENV)/.developer  ## docs/trunks.md: which of timm's families can be trunks, some minutes
 	$(BIN)/python docs/make_trunks_table.py
 
-pictures: $(VENV)/.user  ## the pictures of README.md, half an hour
+pictures: $(VENV)/.user  ## the pictures of README.md, from a demo
 	$(BIN)/python docs/make_pictures.py
 
 results: $(VENV)/.developer  ## docs/results.md from what the benchmarks recorded

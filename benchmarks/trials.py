@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fishnet.environment import describe_hardware, source_commit
 from fishnet.loading import load_model
+from fishnet.metrics import MetricsFile
 from fishnet.models.complexity import count
 from fishnet.models.network import Network
 
@@ -35,9 +36,9 @@ class Dense(nn.Module):
 
     def forward(self, batch: Tensor) -> dict[str, Tensor]:
         """Return the levels of a batch (N, C, H, W) by name, or the logits."""
-        if "region" in self.network.heads:
+        if "region" in self.network.heads and len(self.network.heads) == 1:
             return self.network.necks["region"](self.network.trunk(batch).maps)
-        return self.network.raw(batch)["pixel"]
+        return {f"{head}_{n}": v for head, raw in self.network.raw(batch).items() for n, v in raw.items()}
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Trials:
 
     Args:
         file: Figures of the finished runs, by key.
-        figures: Names of the figures, those of the last epoch.
+        figures: Names of the figures, those of the last epoch; empty takes all.
         task: Task of the runs.
         counted_at: Height and width of the image for which multiply-adds are counted.
         split: Split on which a finished run is evaluated, if it is not the one that it was validated on.
@@ -116,6 +117,9 @@ class Trials:
         shutil.rmtree(folder / "checkpoints")
 
     def _figures(self, folder: Path, data: Path, threads: int | None) -> dict[str, float]:
+        if not self.figures:
+            rows = MetricsFile(folder / "metrics.csv").read()
+            return {row["name"]: float(row["value"]) for row in rows if row["split"] == self.split}
         if self.split == "val":
             return {name: last(folder, name) for name in self.figures}
         out = folder / f"evaluation_{self.split}.json"

@@ -94,6 +94,7 @@ def test_the_header_is_the_contract(model_file: Path) -> None:
         "in_chans": 3,
         "taps": "head",
         "group_norm": False,
+        "uncertainty": False,
     }
     assert content["heads"] == {"image": {"classes": ["ant", "bée", "猫 cat"], "details": {}}}
     assert content["preprocessing"]["size"] == 32

@@ -36,6 +36,7 @@ ADDED = {
     "train classification": SHORT,
     "train detection": (*SHORT, "--longest", "96"),
     "train segmentation": SHORT,
+    "train multitask": (*SHORT, "--longest", "96"),
     "evaluate": ("--workers", "0"),
     "predict": ("--workers", "0"),
     "data make": ("--train", "12", "--val", "6", "--size", "64"),
@@ -198,8 +199,8 @@ def test_boxes_of_other_layouts(title: str, name: str, mini: Callable[[str], Pat
 def test_without_own_data(mini: Callable[[str], Path], tmp_path: Path) -> None:
     make, scenes, get, convert, pets = commands("Without data of your own")
     with contextlib.chdir(tmp_path):
-        assert "next: fishnet train detection --data scenes --out" in type_(make)
-        assert "best epoch 1: mask AP" in type_(scenes)
+        assert "next: fishnet train multitask --data scenes --out" in type_(make)
+        assert "best epoch 1: mean of levels" in type_(scenes)
         original(mini("pets3"), Path(get[-1]))  # as the download makes it
         assert "has the data set already" in type_(get)
         assert "3 breeds, with classes, boxes, outlines and label maps" in type_(convert)

@@ -87,7 +87,7 @@ class RunFolder:
 
     @property
     def insides_png(self) -> Path:
-        """What the trunk of the best epoch computes for the first of these images."""
+        """What the stages of the trunk see in an image of the validation split."""
         return self.path / "insides.png"
 
     @property
@@ -96,8 +96,8 @@ class RunFolder:
         return [
             self.config_yaml, self.environment_json, self.metrics_csv, self.timing_csv, self.bad_images_txt,
             self.model_file, self.report_html, self.train_batch_png, self.predictions_png, self.insides_png,
-            self.evaluation_json(), self.last, self.best, self.loggers_json,
-            *sorted(self.checkpoints.glob("epoch_*.safetensors")),
+            self.evaluation_json(),
+            self.last, self.best, self.loggers_json, *sorted(self.checkpoints.glob("epoch_*.safetensors")),
         ]  # fmt: skip
 
     @property

@@ -123,6 +123,20 @@ def test_batches_of_one_group_hold_every_sample_once() -> None:
         assert len(mixed) <= 1
 
 
+@pytest.mark.parametrize(("wide", "tall", "batch_size"), [(100, 10, 16), (50, 30, 32)])
+def test_samples_of_a_small_group_are_used_as_often_as_others(wide: int, tall: int, batch_size: int) -> None:
+    """The samples that an epoch leaves out come from all groups: those of a group below a batch were never used."""
+    groups, length = np.array([0] * wide + [1] * tall), wide + tall
+    batches = TrainBatches(length, batch_size, seed=2, groups=groups)
+    used = np.zeros(length)
+    for epoch in range(300):
+        batches.set_epoch(epoch)
+        used += np.bincount([key.sample for batch in batches for key in batch], minlength=length)
+    share = length // batch_size * batch_size / length
+    assert used[groups == 0].mean() / 300 == pytest.approx(share, rel=0.03)
+    assert used[groups == 1].mean() / 300 == pytest.approx(share, rel=0.03)
+
+
 def test_rare_samples_come_more_often_each_time_with_a_number_of_its_own() -> None:
     repeats = np.ones(60)
     repeats[:6] = 2.5

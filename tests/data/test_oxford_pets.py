@@ -88,7 +88,7 @@ def test_the_layout_is_recognized(source: Path, tmp_path: Path, capsys: pytest.C
     assert (
         f"{out}: train 54, val 18, test 36 images of 3 breeds, with classes, boxes, outlines and label maps" in printed
     )
-    assert f"next: fishnet train detection --data {out}" in printed
+    assert f"next: fishnet train multitask --data {out}" in printed
     assert main(["data", "convert", str(source), str(tmp_path / "other"), "--to", "yolo"]) == 2
     assert "--to is not an option of the conversion of Oxford-IIIT Pet; its options: --copy, --seed, --val" in (
         capsys.readouterr().err

@@ -156,7 +156,7 @@ def test_the_command_replaces_its_own_data_and_nothing_else(tmp_path: Path, caps
         (["scenes", "out", "--train", "0"], "--train must be at least 1 image, not 0"),
         (["scenes", "out", "--size", "16"], "--size must be at least 32 pixels, not 16"),
         (["scenes", "out", "--seed", "-1"], "--seed must not be negative, but is -1"),
-        (["scenes"], "required: directory"),
+        (["scenes"], "DIRECTORY is missing"),
     ],
 )
 def test_bad_usage(

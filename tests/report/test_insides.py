@@ -8,14 +8,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fishnet.config import NormalizeConfig
 from fishnet.models.build import Architecture, build_network
 from fishnet.models.heads.image import ClassifierPlan
 from fishnet.models.heads.pixel import PixelPlan
 from fishnet.models.network import Network
+from fishnet.models.trunk import Taps
 from fishnet.report.insides import PLACES, components, draw_insides, first_batch, strength
-
-PREPROCESS = NormalizeConfig()
 
 
 def network(name: str, *heads: str) -> Network:
@@ -31,7 +29,7 @@ def image(height: int = 64, width: int = 96) -> Tensor:
 def drawn(model: Network, *images: Tensor) -> np.ndarray:
     with first_batch(model) as seen, torch.inference_mode():
         model(list(images))
-    found = draw_insides(model, seen[0], PREPROCESS)
+    found = draw_insides(model, seen[0])
     assert found is not None
     return np.asarray(found).astype(int)
 
@@ -40,7 +38,8 @@ def test_components_are_those_of_a_singular_value_decomposition() -> None:
     draw = np.random.default_rng(0)
     values = np.einsum("ck,khw->chw", draw.normal(size=(20, 4)) * [9, 5, 2, 0.1], draw.normal(size=(4, 12, 16))) + 7
     points = values.reshape(20, -1).T
-    left, size, _ = np.linalg.svd(points - points.mean(0), full_matrices=False)
+    points = (points - points.mean(0)) / points.std(0)
+    left, size, _ = np.linalg.svd(points, full_matrices=False)
     found = components(values).reshape(-1, 3)
     assert found.min() == 0
     assert found.max() == 1
@@ -78,7 +77,7 @@ def test_maps_without_differences_are_flat() -> None:
 def test_every_stage_of_a_fish_is_drawn(heads: tuple[str, ...]) -> None:
     model = network("fishnet_nano", *heads)
     with torch.inference_mode():
-        maps = model.trunk.inside(torch.randn(1, 3, 64, 96))
+        maps = model.trunk.named_maps(torch.randn(1, 3, 64, 96))
     assert set(maps) == set(PLACES)
     assert maps["b3"].shape[-2:] == maps["stem"].shape[-2:] == (16, 24)
     assert maps["h3"].shape[-2:] == maps["t3"].shape[-2:] == (2, 3)
@@ -91,26 +90,39 @@ def test_every_stage_of_a_fish_is_drawn(heads: tuple[str, ...]) -> None:
     assert colorful.mean() > 0.2
 
 
-def test_the_padding_is_not_drawn() -> None:
-    """An image beside a larger one is padded; a fish pools globally, so only the shape of the picture is compared."""
+@pytest.mark.parametrize(("taps", "parts"), [("head", 3), ("body", 2), ("tail", 1)])
+def test_a_trunk_has_a_row_per_part_that_it_runs(taps: Taps, parts: int) -> None:
+    torch.manual_seed(0)
+    plan = {"pixel": PixelPlan(num_classes=3)}
+    model = build_network(Architecture("fishnet_nano", plan, taps=taps)).eval()
+    picture = draw_insides(model, [image()])
+    assert picture is not None
+    row = round(128 * 64 / 96) + 20 + 2 * 6
+    assert picture.height - parts * row == drawn(network("fishnet_nano", "pixel"), image()).shape[0] - 3 * row
+
+
+def test_the_image_is_shown_without_its_padding() -> None:
     model = network("fishnet_nano", "pixel")
-    alone = drawn(model, image(50, 70))
-    with torch.inference_mode(), first_batch(model) as seen:
-        model.batcher([image(50, 70)])
-        batch, _ = model.batcher([image(50, 70), image(128, 128)])
-        model.trunk(batch)
-    assert seen[0].shape == (2, 3, 128, 128)
-    found = draw_insides(model, seen[0], PREPROCESS)
-    assert found is not None
-    assert np.asarray(found).shape == alone.shape
-    assert Image.fromarray(alone.astype(np.uint8)).size == found.size
+    photo = (255 * image(50, 70)).round().byte()
+    alone = draw_insides(model, [photo])
+    assert alone is not None
+    size = 128, round(128 * 50 / 70)
+    shown = np.asarray(alone.crop((70, 10, 70 + size[0], 10 + size[1]))).astype(int)
+    expected = Image.fromarray(photo.permute(1, 2, 0).numpy()).resize((140, 100), Image.Resampling.NEAREST)
+    assert np.abs(shown - np.asarray(expected.resize(size, Image.Resampling.BICUBIC)).astype(int)).max() <= 2
+    batch, _ = model.batcher([photo, image(128, 128)])
+    assert batch.shape == (2, 3, 128, 128)
+    padded = draw_insides(model, batch)  # a fish pools globally: its maps differ, but not the image
+    assert padded is not None
+    assert padded.size == alone.size
+    assert np.array_equal(np.asarray(padded)[:100, :200], np.asarray(alone)[:100, :200])
 
 
 @pytest.mark.parametrize(("name", "heads"), [("resnet18", ("pixel",)), ("resnet18", ("image",))])
 def test_other_trunks_have_four_maps(name: str, heads: tuple[str, ...]) -> None:
     model = network(name, *heads)
     with torch.inference_mode():
-        maps = model.trunk.inside(torch.randn(1, 3, 64, 64))
+        maps = model.trunk.named_maps(torch.randn(1, 3, 64, 64))
     assert [tuple(values.shape[-2:]) for values in maps.values()] == [(16, 16), (8, 8), (4, 4), (2, 2)]
     assert [values.shape[1] for values in maps.values()] == [64, 128, 256, 512]
     assert drawn(model, image(64, 64)).shape[1] > 4 * 2 * 128

@@ -492,6 +492,27 @@ def test_the_best_constant_answer_of_several_labels_is_the_frequency(photos: Pat
         assert (found * frequency).tolist() == pytest.approx([float(found[0] * frequency[0])] * 3)
 
 
+@pytest.mark.parametrize("multi_label", [False, True])
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_class_weights_are_not_rounded_by_autocast(multi_label: bool, half: torch.dtype) -> None:
+    """They and their sum were rounded to the dtype of the logits, and above 65504 infinite in fp16."""
+    weights = (0.3, 1.7, 1e5)
+    head = ImageHead(nn.Linear(8, 3), ClassifierPlan(num_classes=3, multi_label=multi_label, class_weights=weights))
+    head.requires_grad_(False)
+    features, labels = torch.randn(30, 8), torch.arange(30) % 3
+    targets = torch.nn.functional.one_hot(labels, 3).float() if multi_label else labels
+    with torch.autocast("cpu", half):
+        raw = head.raw(features)
+        found = head.losses(raw, Frame((1, 1), []), targets)["loss"]
+    logits, exact = raw["logits"].double(), torch.tensor(weights, dtype=torch.float64)
+    if multi_label:
+        expected = torch.nn.functional.binary_cross_entropy_with_logits(logits, targets.double(), exact)
+    else:
+        expected = torch.nn.functional.cross_entropy(logits, labels, exact)
+        assert float(found.items) == pytest.approx(float(exact[labels].sum()), rel=1e-6)
+    assert float(found.value) == pytest.approx(float(expected), rel=1e-6)
+
+
 def test_a_part_that_is_named_loss_does_not_hide_the_total(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -106,8 +106,8 @@ def test_two_processes_have_the_losses_of_one(
     for devices in ("1", "2"):
         out = tmp_path / devices
         weights = ["--weights", nano_weights] if "--norm=frozen" in options else []
-        settings = ["--data", data, "--out", out, *ALIKE, "--devices", devices, *options, *weights]
-        run("train", "multitask", *settings, script=script)
+        settings = ["--recipe", "scratch_small", "--data", data, "--out", out, *ALIKE, "--devices", devices]
+        run("train", "multitask", *settings, *options, *weights, script=script)
         found.append(values(out, "train"))
     assert_equal_losses(*found, steps=20)
     assert len(set().union(*levels_by_step(tmp_path / "2"))) == 3

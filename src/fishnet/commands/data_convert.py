@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from fishnet.commands.layouts import task_of
 from fishnet.data.oxford_pets import pets_folder
 from fishnet.errors import UsageError, refuse_options
 from fishnet.signatures import function_options
-from fishnet.tasks.base import DataReport
+from fishnet.tasks import loaded_tasks
+from fishnet.tasks.base import DataReport, TaskKind
 
 
 def data_convert(source: str, dest: str, task: str | None = None, **options: Any) -> DataReport:
@@ -33,12 +35,24 @@ def data_convert(source: str, dest: str, task: str | None = None, **options: Any
             "the conversion of Oxford-IIIT Pet",
         )
         return data_convert_pets(source, dest, **options)
-    kind = task_of(Path(source), task, lambda kind: kind.can_convert)
+    task = task or _only_task_with(options)
+    kind = task_of(Path(source), task, lambda kind: kind.can_convert, lambda kind: kind.convert_layouts)
     if kind.convert_data is None:
         raise UsageError(f"{kind.name} has no other layouts to convert")
-    known = set(inspect.signature(kind.convert_data).parameters) - {"source", "dest", "progress"}
-    refuse_options(options, known, f"the conversion of {kind.name} data")
+    refuse_options(options, _options_of(kind), f"the conversion of {kind.name} data")
     report = kind.convert_data(Path(source), Path(dest), **options)
     print(report.describe())
     suggest("data", "check", kind.name, dest)
     return report
+
+
+def _options_of(kind: TaskKind) -> set[str]:
+    """Return the names of the options of a task's conversion."""
+    parameters = inspect.signature(kind.convert_data).parameters if kind.convert_data else {}
+    return set(parameters) - {"source", "dest", "progress"}
+
+
+def _only_task_with(options: Mapping[str, object]) -> str | None:
+    """Return the only task whose conversion has all options that are given; None if several or none have."""
+    fitting = [kind.name for kind in loaded_tasks() if options.keys() <= _options_of(kind)]
+    return fitting[0] if options and len(fitting) == 1 else None

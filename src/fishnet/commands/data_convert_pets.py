@@ -29,5 +29,5 @@ def data_convert_pets(source: str, dest: str, val: float = 0.2, seed: int = 0, c
 
     report = convert_pets(Path(source), Path(dest), val, seed, copy)
     print(report.describe())
-    suggest("train", "detection", "--data", dest, "--out", f"runs/{Path(dest).resolve().name}")
+    suggest("train", "multitask", "--data", dest, "--out", f"runs/{Path(dest).resolve().name}")
     return report

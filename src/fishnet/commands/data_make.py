@@ -29,4 +29,4 @@ def data_make(name: str, directory: str, train: int = 2000, val: int = 400, size
     from fishnet.data.scenes import write_scenes
 
     print(write_scenes(Path(directory), train, val, size, seed).describe())
-    suggest("train", "detection", "--data", directory, "--out", f"runs/{Path(directory).resolve().name}")
+    suggest("train", "multitask", "--data", directory, "--out", f"runs/{Path(directory).resolve().name}")

@@ -24,7 +24,7 @@ def data_split(directory: str, task: str | None = None, **options: Any) -> DataR
         options: Options of the task, such as `val`, the fraction of the images that goes to val.
     """
     root = Path(directory)
-    kind = task_of(root, task, lambda kind: kind.can_split)
+    kind = task_of(root, task, lambda kind: kind.can_split, lambda kind: kind.layouts)
     if kind.split_data is None:
         raise UsageError(f"{kind.name} has no split for its data")
     known = set(inspect.signature(kind.split_data).parameters) - {"root", "progress"}

@@ -10,13 +10,19 @@ from fishnet.tasks import get_task, loaded_tasks
 from fishnet.tasks.base import TaskKind
 
 
-def task_of(root: Path, named: str | None, fits: Callable[[TaskKind], Callable[[Path], bool] | None]) -> TaskKind:
+def task_of(
+    root: Path,
+    named: str | None,
+    fits: Callable[[TaskKind], Callable[[Path], bool] | None],
+    layouts: Callable[[TaskKind], str],
+) -> TaskKind:
     """Return the task that a folder is for.
 
     Args:
         root: Folder of the data set.
         named: Task that the user named, if any.
         fits: Function of a task that recognizes its layout.
+        layouts: Layouts that a task recognizes, in a few words.
 
     Raises:
         UsageError: Several tasks recognize the layout, or none of several does.
@@ -29,6 +35,6 @@ def task_of(root: Path, named: str | None, fits: Callable[[TaskKind], Callable[[
         names = ", ".join(kind.name for kind in fitting)
         raise UsageError(f"the layout of {root} fits several tasks ({names}); choose one with --task")
     if not fitting and len(kinds) > 1:
-        known = "; ".join(f"{kind.name}: {kind.layouts}" for kind in kinds)
+        known = "; ".join(f"{kind.name}: {layouts(kind)}" for kind in kinds)
         raise UsageError(f"no task recognizes the layout of {root} ({known}); choose one with --task to learn more")
     return fitting[0] if fitting else kinds[0]

@@ -82,28 +82,22 @@ def predict(
 
     check_loading(batch_size, workers)
     folder = Path(out)
-    results = folder / "results.json"
-    if results.exists() and not overwrite:
-        raise UsageError(f"{folder} contains results already: choose another --out or give --overwrite")
-    earlier = _earlier_pictures(results)
+    results, earlier = _results_file(folder, overwrite)
     files = find_images(inputs, leave_out=folder)
     _make(folder)
     predictor = Predictor(run, device, task, model, read_names(classes), size, runtime, **options)
     images = get_task(predictor.card.task).batch_size if batch_size is None else batch_size
     painter = predictor.task.painter(folder, len(files))
     inside = _inside_pictures(predictor, folder) if insides else None
-    patterns = painter.patterns + (inside.patterns if inside is not None else ())
-    _check_pictures(folder, patterns, files, earlier, overwrite)
+    _check_pictures(folder, painter, inside, files, earlier, overwrite)
     entries, bad = _predict_files(predictor, painter, inside, files, images, workers, bad_images)
-    written = painter.written + (inside.written if inside is not None else [])
+    written = painter.written + (inside.written if inside else [])
     for old in earlier - set(written):
         old.unlink(missing_ok=True)
-    drawn = [path.relative_to(folder).as_posix() for path in written]
-    document = _head(predictor) | {"images": entries, "bad_images": bad, "pictures": drawn}
+    document = _head(predictor) | {"images": entries, "bad_images": bad}
+    document["pictures"] = [path.relative_to(folder).as_posix() for path in written]
     write_json(results, document)
-    _say(predictor, results, painter, entries, bad)
-    if inside is not None and inside.written:
-        print(f"insides of the network: {inside.written[0].parent}")
+    _say(predictor, results, painter, inside, entries, bad)
     return Prediction(document, results, written, bad)
 
 
@@ -120,7 +114,7 @@ def _inside_pictures(predictor: Predictor, folder: Path) -> InsidePictures:
     runner = predictor.runtime
     if not isinstance(runner, TorchRuntime) or not isinstance(runner.network, Network):
         raise UsageError("--insides needs a network that runs in PyTorch: --runtime torch")
-    return InsidePictures(folder, runner.network, predictor.card.preprocess)
+    return InsidePictures(folder, runner.network)
 
 
 def check_loading(batch_size: int | None, workers: int) -> None:
@@ -137,6 +131,18 @@ def _head(predictor: Predictor) -> Json:
     return head | predictor.task.about
 
 
+def _results_file(folder: Path, overwrite: bool) -> tuple[Path, set[Path]]:
+    """Return results.json in an output folder, and the pictures that an earlier one lists.
+
+    Raises:
+        UsageError: There is one, and it must not be replaced.
+    """
+    results = folder / "results.json"
+    if results.exists() and not overwrite:
+        raise UsageError(f"{folder} contains results already: choose another --out or give --overwrite")
+    return results, _earlier_pictures(results)
+
+
 def _earlier_pictures(results: Path) -> set[Path]:
     """Return the pictures that results.json lists; only these may be replaced or removed without asking."""
     try:
@@ -149,9 +155,15 @@ def _earlier_pictures(results: Path) -> set[Path]:
 
 
 def _check_pictures(
-    folder: Path, patterns: Sequence[str], files: list[Path], earlier: set[Path], overwrite: bool
+    folder: Path,
+    painter: Painter,
+    inside: InsidePictures | None,
+    files: list[Path],
+    earlier: set[Path],
+    overwrite: bool,
 ) -> None:
     """Refuse an output folder in which pictures would replace files of somebody else."""
+    patterns = painter.patterns + (inside.patterns if inside else ())
     present = {path for pattern in patterns for path in folder.glob(pattern)}
     places = {path.resolve() for path in present}
     for file in files:
@@ -318,7 +330,14 @@ def _predict_files(
     return entries, bad
 
 
-def _say(predictor: Predictor, results: Path, painter: Painter, entries: list[Entry], bad: list[str]) -> None:
+def _say(
+    predictor: Predictor,
+    results: Path,
+    painter: Painter,
+    inside: InsidePictures | None,
+    entries: list[Entry],
+    bad: list[str],
+) -> None:
     for entry in entries[:10]:
         print(f"{entry['file']}: {predictor.task.headline(entry)}")
     if len(entries) > 10:
@@ -328,9 +347,10 @@ def _say(predictor: Predictor, results: Path, painter: Painter, entries: list[En
     if len(bad) > 10:
         print(f"... and {len(bad) - 10} more skipped")
     pictures = painter.written
-    if not pictures:
-        print(f"{len(entries)} images, {len(bad)} skipped: {results}")
-        return
-    more = f" (the first {painter.drawn} images)" if painter.drawn < len(entries) else ""
-    shown = f"{pictures[0]}{f' ... {pictures[-1].name}' if len(pictures) > 1 else ''}{more}"
-    print(f"{len(entries)} images, {len(bad)} skipped: {results}, {shown}")
+    shown = ""
+    if pictures:
+        more = f" (the first {painter.drawn} images)" if painter.drawn < len(entries) else ""
+        shown = f", {pictures[0]}{f' ... {pictures[-1].name}' if len(pictures) > 1 else ''}{more}"
+    print(f"{len(entries)} images, {len(bad)} skipped: {results}{shown}")
+    if inside and inside.written:
+        print(f"insides of the network: {inside.written[0].parent}")

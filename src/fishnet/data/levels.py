@@ -21,7 +21,7 @@ from typing import Final, Literal
 import numpy as np
 from PIL import Image
 
-from fishnet.data.run_lengths import RunLengths, counts_text
+from fishnet.data.run_lengths import RunLengths, area, counts_text
 from fishnet.errors import FishnetError, UsageError
 from fishnet.files import Json, json_text, write_json
 
@@ -187,16 +187,10 @@ def _annotations(objects: ObjectLabels) -> list[Json]:
         entry: Json = {"category_id": label + 1, "bbox": box, "area": box[2] * box[3], "iscrowd": int(crowd)}
         if objects.masks is not None:
             run = objects.masks[place]
-            entry["area"] = int(_area(run))
+            entry["area"] = area(run)
             entry["segmentation"] = {"size": list(run["size"]), "counts": counts_text(run)}
         found.append(entry)
     return found
-
-
-def _area(run: RunLengths) -> float:
-    from faster_coco_eval.core import mask as codec
-
-    return float(codec.area([run])[0])
 
 
 def claim_folder(root: Path, marker: str, settings: Json, replaceable: Sequence[str]) -> None:

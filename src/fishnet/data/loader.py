@@ -117,11 +117,13 @@ class TrainBatches(Sampler[list[SampleKey]]):
             order = np.resize(order, self.length)
         if self.quotas is not None:
             order = spread(order, self.quotas.known, generator)
-        order = order if self.groups is None else self._grouped(order, generator)
+        if self.groups is not None:
+            # what an epoch leaves out is chosen before grouping: the remainder of a small group would always be it
+            order = self._grouped(order[: self.steps * self.batch_size], generator)
         return order if self.quotas is None else fill(order, self.batch_size, self.quotas, generator)
 
     def _grouped(self, order: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        """Return the samples sorted into steps of one group each; the remainders of all groups form the last steps."""
+        """Return the samples of whole steps sorted into steps of one group each, and mixed ones of what remains."""
         assert self.groups is not None
         steps: list[np.ndarray] = []
         rest: list[np.ndarray] = []
@@ -132,10 +134,8 @@ class TrainBatches(Sampler[list[SampleKey]]):
             steps += np.split(members[:full], full // self.batch_size) if full else []
             rest.append(members[full:])
         left = np.concatenate(rest)
-        mixed = len(left) // self.batch_size * self.batch_size
-        steps += np.split(left[:mixed], mixed // self.batch_size) if mixed else []
-        shuffled = [steps[place] for place in generator.permutation(len(steps))]
-        return np.concatenate([*shuffled, left[mixed:]])
+        steps += np.split(left, len(left) // self.batch_size) if len(left) else []
+        return np.concatenate([steps[place] for place in generator.permutation(len(steps))])
 
 
 class EvalBatches(Sampler[list[SampleKey]]):

@@ -64,6 +64,13 @@ def bounding_boxes(runs: Sequence[RunLengths]) -> np.ndarray:
     return np.asarray(codec.toBbox(list(runs)), dtype=np.float64).reshape(-1, 4)
 
 
+def area(run: RunLengths) -> int:
+    """Return the number of pixels of a mask."""
+    from faster_coco_eval.core import mask as codec
+
+    return int(codec.area([run])[0])
+
+
 def counts_text(run: RunLengths) -> str:
     """Return the counts of run lengths as text, as JSON files contain them."""
     counts = run["counts"]

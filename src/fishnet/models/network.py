@@ -158,8 +158,9 @@ class Network(nn.Module):
         uncertainty: bool = False,
     ) -> None:
         super().__init__()
-        names = heads if uncertainty else ()
-        self.log_variances = nn.ParameterDict({name: nn.Parameter(torch.zeros(())) for name in names})
+        self.log_variances: nn.ParameterDict | None = None
+        if uncertainty:
+            self.log_variances = nn.ParameterDict({name: nn.Parameter(torch.zeros(())) for name in heads})
         self.trunk, self.batcher, self.pooled = trunk, batcher, frozenset(pooled)
         self.necks, self.heads = nn.ModuleDict(necks), nn.ModuleDict(heads)
 
@@ -243,7 +244,7 @@ class Network(nn.Module):
 
     def _balanced(self, losses: Losses, heads: list[str]) -> Losses:
         """Return the losses of heads, weighted by their learned variances if there are any."""
-        if not self.log_variances:
+        if self.log_variances is None:
             return losses
         found: Losses = {}
         for name in heads:
@@ -264,7 +265,7 @@ class Network(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Return the parameters exempt from weight decay: those that the backbone names, such as position embeddings,
         and learned weights of losses."""
-        own = {f"log_variances.{name}" for name in self.log_variances}
+        own = {f"log_variances.{name}" for name in self.log_variances or ()}
         return own | {f"trunk.{name}" for name in self.trunk.no_weight_decay()}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:

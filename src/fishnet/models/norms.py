@@ -26,7 +26,7 @@ GROUPS = 32
 
 # Submodules of timm's BatchNorms. `aux_bn` are further BatchNorms for parts of a batch.
 _KNOWN_PARTS = {"drop", "act", "aux_bn"}
-_LOADED, _HELD = "loaded_from_weights", "held_in_inference_mode"
+_LOADED, _HELD, _COUNTED = "loaded_from_weights", "held_in_inference_mode", "batches_counted_once"
 
 
 class SmallBatchWarning(UserWarning):
@@ -149,6 +149,44 @@ def hold_norms(model: nn.Module) -> None:
     for module in _batch_norms(model):
         if _is_frozen(module):
             module.training = False  # not its submodules: the dropout in timm's BatchNorms stays active
+
+
+def count_batches_once(model: nn.Module) -> None:
+    """Let BatchNorms update their running statistics in the forward pass of a network only.
+
+    Parts that activation checkpointing runs again, in the backward pass, would count their batch twice.
+    """
+    if _COUNTED not in model.__dict__:
+        _mark(model, _COUNTED)
+        once = _OnceCounted()
+        model.register_forward_pre_hook(once.enter)
+        model.register_forward_hook(once.leave, always_call=True)
+        for norm in _batch_norms(model):
+            norm.register_forward_pre_hook(once.before)
+            norm.register_forward_hook(once.after, always_call=True)  # recomputation ends early by an exception
+
+
+class _OnceCounted:
+    """Hooks that keep the running statistics of BatchNorms outside of the forward pass of their network."""
+
+    def __init__(self) -> None:
+        self.inside = False
+        self.kept: tuple[float | None, Tensor | None] | None = None
+
+    def enter(self, network: nn.Module, inputs: object) -> None:
+        self.inside = True
+
+    def leave(self, network: nn.Module, inputs: object, output: object) -> None:
+        self.inside = False
+
+    def before(self, norm: nn.modules.batchnorm._BatchNorm, inputs: object) -> None:
+        if norm.training and not self.inside and not torch.compiler.is_compiling():  # the compiler counts once
+            self.kept = norm.momentum, norm.num_batches_tracked
+            norm.momentum, norm.num_batches_tracked = 0.0, None
+
+    def after(self, norm: nn.modules.batchnorm._BatchNorm, inputs: object, output: object) -> None:
+        if self.kept is not None:
+            (norm.momentum, norm.num_batches_tracked), self.kept = self.kept, None
 
 
 def has_batch_norms(model: nn.Module) -> bool:

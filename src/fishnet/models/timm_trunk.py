@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fishnet.errors import UsageError
 from fishnet.models.create import check_name, create_model
+from fishnet.models.norms import count_batches_once
 from fishnet.models.timm_types import LayerGroups, ModelOptions, TimmClassifier, TimmFeatures
 from fishnet.models.trials import SIZES, find_fault
 from fishnet.models.trunk import STRIDES, Features, Trunk, with_prefix
@@ -51,8 +52,8 @@ class WholeTrunk(Trunk):
             last = self.network.forward_features(images)
         return Features(maps, self.network.forward_head(last, pre_logits=True))
 
-    def inside(self, images: Tensor) -> dict[str, Tensor]:
-        """Return the last four stages of different resolutions; empty if timm does not give those of the network."""
+    def named_maps(self, images: Tensor) -> dict[str, Tensor]:
+        """Return the maps of the last four stages of different resolutions; empty if timm gives none."""
         if not hasattr(self.network, "forward_intermediates"):
             return {}
         found = self.network.forward_intermediates(images, output_fmt="NCHW", intermediates_only=True)
@@ -76,6 +77,7 @@ class WholeTrunk(Trunk):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute activations in the backward pass, if the timm network supports it."""
         self.network.set_grad_checkpointing(enable)
+        count_batches_once(self)
 
 
 def no_weight_decay_of(network: nn.Module, prefix: str) -> set[str]:
@@ -110,6 +112,10 @@ class TimmTrunk(Trunk):
         """Return the four maps."""
         return Features(self.network(images))
 
+    def named_maps(self, images: Tensor) -> dict[str, Tensor]:
+        """Return the four maps."""
+        return {f"map {number}": values for number, values in enumerate(self.network(images), 1)}
+
     @property
     def backbone(self) -> nn.Module:
         """The timm network, without the wrapper of timm's feature networks."""
@@ -140,6 +146,7 @@ class TimmTrunk(Trunk):
         whole = self._whole  # timm's feature getter does not have the method
         owner = whole[1] if whole and not hasattr(self.network, "set_grad_checkpointing") else self.network
         owner.set_grad_checkpointing(enable)  # type: ignore[operator]
+        count_batches_once(self)
 
     @property
     def _whole(self) -> tuple[str, nn.Module] | None:

@@ -58,13 +58,13 @@ class Trunk(nn.Module):
         """Return maps, vector, or both."""
         raise NotImplementedError
 
-    def inside(self, images: Tensor) -> dict[str, Tensor]:
-        """Return the maps (N, C, H, W) of the stages by name, for pictures; empty if the network gives none.
+    def named_maps(self, images: Tensor) -> dict[str, Tensor]:
+        """Return the maps of all stages by name, to look at them; empty if the trunk does not tell its stages apart.
 
-        A FishNet has more of them than its taps: all stages that the trunk runs.
+        Args:
+            images: Normalized images (N, C, H, W).
         """
-        maps = self(images).maps
-        return {f"map {number}": values for number, values in enumerate(maps, 1)}
+        return {}
 
     @property
     def backbone(self) -> nn.Module:
@@ -125,14 +125,14 @@ class FishTrunk(Trunk):
 
     def forward(self, images: Tensor) -> Features:
         """Return maps, vector, or both."""
-        maps = self.inside(images)
+        maps = self.named_maps(images)
         vector = None
         if self.score is not None and self.global_pool is not None and self.head_drop is not None:
             vector = self.head_drop(self.global_pool(self.score(maps["h3"])))
         return Features([maps[name] for name in self.taps], vector)
 
-    def inside(self, images: Tensor) -> dict[str, Tensor]:
-        """Return the outputs of the stages that the trunk runs, in their order."""
+    def named_maps(self, images: Tensor) -> dict[str, Tensor]:
+        """Return the maps of the stages by name, such as t1, b3 and h2, as far as the trunk goes."""
         images = self._of_usable_size(images)
         maps: dict[str, Tensor] = {"stem": self.stem(images)}
         maps["t1"], maps["t2"], maps["t3"] = self.tail(maps["stem"])

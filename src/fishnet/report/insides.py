@@ -26,7 +26,7 @@ from fishnet.drawing import style
 from fishnet.drawing.sheets import as_image
 from fishnet.errors import UsageError
 from fishnet.files import UniqueStems
-from fishnet.models.network import Network
+from fishnet.models.network import Images, Network
 
 CAPTION = (
     "What the layers of the network compute for one image. Left of each pair: how far the features of a place differ "
@@ -39,7 +39,8 @@ PLACES = {
     "bridge": ("body", 3), "b1": ("body", 2), "b2": ("body", 1), "b3": ("body", 0),
     "h1": ("head", 1), "h2": ("head", 2), "h3": ("head", 3),
 }  # fmt: skip
-"""Row and column of each stage of a FishNet; the finest map is on the left."""
+"""Row and column of each stage of a FishNet, from stride 4 on the left to 32; the head begins with the finest map of
+the body."""
 _OTHER = "maps"
 _TILE, _GAP, _LINE, _MARGIN = 128, 6, 20, 10
 _PAPER = "#ffffff"
@@ -72,25 +73,31 @@ def first_batch(network: Network) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
-def draw_insides(network: Network, batch: Tensor, preprocess: NormalizeConfig) -> Image.Image | None:
-    """Draw what the trunk of a network computes for an image, as one sheet with the image; equal inputs give equal
-    pictures.
+def draw_insides(network: Network, images: Images) -> Image.Image | None:
+    """Draw what the trunk of a network computes for the first of some images, as one sheet with the image; equal inputs
+    give equal pictures.
 
     Args:
         network: Network in eval mode.
-        batch: Normalized batch (N, C, H, W), padded with zeros at the bottom and on the right; its first image is
-            drawn.
-        preprocess: Mean and standard deviation of the normalization, which is undone for the picture of the image.
+        images: Images as the network takes them. A batch that is padded with zeros at the bottom and on the right is
+            drawn without its padding.
 
     Returns:
         The sheet; None if the network gives no maps.
     """
-    images = batch[:1]
     with torch.inference_mode():
-        maps = network.trunk.inside(images)
-    height, width = _size_without_padding(images[0])
-    cells = _cells(maps, (images.shape[-2], images.shape[-1]), (height, width))
-    return _sheet(as_image(images[0, :, :height, :width], preprocess), cells) if cells else None
+        batch, _ = network.batcher(images[:1])
+        maps = network.trunk.named_maps(batch)
+    height, width = _size_without_padding(batch[0])
+    cells = _cells(maps, (batch.shape[-2], batch.shape[-1]), (height, width))
+    preprocess = NormalizeConfig(*(_three(values) for values in (network.batcher.mean, network.batcher.std)))
+    return _sheet(as_image(batch[0, :, :height, :width], preprocess), cells) if cells else None
+
+
+def _three(values: tuple[float, ...]) -> tuple[float, float, float]:
+    """Return a value for each of the first three channels."""
+    first, second, third = (values[min(place, len(values) - 1)] for place in range(3))
+    return first, second, third
 
 
 class InsidePictures:
@@ -99,13 +106,12 @@ class InsidePictures:
     Args:
         out: Folder to write insides/ into.
         network: Network in eval mode.
-        preprocess: Mean and standard deviation of its normalization.
     """
 
     patterns: tuple[str, ...] = ("insides/*.png",)
 
-    def __init__(self, out: Path, network: Network, preprocess: NormalizeConfig) -> None:
-        self.out, self.network, self.preprocess = out, network, preprocess
+    def __init__(self, out: Path, network: Network) -> None:
+        self.out, self.network = out, network
         self.written: list[Path] = []
         self._names = UniqueStems()
 
@@ -121,7 +127,7 @@ class InsidePictures:
         """
         with first_batch(self.network) as seen:
             run()
-        picture = draw_insides(self.network, seen[0], self.preprocess) if seen else None
+        picture = draw_insides(self.network, seen[0]) if seen else None
         if picture is None:
             raise UsageError("--insides: timm gives no maps of this network; leave it out")
         path = self.out / "insides" / f"{self._names.of(file)}.png"
@@ -168,11 +174,13 @@ def strength(values: np.ndarray) -> np.ndarray:
 def components(values: np.ndarray) -> np.ndarray:
     """Return the first three principal components of features (C, H, W) over the places, scaled to 0..1, (H, W, 3).
 
-    The sign of a component is that which makes its largest weight positive. Components without variance are 0.5.
+    Channels are standardized first, so that none counts for its scale. The sign of a component is that which makes its
+    largest weight positive. Components without variance are 0.5.
     """
     channels, height, width = values.shape
     points = values.reshape(channels, -1).T
     points = points - points.mean(0)
+    points = points / np.maximum(points.std(0), 1e-6)
     variances, weights = np.linalg.eigh(points.T @ points / len(points))
     found = np.full((height * width, 3), 0.5)
     for place in range(min(3, channels)):

@@ -416,7 +416,9 @@ class TaskKind:
     topics: Mapping[str, Callable[[], str]] = field(default_factory=dict)
     """What `fishnet info TOPIC` prints, by topic."""
     layouts: str = "see its documentation"
-    """Layouts of the folders that `split_data` and `convert_data` take, in a few words."""
+    """Layouts of the folders that `split_data` takes, in a few words."""
+    convert_layouts: str = "see its documentation"
+    """Layouts of the folders that `convert_data` takes, in a few words."""
     at_size: Callable[[ModelCard, int], ModelCard] = at_size
     """Card and input size in pixels -> card for that size."""
     load_foreign: Callable[[Path, str, Sequence[str] | None], tuple[Network, ModelCard]] | None = None

@@ -12,11 +12,13 @@ from typing import NamedTuple
 import torch
 
 from fishnet.config import TrainConfig
+from fishnet.data.loader import EvalBatches, make_loader
 from fishnet.environment import announce, write_environment
 from fishnet.errors import UsageError
 from fishnet.files import atomic_path
 from fishnet.loading import load_model
 from fishnet.metrics import MetricsFile
+from fishnet.models.network import Images
 from fishnet.runs import RunFolder
 from fishnet.tasks.base import TorchRuntime, Training
 from fishnet.training.checkpoints import RunKeeper
@@ -103,19 +105,27 @@ def check_epochs(config: TrainConfig, run: RunFolder) -> None:
 
 
 def finish_report(job: Training, run: RunFolder) -> None:
-    """Draw predictions of the best network and its insides, write report.html and print its path."""
+    """Draw predictions of the best network, write report.html and print its path."""
     from fishnet.report.html import write_report
-    from fishnet.report.insides import draw_insides, first_batch
+    from fishnet.report.insides import draw_insides
 
-    model, card = load_model(run.path)
-    with first_batch(model) as seen:
-        pictures = {run.predictions_png: job.task.draw_examples(TorchRuntime(model, torch.device("cpu")), job.val_data)}
-    if seen and (insides := draw_insides(model, seen[0], card.preprocess)) is not None:
-        pictures[run.insides_png] = insides
-    for path, picture in pictures.items():
-        with atomic_path(path) as partial:
-            picture.save(partial)
+    model, _ = load_model(run.path)
+    picture = job.task.draw_examples(TorchRuntime(model, torch.device("cpu")), job.val_data)
+    with atomic_path(run.predictions_png) as partial:
+        picture.save(partial)
+    images = _first_images(job)
+    insides = draw_insides(model, images) if len(images) else None
+    if insides is not None:
+        with atomic_path(run.insides_png) as partial:
+            insides.save(partial)
     print(f"report: {write_report(run)}", flush=True)
+
+
+def _first_images(job: Training) -> Images:
+    """Return the first image of the validation split that can be read, as a batch for the network."""
+    loader = make_loader(job.val_data, EvalBatches(len(job.val_data), 1), 0, collate=job.task.collate)
+    batches = (job.task.network_inputs(batch) for batch in loader)
+    return next((images for images in batches if len(images)), [])
 
 
 @contextmanager

@@ -87,6 +87,23 @@ def test_damaged_yolo_lines_are_named(line: str, tmp_path: Path) -> None:
         convert_boxes(yolo(tmp_path / "yolo", line), tmp_path / "coco", "coco")
 
 
+def test_classes_of_yolo_are_read_by_their_numbers(tmp_path: Path) -> None:
+    """Numbers in quotes were sorted as text, 10 before 2, and numbers that do not count from 0 were not noticed."""
+    letters = "abcdefghijkl"
+    root = yolo(tmp_path / "yolo", "10 0.5 0.5 0.25 0.5\n2 0.5 0.5 0.5 0.5\n")
+    quoted = [f"'{number}': {letter}" for number, letter in enumerate(letters)]
+    (root / "data.yaml").write_text(f"names: {{{', '.join(quoted)}}}\n")
+    assert [label for label, _ in boxes_of(root)] == ["k", "c"]
+    (root / "data.yaml").write_text("names: {1: ant, 2: bee}\n")
+    with pytest.raises(FishnetError, match=r"data\.yaml.*must be numbered from 0 to 1, not 1, 2"):
+        convert_boxes(root, tmp_path / "none", "coco")
+
+
+def boxes_of(root: Path) -> list[tuple[str, list[float]]]:
+    convert_boxes(root, root / "coco", "coco")
+    return boxes(root / "coco")["instances_train/ä b.png"]
+
+
 def voc(root: Path, text: str) -> Path:
     (root / "Annotations").mkdir(parents=True)
     (root / "JPEGImages").mkdir()
@@ -267,12 +284,14 @@ def test_folders_of_other_names_and_a_val(tmp_path: Path) -> None:
         (root / "boxes" / f"{number}.xml").write_text(
             f"<annotation><filename>{number}.png</filename><object><name>{label}</name>{BOX}</object></annotation>"
         )
-    with pytest.raises(FishnetError, match=r"no known layout.*--images and --annotations"):
+    with pytest.raises(UsageError, match=r"no task recognizes.*--images and --annotations"):
         data_convert(str(root), str(tmp_path / "coco"))
+    with pytest.raises(FishnetError, match=r"no known layout.*--images and --annotations"):
+        data_convert(str(root), str(tmp_path / "coco"), task="detection")
     with pytest.raises(FishnetError, match="has no folder pics"):
         data_convert(str(root), str(tmp_path / "coco"), images="pics", annotations="boxes")
     with pytest.raises(UsageError, match="--val must be between 0 and 1"):
-        data_convert(str(root), str(tmp_path / "coco"), val=2)
+        data_convert(str(root), str(tmp_path / "coco"), task="detection", val=2)
     names = {"images": "pictures", "annotations": "boxes"}
     data_convert(str(root), str(tmp_path / "coco"), val=0.4, seed=3, **names)  # type: ignore[arg-type]
     train, val = (open_detection(tmp_path / "coco", split) for split in ("train", "val"))

@@ -13,6 +13,7 @@ from PIL import Image
 
 from fishnet.data.classification.split import can_split as classification_can_split
 from fishnet.data.detection.split import can_split as detection_can_split
+from fishnet.data.multitask.split import can_split as multitask_can_split
 from fishnet.data.segmentation.dataset import open_segmentation
 from fishnet.data.segmentation.split import can_split, split_segmentation
 from fishnet.errors import FishnetError, UsageError
@@ -131,9 +132,11 @@ def test_each_folder_is_split_by_one_task(tmp_path: Path, mini: Callable[[str], 
     for root, wanted in (
         (ours, "s"),
         (unsplit, "s"),
-        (mini("pets3"), "d"),
+        (mini("pets3"), "m"),
+        (mini("pennfudan"), "d"),
         (mini("cifar10"), "c"),
         (tmp_path / "no", ""),
     ):
         fits = {"s": can_split(root), "d": detection_can_split(root), "c": classification_can_split(root)}
+        fits["m"] = multitask_can_split(root)
         assert "".join(name for name, fit in fits.items() if fit) == wanted

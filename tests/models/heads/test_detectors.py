@@ -320,6 +320,22 @@ def test_recomputed_activations_give_the_same_gradients(model: str) -> None:
         assert torch.allclose(one, other, atol=1e-5)
 
 
+@pytest.mark.parametrize("model", ["fishnet_nano", "resnet18", "mobilenetv3_small_050"])
+def test_recomputed_activations_count_a_batch_once(model: str) -> None:
+    """The BatchNorms of timm's networks updated their running statistics in the forward and in the backward pass."""
+    found = []
+    for recompute in (False, True):
+        network = detector("faster_rcnn", model).train()
+        network.set_grad_checkpointing(recompute)
+        for _ in range(2):
+            losses = losses_of(network, images((64, 96)), [target([[8, 10, 40, 50]], (64, 96))])
+            torch.stack(list(losses.values())).sum().backward()
+        found.append(dict(network.named_buffers()))
+    assert any("num_batches_tracked" in name for name in found[0])
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, msg=name)
+
+
 @pytest.mark.parametrize("plan", [RegionPlan("retinanet", 3, preset="nano"), ClassifierPlan(num_classes=3)], ids=str)
 @pytest.mark.parametrize(("model", "part"), [("resnet18", "layer1"), ("swin_tiny_patch4_window7_224", "layers_0")])
 def test_parts_of_timm_backbones_are_frozen_by_their_own_names(model: str, part: str, plan: Any) -> None:

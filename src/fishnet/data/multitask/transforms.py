@@ -46,7 +46,10 @@ def train_pipeline(augment: AugmentConfig, size: int, longest: int) -> Pipeline:
     if jitter is not None and not 0 < jitter[0] <= jitter[1]:
         raise UsageError(f"augment.scale_jitter must be a range [low, high] with 0 < low <= high, not {list(jitter)}")
     if jitter is not None and augment.short_edges:
-        raise UsageError("augment.short_edges and augment.scale_jitter both set the image size; use only one of them")
+        raise UsageError(
+            "augment.short_edges and augment.scale_jitter both set the image size; use only one of them "
+            "(--augment.short-edges '[]' or --augment.scale-jitter null)"
+        )
     if longest < size:
         raise UsageError(f"--longest {longest} must not be smaller than --size {size}")
     first: Step = ScaleJitter(size, jitter) if jitter is not None else Resize(augment.short_edges or [size], longest)

@@ -40,8 +40,8 @@ class ImageHead(nn.Module):
         self.classifier, self.plan = classifier, plan
 
     def raw(self, features: Tensor) -> Raw:
-        """Return the logits."""
-        return {"logits": self.classifier(features)}
+        """Return the logits, in fp32."""
+        return {"logits": self.classifier(features).float()}
 
     @property
     def loss_names(self) -> tuple[str, ...]:
@@ -71,7 +71,7 @@ class ImageHead(nn.Module):
 
     def decode(self, raw: Raw, frame: Frame) -> list[Tensor]:
         """Return the logits (classes,) of each image, in fp32."""
-        return list(raw["logits"].float())
+        return list(raw["logits"].float())  # an exported network may give others
 
 
 def similar_layer(last: nn.Module, num_classes: int) -> nn.Module:

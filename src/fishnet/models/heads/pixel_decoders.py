@@ -242,9 +242,12 @@ class AuxiliaryHead(nn.Module):
 
 
 def classifier(channels: int, num_classes: int) -> nn.Conv2d:
-    """Return the 1x1 convolution that gives the logits; at the start all classes are about equally probable."""
+    """Return the 1x1 convolution that gives the logits.
+
+    Weights of variance 1 / (2 channels): with much smaller ones, decoder and trunk hardly get a gradient at first.
+    """
     layer = nn.Conv2d(channels, num_classes, 1)
-    nn.init.normal_(layer.weight, std=0.01)
+    nn.init.normal_(layer.weight, std=(2 * channels) ** -0.5)
     assert layer.bias is not None
     nn.init.zeros_(layer.bias)
     return layer

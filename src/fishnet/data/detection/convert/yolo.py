@@ -57,7 +57,7 @@ def _yolo_classes(root: Path) -> list[str]:
         if (root / name).is_file():
             try:
                 names = (yaml.safe_load((root / name).read_text("utf-8")) or {}).get("names")
-                names = [names[key] for key in sorted(names)] if isinstance(names, dict) else names
+                names = _by_number(names) if isinstance(names, dict) else names
             except (yaml.YAMLError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
                 text = " ".join(str(error).split())
                 raise FishnetError(f"{root / name} is not valid YAML with `names` ({text})") from error
@@ -66,6 +66,18 @@ def _yolo_classes(root: Path) -> list[str]:
     if (root / "classes.txt").is_file():
         return read_lines(root / "classes.txt")
     raise FishnetError(f"{root} has no class names: add data.yaml with `names`, or classes.txt")
+
+
+def _by_number(names: dict[object, object]) -> list[object]:
+    """Return names by class number as a list.
+
+    Raises:
+        ValueError: The numbers do not count from 0, so that a place in the list would be another class.
+    """
+    numbered = {int(str(key)): name for key, name in names.items()}
+    if sorted(numbered) != list(range(len(names))):
+        raise ValueError(f"its classes must be numbered from 0 to {len(names) - 1}, not {', '.join(map(str, names))}")
+    return [numbered[number] for number in range(len(names))]
 
 
 def _read_yolo_lines(path: Path, picture: Picture, classes: list[str]) -> int:
