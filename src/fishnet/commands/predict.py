@@ -6,6 +6,7 @@ import glob
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from fishnet.predictor import Predictor
+    from fishnet.report.insides import InsidePictures
     from fishnet.tasks.base import AnyTask, Entry, Painter
 
 FORMAT_VERSION = 1
@@ -51,6 +53,7 @@ def predict(
     model: str | None = None,
     classes: str | None = None,
     runtime: Literal["torch"] = "torch",
+    insides: bool = False,
     **options: Any,
 ) -> Prediction:
     """Predict on images; writes results.json and pictures.
@@ -70,6 +73,7 @@ def predict(
         model: Backbone of a weights file that does not describe its network.
         classes: Text file with a class name per line, for a weights file without class names.
         runtime: Inference backend.
+        insides: Also draw what the layers of the network compute for each image, in OUT/insides.
         options: Prediction options of the task, such as `top` or `score`; see `fishnet predict --help`.
     """
     from fishnet.files import write_json
@@ -78,24 +82,39 @@ def predict(
 
     check_loading(batch_size, workers)
     folder = Path(out)
-    results = folder / "results.json"
-    if results.exists() and not overwrite:
-        raise UsageError(f"{folder} contains results already: choose another --out or give --overwrite")
-    earlier = _earlier_pictures(results)
+    results, earlier = _results_file(folder, overwrite)
     files = find_images(inputs, leave_out=folder)
     _make(folder)
     predictor = Predictor(run, device, task, model, read_names(classes), size, runtime, **options)
     images = get_task(predictor.card.task).batch_size if batch_size is None else batch_size
     painter = predictor.task.painter(folder, len(files))
-    _check_pictures(folder, painter, files, earlier, overwrite)
-    entries, bad = _predict_files(predictor, painter, files, images, workers, bad_images)
-    for old in earlier - set(painter.written):
+    inside = _inside_pictures(predictor, folder) if insides else None
+    _check_pictures(folder, painter, inside, files, earlier, overwrite)
+    entries, bad = _predict_files(predictor, painter, inside, files, images, workers, bad_images)
+    written = painter.written + (inside.written if inside else [])
+    for old in earlier - set(written):
         old.unlink(missing_ok=True)
-    drawn = [path.relative_to(folder).as_posix() for path in painter.written]
-    document = _head(predictor) | {"images": entries, "bad_images": bad, "pictures": drawn}
+    document = _head(predictor) | {"images": entries, "bad_images": bad}
+    document["pictures"] = [path.relative_to(folder).as_posix() for path in written]
     write_json(results, document)
-    _say(predictor, results, painter, entries, bad)
-    return Prediction(document, results, painter.written, bad)
+    _say(predictor, results, painter, inside, entries, bad)
+    return Prediction(document, results, written, bad)
+
+
+def _inside_pictures(predictor: Predictor, folder: Path) -> InsidePictures:
+    """Return what draws the insides of the network.
+
+    Raises:
+        UsageError: It does not run in PyTorch.
+    """
+    from fishnet.models.network import Network
+    from fishnet.report.insides import InsidePictures
+    from fishnet.tasks.base import TorchRuntime
+
+    runner = predictor.runtime
+    if not isinstance(runner, TorchRuntime) or not isinstance(runner.network, Network):
+        raise UsageError("--insides needs a network that runs in PyTorch: --runtime torch")
+    return InsidePictures(folder, runner.network)
 
 
 def check_loading(batch_size: int | None, workers: int) -> None:
@@ -112,6 +131,18 @@ def _head(predictor: Predictor) -> Json:
     return head | predictor.task.about
 
 
+def _results_file(folder: Path, overwrite: bool) -> tuple[Path, set[Path]]:
+    """Return results.json in an output folder, and the pictures that an earlier one lists.
+
+    Raises:
+        UsageError: There is one, and it must not be replaced.
+    """
+    results = folder / "results.json"
+    if results.exists() and not overwrite:
+        raise UsageError(f"{folder} contains results already: choose another --out or give --overwrite")
+    return results, _earlier_pictures(results)
+
+
 def _earlier_pictures(results: Path) -> set[Path]:
     """Return the pictures that results.json lists; only these may be replaced or removed without asking."""
     try:
@@ -123,9 +154,17 @@ def _earlier_pictures(results: Path) -> set[Path]:
     return {path for path in inside if path.is_file()}
 
 
-def _check_pictures(folder: Path, painter: Painter, files: list[Path], earlier: set[Path], overwrite: bool) -> None:
+def _check_pictures(
+    folder: Path,
+    painter: Painter,
+    inside: InsidePictures | None,
+    files: list[Path],
+    earlier: set[Path],
+    overwrite: bool,
+) -> None:
     """Refuse an output folder in which pictures would replace files of somebody else."""
-    present = {path for pattern in painter.patterns for path in folder.glob(pattern)}
+    patterns = painter.patterns + (inside.patterns if inside else ())
+    present = {path for pattern in patterns for path in folder.glob(pattern)}
     places = {path.resolve() for path in present}
     for file in files:
         if file.resolve() in places:
@@ -252,7 +291,13 @@ def _as_list(items: list[_Item]) -> list[_Item]:
 
 
 def _predict_files(
-    predictor: Predictor, painter: Painter, files: list[Path], batch_size: int, workers: int, bad_images: str
+    predictor: Predictor,
+    painter: Painter,
+    inside: InsidePictures | None,
+    files: list[Path],
+    batch_size: int,
+    workers: int,
+    bad_images: str,
 ) -> tuple[list[Entry], list[str]]:
     """Return the entries of results.json and the images that cannot be read."""
     from torch.utils.data import DataLoader
@@ -276,6 +321,8 @@ def _predict_files(
                 about = {"file": item["file"], "width": item["width"], "height": item["height"]}
                 entries.append(about | predictor.task.entry(answer))
                 painter.add({"file": item["file"], "thumbnail": item["thumbnail"]}, answer)
+                if inside is not None and item["thumbnail"] is not None:
+                    inside.add(item["file"], partial(predictor.answer, [item["input"]]))
             bar.update(len(items))
     if not entries:
         raise FishnetError(f"none of the {len(files)} images can be read, the first is {bad[0]}")
@@ -283,7 +330,14 @@ def _predict_files(
     return entries, bad
 
 
-def _say(predictor: Predictor, results: Path, painter: Painter, entries: list[Entry], bad: list[str]) -> None:
+def _say(
+    predictor: Predictor,
+    results: Path,
+    painter: Painter,
+    inside: InsidePictures | None,
+    entries: list[Entry],
+    bad: list[str],
+) -> None:
     for entry in entries[:10]:
         print(f"{entry['file']}: {predictor.task.headline(entry)}")
     if len(entries) > 10:
@@ -293,9 +347,10 @@ def _say(predictor: Predictor, results: Path, painter: Painter, entries: list[En
     if len(bad) > 10:
         print(f"... and {len(bad) - 10} more skipped")
     pictures = painter.written
-    if not pictures:
-        print(f"{len(entries)} images, {len(bad)} skipped: {results}")
-        return
-    more = f" (the first {painter.drawn} images)" if painter.drawn < len(entries) else ""
-    shown = f"{pictures[0]}{f' ... {pictures[-1].name}' if len(pictures) > 1 else ''}{more}"
-    print(f"{len(entries)} images, {len(bad)} skipped: {results}, {shown}")
+    shown = ""
+    if pictures:
+        more = f" (the first {painter.drawn} images)" if painter.drawn < len(entries) else ""
+        shown = f", {pictures[0]}{f' ... {pictures[-1].name}' if len(pictures) > 1 else ''}{more}"
+    print(f"{len(entries)} images, {len(bad)} skipped: {results}{shown}")
+    if inside and inside.written:
+        print(f"insides of the network: {inside.written[0].parent}")
