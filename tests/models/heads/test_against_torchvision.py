@@ -12,7 +12,10 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.fcos import FCOSHead
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.retinanet import RetinaNetHead
+from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops.poolers import initLevelMapper
 
+from fishnet.models.heads.roi_align import RoIAlign
 from fishnet.models.network import Network
 from tests.models.heads.test_detectors import CLASSES, detector, found_in, images, losses_of, region, target
 
@@ -48,6 +51,13 @@ class Body(nn.Module):
         return self.neck(self.trunk(batch).maps)
 
 
+def pooling(own: RoIAlign) -> MultiScaleRoIAlign:
+    """Return torchvision's pooling from the same maps."""
+    found = MultiScaleRoIAlign(list(own.names), own.size, own.ratio)
+    found.scales, found.map_levels = [1 / stride for stride in own.strides], initLevelMapper(2, 5)
+    return found
+
+
 def twin(name: str, own: Network) -> nn.Module:
     """Return torchvision's detector on the same modules."""
     head = region(own)
@@ -60,12 +70,14 @@ def twin(name: str, own: Network) -> nn.Module:
             "rpn_head": head.proposals.head,
             "rpn_pre_nms_top_n_train": 600, "rpn_post_nms_top_n_train": 600,
             "rpn_pre_nms_top_n_test": 300, "rpn_post_nms_top_n_test": 300,
-            "box_roi_pool": stage.box_roi_pool, "box_head": stage.box_head, "box_predictor": stage.box_predictor,
+            "box_roi_pool": pooling(stage.box_roi_pool),
+            "box_head": stage.box_head, "box_predictor": stage.box_predictor,
             "box_batch_size_per_image": 64, "box_score_thresh": 0.01,
         }  # fmt: skip
         inner = {"mask_rcnn": "mask", "keypoint_rcnn": "keypoint"}.get(name)
-        for part in ("roi_pool", "head", "predictor") if inner else ():
-            options[f"{inner}_{part}"] = getattr(stage, f"{inner}_{part}")
+        if inner:
+            options |= {f"{inner}_{part}": getattr(stage, f"{inner}_{part}") for part in ("head", "predictor")}
+            options[f"{inner}_roi_pool"] = pooling(getattr(stage, f"{inner}_roi_pool"))
         other = TWO_STAGES[name](**options)
     else:
         kind, empty = (RetinaNet, RetinaNetHead) if name == "retinanet" else (FCOS, FCOSHead)
