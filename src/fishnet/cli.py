@@ -47,7 +47,7 @@ COMMANDS = {
     "train": Command("train", "train or fine-tune a model", {"task": None}, "train_settings", "--data DIR [--out RUN]"),
     "evaluate": Command("evaluate", "evaluate a run or weights on a data set", {"run": None}, "evaluation_options"),
     "predict": Command(
-        "predict", "predict on images, folders and patterns", {"run": None, "inputs": "+"}, "answer_options"
+        "predict", "predict on images, folders, patterns and videos", {"run": None, "inputs": "+"}, "answer_options"
     ),
     "convert": Command("convert", "read any known checkpoint and write another layout", {"source": None, "dest": None}),
     "data check": Command(

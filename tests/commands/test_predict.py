@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +13,12 @@ import torch
 from PIL import Image
 
 from fishnet.commands import predict as command
-from fishnet.commands.predict import find_images, predict
+from fishnet.commands.predict import predict
 from fishnet.config import PreprocessConfig
 from fishnet.errors import FishnetError, UsageError
 from fishnet.models import create_model
+from fishnet.prediction import images as prediction
+from fishnet.prediction.inputs import find_inputs
 from fishnet.predictor import Predictor
 from fishnet.tasks.classification import painter
 from tests.models_on_disk import classifier_card, save_classifier
@@ -77,24 +80,24 @@ def test_results_and_contact_sheet(run: str, photos: Path, tmp_path: Path, capsy
         assert [p["label"] for p in entry["predictions"]] == answer["labels"]
         assert [p["index"] for p in entry["predictions"]] == answer["indices"]
         assert [p["score"] for p in entry["predictions"]] == pytest.approx(answer["scores"], abs=1e-5)
-    assert found.pictures == [out / "contact_sheet.png"]
-    assert size_of(out / "contact_sheet.png")[0] > 500
-    assert sorted(path.name for path in out.iterdir()) == ["contact_sheet.png", "results.json"]
+    assert found.pictures == [out / "contact_sheet.jpg"]
+    assert size_of(out / "contact_sheet.jpg")[0] > 500
+    assert sorted(path.name for path in out.iterdir()) == ["contact_sheet.jpg", "results.json"]
     assert "12 images, 0 skipped" in capsys.readouterr().out
 
 
 def test_many_pages_and_workers(run: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(painter, "SHEET_IMAGES", 5)
-    monkeypatch.setattr(command, "_FEW", 1)
+    monkeypatch.setattr(prediction, "FEW", 1)
     out = tmp_path / "out"
     found = predict(run, [str(photos)], str(out), device="cpu", batch_size=4, workers=1, top=2)
-    assert [sheet.name for sheet in found.pictures] == [f"contact_sheet_0{i}.png" for i in (1, 2, 3)]
+    assert [sheet.name for sheet in found.pictures] == [f"contact_sheet_0{i}.jpg" for i in (1, 2, 3)]
     assert all(len(entry["predictions"]) == 2 for entry in found.images)
     with pytest.raises(UsageError, match=r"contains results already.*--overwrite"):
         predict(run, [str(photos)], str(out), device="cpu")
     again = predict(run, [str(photos / "notes.txt").replace("notes.txt", "image 00*")], str(out), overwrite=True)
     assert len(again.images) == 1
-    assert sorted(path.name for path in out.iterdir()) == ["contact_sheet.png", "results.json"]
+    assert sorted(path.name for path in out.iterdir()) == ["contact_sheet.jpg", "results.json"]
 
 
 def test_only_so_many_images_are_drawn(
@@ -105,7 +108,7 @@ def test_only_so_many_images_are_drawn(
     found = predict(run, [str(photos)], str(tmp_path / "out"), device="cpu", workers=0)
     assert len(found.images) == 12
     assert len(found.pictures) == 2
-    assert "contact_sheet_02.png (the first 8 images)" in capsys.readouterr().out
+    assert "contact_sheet_02.jpg (the first 8 images)" in capsys.readouterr().out
 
 
 def test_multi_label_names_all_above_the_threshold(photos: Path, tmp_path: Path) -> None:
@@ -131,34 +134,76 @@ def test_an_unreadable_image_stops_or_is_listed(run: str, photos: Path, tmp_path
     assert len(found.images) == 12
     with pytest.raises(FishnetError, match="none of the 1 images can be read"):
         predict(run, [str(broken)], str(tmp_path / "other"), device="cpu", bad_images="skip")
+    assert list((tmp_path / "other").iterdir()) == []
+
+
+def test_what_was_done_before_an_unreadable_image_is_kept(run: str, photos: Path, tmp_path: Path) -> None:
+    broken = photos / "sub folder" / "broken.jpg"
+    broken.write_bytes(b"\xff\xd8\xff\xe0 not much")
+    files, out = find_inputs([photos]).files, tmp_path / "out"
+    place = files.index(broken)
+    with pytest.raises(
+        FishnetError, match=r"broken\.jpg.*What is left: fishnet predict .* - --out .*out_rest .* < .*remaining"
+    ):
+        predict(run, [str(photos)], str(out), device="cpu", batch_size=place)
+    document = json.loads((out / "results.json").read_text("utf-8"))
+    assert (document["complete"], place) == (False, 4)
+    assert [entry["file"] for entry in document["images"]] == [path.as_posix() for path in files[:place]]
+    assert (out / "remaining.txt").read_text("utf-8").splitlines() == list(map(str, files[place:]))
+    found = predict(run, [str(photos)], str(out), device="cpu", bad_images="skip", overwrite=True)
+    assert len(found.images) == 12
+    assert sorted(path.name for path in out.iterdir()) == ["contact_sheet.jpg", "results.json"]
+
+
+def test_paths_on_standard_input(
+    run: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    files = find_inputs([photos]).files
+    listed = f"{files[3]}\r\n\n{tmp_path / 'absent.png'}\n{files[1]}"  # lines of Windows, an empty one, no last end
+    monkeypatch.setattr("sys.stdin", io.StringIO(listed))
+    out = str(tmp_path / "out")
+    found = predict(run, [str(files[0]), "-"], out, device="cpu", bad_images="skip")
+    assert [entry["file"] for entry in found.images] == [path.as_posix() for path in (files[0], files[3], files[1])]
+    assert found.bad_images == [str(tmp_path / "absent.png")]
+    assert [path.name for path in found.pictures] == ["contact_sheet_01.jpg"]
+    assert f"skipped unreadable image {tmp_path / 'absent.png'}" in capsys.readouterr().out
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
+    with pytest.raises(FishnetError, match="standard input lists no images; write one path per line"):
+        predict(run, ["-"], out, device="cpu", overwrite=True)
+
+
+def test_without_pictures_only_results_are_written(run: str, photos: Path, tmp_path: Path) -> None:
+    found = predict(run, [str(photos)], str(tmp_path / "out"), device="cpu", pictures=False)
+    assert len(found.images) == 12
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["results.json"]
 
 
 def test_inputs_in_every_form(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     everything = sorted(photos.rglob("image*.PNG"))
-    assert find_images([photos]) == everything
-    assert find_images([str(photos / "**" / "*.PNG")]) == everything
-    assert find_images([str(photos / "*")]) == sorted(photos.glob("image*.PNG"))
+    assert find_inputs([photos]).files == everything
+    assert find_inputs([str(photos / "**" / "*.PNG")]).files == everything
+    assert find_inputs([str(photos / "*")]).files == sorted(photos.glob("image*.PNG"))
     one = photos / "image 00 é[1].PNG"  # a name that would be a pattern if it were no file
-    assert find_images([one]) == [one]
-    assert find_images([one, photos, one]) == [one, *[path for path in everything if path != one]]
-    assert find_images([photos / "notes.txt"]) == [photos / "notes.txt"]
+    assert find_inputs([one]).files == [one]
+    assert find_inputs([one, photos, one]).files == [one, *[path for path in everything if path != one]]
+    assert find_inputs([photos / "notes.txt"]).files == [photos / "notes.txt"]
     monkeypatch.chdir(photos)
-    assert find_images(["."]) == [path.relative_to(photos) for path in everything]
-    assert find_images([photos], leave_out=photos / "sub folder") == sorted(photos.glob("image*.PNG"))
+    assert find_inputs(["."]).files == [path.relative_to(photos) for path in everything]
+    assert find_inputs([photos], leave_out=photos / "sub folder").files == sorted(photos.glob("image*.PNG"))
 
 
 def test_inputs_without_an_image(photos: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(FishnetError, match=r"empty contains no images .*\.jpg"):
-        find_images([photos, tmp_path / "empty"])
+        find_inputs([photos, tmp_path / "empty"])
     with pytest.raises(FishnetError, match=r"pattern .*\.bmp matches nothing"):
-        find_images([photos / "*.bmp"])
+        find_inputs([photos / "*.bmp"])
     with pytest.raises(FishnetError, match=r"pattern .*\*\.txt matches no image"):
-        find_images([photos / "*.txt"])
+        find_inputs([photos / "*.txt"])
     with pytest.raises(FishnetError, match=r"nowhere does not exist"):
-        find_images([tmp_path / "nowhere"])
+        find_inputs([tmp_path / "nowhere"])
     with pytest.raises(UsageError, match="no input"):
-        find_images([])
+        find_inputs([])
 
 
 def test_a_second_run_does_not_predict_on_its_own_pictures(run: str, photos: Path) -> None:
@@ -198,22 +243,22 @@ def test_real_photos(run: str, mini: Callable[[str], Path], tmp_path: Path) -> N
 def test_files_of_somebody_else_are_neither_replaced_nor_removed(run: str, photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    for name in ("contact_sheet.png", "contact_sheet_02.png", "contact_sheet_of_my_wedding.png"):
+    for name in ("contact_sheet.jpg", "contact_sheet_02.jpg", "contact_sheet_of_my_wedding.jpg"):
         Image.new("RGB", (8, 8), "red").save(out / name)
-    with pytest.raises(UsageError, match=r"contact_sheet.png is not from an earlier predict.*--overwrite"):
+    with pytest.raises(UsageError, match=r"contact_sheet.jpg is not from an earlier predict.*--overwrite"):
         predict(run, [str(photos)], str(out), device="cpu", workers=0)
-    assert size_of(out / "contact_sheet.png") == (8, 8)
+    assert size_of(out / "contact_sheet.jpg") == (8, 8)
     predict(run, [str(photos)], str(out), device="cpu", workers=0, overwrite=True)
-    assert size_of(out / "contact_sheet.png")[0] > 500
-    assert size_of(out / "contact_sheet_02.png") == (8, 8)
-    assert size_of(out / "contact_sheet_of_my_wedding.png") == (8, 8)
+    assert size_of(out / "contact_sheet.jpg")[0] > 500
+    assert size_of(out / "contact_sheet_02.jpg") == (8, 8)
+    assert size_of(out / "contact_sheet_of_my_wedding.jpg") == (8, 8)
 
 
 def test_a_picture_never_replaces_an_input(run: str, photos: Path, tmp_path: Path) -> None:
-    image = tmp_path / "out" / "contact_sheet.png"
+    image = tmp_path / "out" / "contact_sheet.jpg"
     image.parent.mkdir()
     Image.new("RGB", (40, 30), "red").save(image)
-    with pytest.raises(UsageError, match=r"where the input .*contact_sheet.png is; choose another --out"):
+    with pytest.raises(UsageError, match=r"where the input .*contact_sheet.jpg is; choose another --out"):
         predict(run, [str(image)], str(image.parent), device="cpu", overwrite=True)
     assert size_of(image) == (40, 30)
 
@@ -262,7 +307,7 @@ def test_insides_of_the_network_are_drawn(
     found = predict(run, files, str(out), device="cpu", workers=0, insides=True)
     assert found.images == plain.images  # answers are the same
     sheets = [out / "insides" / f"{Path(file).stem}.png" for file in files]
-    assert found.pictures == [out / "contact_sheet.png", *sheets]
+    assert found.pictures == [out / "contact_sheet.jpg", *sheets]
     assert json.loads((out / "results.json").read_text())["pictures"][1:] == [f"insides/{p.name}" for p in sheets]
     assert f"insides of the network: {out / 'insides'}" in capsys.readouterr().out
     before = [path.read_bytes() for path in sheets]
@@ -274,6 +319,6 @@ def test_insides_of_the_network_are_drawn(
     assert not list((out / "insides").iterdir())
     (out / "insides" / "mine.png").write_bytes(b"mine")
     (out / "results.json").unlink()
-    (out / "contact_sheet.png").unlink()
+    (out / "contact_sheet.jpg").unlink()
     with pytest.raises(UsageError, match=r"mine\.png is not from an earlier predict"):
         predict(run, files[:2], str(out), device="cpu", workers=0, insides=True)

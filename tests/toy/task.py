@@ -158,6 +158,10 @@ class Swatches:
         self.written.append(path)
         self.drawn += 1
 
+    def frame(self, image: Image.Image, answer: Answer) -> Image.Image:
+        ImageDraw.Draw(image).text((0, 0), str(answer["brightness"]))
+        return image
+
     def finish(self) -> None:
         pass
 

@@ -154,6 +154,11 @@ class Painter(Protocol):
         """Draw one image."""
         ...
 
+    def frame(self, image: Image.Image, answer: Answer) -> Image.Image:
+        """Return an image in its own size with the answer drawn on it, such as a frame of a video; nothing is
+        written."""
+        ...
+
     def finish(self) -> None:
         """Write what is not on disk yet."""
         ...

@@ -8,25 +8,24 @@ from typing import TYPE_CHECKING
 
 from PIL import Image, ImageOps
 
-from fishnet.files import atomic_path
 from fishnet.tasks.base import Answer, DrawnItem
 
 if TYPE_CHECKING:  # training draws nothing until its end
     from fishnet.drawing.sheets import Card
 
 SHEET_IMAGES = 48
-_SHEETS, _LINES, _SIDE = 20, 5, 320
+_SHEETS, _LINES, _SIDE, _FRAME_LINES = 20, 5, 320, 3
 
 
 class Sheets:
     """Contact sheets, written page by page.
 
     Args:
-        out: Folder to write contact_sheet*.png into.
+        out: Folder to write contact_sheet*.jpg into.
         images: Number of images that will come.
     """
 
-    patterns: tuple[str, ...] = ("contact_sheet.png", "contact_sheet_[0-9][0-9].png")
+    patterns: tuple[str, ...] = ("contact_sheet.jpg", "contact_sheet_[0-9][0-9].jpg")
 
     def __init__(self, out: Path, images: int) -> None:
         self.out, self.pages = out, min(_SHEETS, math.ceil(images / SHEET_IMAGES))
@@ -52,18 +51,25 @@ class Sheets:
         if len(self.cards) == SHEET_IMAGES:
             self._write()
 
+    def frame(self, image: Image.Image, answer: Answer) -> Image.Image:
+        """Return an image with the best classes in its upper left corner."""
+        from fishnet.drawing.captions import Line, caption
+
+        pairs = list(zip(answer["labels"], answer["scores"], strict=True))[:_FRAME_LINES]
+        return caption(image, [Line(f"{label} {100 * score:.0f} %") for label, score in pairs])
+
     def finish(self) -> None:
         """Write the page that was begun, if any."""
         self._write()
 
     def _write(self) -> None:
         from fishnet.drawing.sheets import contact_sheet
+        from fishnet.drawing.style import save_picture
 
         if not self.cards:
             return
         number = f"_{len(self.written) + 1:02d}" if self.pages > 1 else ""
-        path = self.out / f"contact_sheet{number}.png"
-        with atomic_path(path) as partial:
-            contact_sheet(self.cards).save(partial)
+        # as PNG, photos would be several times as large, and take longer to write than to predict on
+        path = save_picture(contact_sheet(self.cards), self.out / f"contact_sheet{number}.jpg")
         self.written.append(path)
         self.cards = []

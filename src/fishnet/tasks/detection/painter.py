@@ -41,17 +41,23 @@ class Pictures:
 
     def add(self, item: DrawnItem, answer: Answer) -> None:
         """Draw the objects of one image."""
-        from fishnet.drawing.regions import draw_regions
-
         if item["thumbnail"] is None:
             return
-        pixels = torch.from_numpy(np.array(item["thumbnail"])).permute(2, 0, 1)
-        found = {**answer, "labels": answer["indices"]}
         path = self.folder / f"{self._names.of(item['file'])}.jpg"
         with atomic_path(path) as partial:
-            draw_regions(pixels, found, self.classes, longest=_SIDE).save(partial, quality=92)
+            self._draw(item["thumbnail"], answer, _SIDE).save(partial, quality=92)
         self.written.append(path)
         self.drawn += 1
+
+    def frame(self, image: Image.Image, answer: Answer) -> Image.Image:
+        """Return an image with its objects."""
+        return self._draw(image, answer, None)
+
+    def _draw(self, image: Image.Image, answer: Answer, longest: int | None) -> Image.Image:
+        from fishnet.drawing.regions import draw_regions
+
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        return draw_regions(pixels, {**answer, "labels": answer["indices"]}, self.classes, longest)
 
     def finish(self) -> None:
         """Do nothing, since `add` has already written every picture."""

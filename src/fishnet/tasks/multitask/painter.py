@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+import torch
 from PIL import Image
 
 from fishnet.data.levels import LevelClasses
@@ -77,6 +79,23 @@ class LevelPictures:
         save_picture(with_level_legend(draw_levels(shown, colors, _SIDE), [shown], colors), path)
         self.written.append(path)
         self.drawn += 1
+
+    def frame(self, image: Image.Image, answer: Answer) -> Image.Image:
+        """Return an image with its label map, its objects, and its class in the upper left corner."""
+        from fishnet.drawing.captions import Line, caption
+        from fishnet.drawing.label_maps import paint_label_map
+        from fishnet.drawing.regions import draw_regions
+        from fishnet.tasks.multitask.pictures import LevelColors
+
+        colors = LevelColors(self.classes)
+        if "pixel" in answer:
+            image = paint_label_map(image, answer["pixel"]["label_map"], colors.pixel, clear=colors.clear)
+        if "region" in answer:
+            pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+            found = {**answer["region"], "labels": answer["region"]["indices"]}
+            image = draw_regions(pixels, found, self.classes.region, None)
+        best = answer["image"]["labels"][:1] if "image" in answer else []
+        return caption(image, [Line(f"{name} {100 * answer['image']['scores'][0]:.0f} %") for name in best])
 
     def finish(self) -> None:
         """Write the list of panoptic maps."""

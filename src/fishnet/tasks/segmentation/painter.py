@@ -74,6 +74,17 @@ class LabelMaps:
         if item["thumbnail"] is not None:
             self._draw(item["thumbnail"], label_map, self.out / _PICTURES / f"{name}.jpg")
 
+    def frame(self, image: Image.Image, answer: Answer) -> Image.Image:
+        """Return an image with its label map, and the names of the classes in it in the upper left corner."""
+        from fishnet.drawing.captions import Line, caption
+        from fishnet.drawing.label_maps import background_of, class_colors, paint_label_map
+
+        colors, clear = class_colors(len(self.classes), self.palette), background_of(self.classes)
+        picture = paint_label_map(image, answer[ANSWER], colors, clear=clear)
+        swatches = {index: tuple(color) for index, color in enumerate(colors.tolist())}
+        seen = [index for index in answer["indices"] if index not in clear]
+        return caption(picture, [Line(self.classes[index], swatches[index]) for index in seen])
+
     def _draw(self, image: Image.Image, label_map: np.ndarray, path: Path) -> None:
         from fishnet.drawing.label_maps import background_of, class_colors, draw_label_map, with_legend
         from fishnet.drawing.style import save_picture

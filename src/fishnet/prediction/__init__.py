@@ -1,0 +1,1 @@
+"""What `fishnet predict` consists of: inputs, loading ahead, writing behind, results on disk, videos."""
