@@ -48,12 +48,17 @@ def fold_norms(network: nn.Module, run: Callable[[], object]) -> int:
     """
     pairs = _pairs(network, run)
     modules = dict(network.named_modules())
+    rests: dict[nn.Module, nn.Module] = {}
     for conv_name, norm_name in pairs:
         conv, norm = modules[conv_name], modules[norm_name]
         assert isinstance(conv, nn.Conv2d)
         assert isinstance(norm, Norm)
         _fold(conv, affine_of(norm))
-        _replace(network, norm, _rest_of(norm))
+        rests[norm] = _rest_of(norm)
+    for parent in list(network.modules()):
+        for name, child in parent._modules.items():
+            if child in rests:
+                parent._modules[name] = rests[child]
     return len(pairs)
 
 
@@ -70,13 +75,6 @@ def _rest_of(norm: nn.Module) -> nn.Module:
     parts = [part for name in _PARTS if (part := getattr(norm, name, None)) is not None]
     parts = [part for part in parts if not isinstance(part, nn.Identity)]
     return nn.Sequential(*parts).eval() if parts else nn.Identity().eval()
-
-
-def _replace(network: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    for parent in list(network.modules()):
-        for name, child in list(parent._modules.items()):
-            if child is old:
-                parent._modules[name] = new
 
 
 def _pairs(network: nn.Module, run: Callable[[], object]) -> list[tuple[str, str]]:

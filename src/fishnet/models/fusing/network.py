@@ -36,8 +36,8 @@ def fuse(network: ModuleT, eager: bool = False, example: Tensor | None = None) -
     3x3 convolutions with at least 64 channels use minimal filtering (Winograd). Such a network is not for exporting:
     runtimes have kernels of their own for convolutions.
 
-    The copy is in eval mode, also of a network in training mode, and its parameters have no gradients. A network that is
-    fused already stays as it is. Outputs of the copy are compared with those of the network on a small random image:
+    The copy is in eval mode, also of a network in training mode, and its parameters have no gradients. A network that
+    is fused already stays as it is. Outputs of the copy are compared with those of the network on a small random image:
     they are equal to 1e-4 of the largest value in float32, 1e-9 in float64.
 
     Args:
@@ -48,23 +48,28 @@ def fuse(network: ModuleT, eager: bool = False, example: Tensor | None = None) -
     Returns:
         The copy. If it differs from the network, or no trial input fits, it is a plain copy, with a `NotFused` warning.
     """
-    copy = deepcopy(network).eval().requires_grad_(False)
-    if not any(isinstance(module, nn.Conv2d) for module in copy.modules()):
+    copy = _copy(network)
+    weights = [module.weight for module in copy.modules() if isinstance(module, nn.Conv2d)]
+    if not weights:
         return copy
-    plain = deepcopy(copy)
-    with torch.no_grad():
-        batch = _trial_batch(plain, example)
+    with torch.no_grad(), torch.autocast(weights[0].device.type, enabled=False):
+        batch = _trial_batch(copy, example)
         if batch is None:
             warnings.warn("no trial image fits this network: give fuse an example", NotFused, stacklevel=2)
             return copy
+        before = _outputs(copy, batch)
         fold_norms(copy, lambda: _outputs(copy, batch))
         if eager:
             fuse_fish(copy)
-        difference = _difference(_outputs(plain, batch), _outputs(copy, batch))
+        difference = _difference(before, _outputs(copy, batch))
     if difference <= TOLERANCE.get(batch.dtype, _COARSE):
         return copy
     warnings.warn(f"the fused network differs by {difference:.1e}: it is not used", NotFused, stacklevel=2)
-    return plain
+    return _copy(network)
+
+
+def _copy(network: ModuleT) -> ModuleT:
+    return deepcopy(network).eval().requires_grad_(False)
 
 
 def _outputs(network: nn.Module, batch: Tensor) -> object:
@@ -92,7 +97,7 @@ def _batches(network: nn.Module) -> Iterator[Tensor]:
         sizes.insert(1, tuple(own[-2:]))
     generator = torch.Generator().manual_seed(0)
     for size in sizes:
-        batch = torch.randn(2, conv.in_channels, *size, generator=generator)
+        batch = torch.randn(1, conv.in_channels, *size, generator=generator)
         yield batch.to(conv.weight.device, conv.weight.dtype).contiguous(memory_format=torch.channels_last)
 
 
@@ -107,5 +112,3 @@ def _difference(before: object, after: object) -> float:
 
 def _floats(outputs: object) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
-
-
