@@ -41,7 +41,7 @@ def fuse(network: ModuleT, eager: bool = False, example: Tensor | None = None) -
     they are equal to 1e-4 of the largest value in float32, 1e-9 in float64.
 
     Args:
-        network: Any network: a `Network` of this library with its heads, a FishNet, a timm model.
+        network: A `Network` of this library with its heads, a FishNet, a timm model, or another network.
         eager: Whether the network will run in PyTorch itself, on a CPU, in float32 or float64.
         example: Batch (N, C, H, W) to compare on, for networks that take no images of 64x64, 224x224 or their own size.
 
