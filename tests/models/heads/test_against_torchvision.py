@@ -68,7 +68,8 @@ def twin(name: str, own: Network) -> nn.Module:
             "rpn_head": head.proposals.head,
             "rpn_pre_nms_top_n_train": 600, "rpn_post_nms_top_n_train": 600,
             "rpn_pre_nms_top_n_test": 300, "rpn_post_nms_top_n_test": 300,
-            "box_roi_pool": pool_like(stage.box_roi_pool), "box_head": stage.box_head, "box_predictor": stage.box_predictor,
+            "box_roi_pool": pool_like(stage.box_roi_pool),
+            "box_head": stage.box_head, "box_predictor": stage.box_predictor,
             "box_batch_size_per_image": 64, "box_score_thresh": 0.01,
         }  # fmt: skip
         inner = {"mask_rcnn": "mask", "keypoint_rcnn": "keypoint"}.get(name)
@@ -113,4 +114,4 @@ def test_losses_and_detections_are_those_of_torchvision(name: str) -> None:
             torch.testing.assert_close(found["boxes"], wanted["boxes"])
             assert torch.equal(found["labels"] + shift, wanted["labels"])
             for extra in {"masks", "keypoints"} & set(wanted):
-                torch.testing.assert_close(found[extra], wanted[extra])
+                torch.testing.assert_close(found[extra], wanted[extra], rtol=1e-4, atol=1e-4)  # another order of sums
