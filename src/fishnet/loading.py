@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
@@ -16,6 +17,7 @@ from fishnet.cards import ModelCard, read_card
 from fishnet.errors import FishnetError, UsageError
 from fishnet.models.build import build_network
 from fishnet.models.checkpoints.weights import locate_weights
+from fishnet.models.fusing.network import NotFused, fuse
 from fishnet.models.network import Network
 from fishnet.models.precision import guard_bf16_on_cpu
 from fishnet.runs import RunFolder
@@ -143,6 +145,8 @@ def load_runtime(
 ) -> tuple[Runtime, ModelCard]:
     """Return what runs a network, and the card of the network.
 
+    The network is fused (`fishnet.deploy.fuse`): it computes the same to 1e-4, faster.
+
     Args:
         source: See `load_model`.
         runtime: Inference backend: `torch`.
@@ -161,8 +165,10 @@ def load_runtime(
         raise UsageError(f"unknown runtime {runtime!r}; runtimes are {', '.join(known)}")
     target = resolve_device(device)
     network, card = load_model(source, device, task=task, model=model, classes=classes, size=size)
-    network.to(memory_format=torch.channels_last)
     precision = card.precision if precision == "auto" else precision
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotFused)  # a network that cannot be fused runs as it is
+        network = fuse(network.to(memory_format=torch.channels_last), target.type == "cpu" and precision == "fp32")
     if precision == "bf16" and target.type == "cpu":
         guard_bf16_on_cpu(network)  # as in training
     return TorchRuntime(network, target, precision), card

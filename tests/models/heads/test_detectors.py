@@ -222,7 +222,7 @@ def test_regions_are_pooled_at_known_strides_whatever_image_came_first() -> None
     assert one.keys() == other.keys()
     for name, value in one.items():
         assert torch.equal(value, other[name])
-    assert region(first).regions.box_roi_pool.strides == (4, 8, 16, 32)
+    assert region(first).regions.box_roi_pool.scales == [1 / 4, 1 / 8, 1 / 16, 1 / 32]
 
 
 def test_presets_suit_the_size_of_the_trunk() -> None:

@@ -1,92 +1,123 @@
-"""RoIAlign against torchvision's."""
+"""RoIAlign against torchvision's operator, forward and backward."""
 
 from __future__ import annotations
+
+import warnings
+from collections import OrderedDict
 
 import pytest
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 from torchvision.ops import MultiScaleRoIAlign
-from torchvision.ops.poolers import initLevelMapper
+from torchvision.ops import roi_align as wanted_roi_align
 
-from fishnet.models.heads.roi_align import RoIAlign, pool
+from fishnet.models.heads.roi_align import MultiLevelRoIAlign, roi_align
 
-STRIDES = (4, 8, 16, 32)
-
-
-def some_maps(height: int, width: int, channels: int = 5, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """Return maps of two images, those of every second level in channels-last order."""
-    maps = {}
-    for number, stride in enumerate(STRIDES):
-        values = torch.randn(2, channels, -(-height // stride), -(-width // stride), dtype=dtype)
-        order = torch.channels_last if number % 2 else torch.contiguous_format
-        maps[str(number)] = values.contiguous(memory_format=order).requires_grad_()
-    return {**maps, "pool": torch.randn(2, channels, 2, 2)}
-
-
-def some_boxes(height: int, width: int, count: int) -> Tensor:
-    """Return boxes of all sizes; some are partly or wholly outside of the image, some are points."""
-    corner = (torch.rand(count, 2) * 1.4 - 0.2) * torch.tensor([width, height])
-    sides = torch.rand(count, 1) ** 3 * torch.rand(count, 2) * torch.tensor([width, height]) * 1.5
-    sides[: count // 8] = 0
-    return torch.cat([corner, corner + sides], 1)
+CORNERS = torch.tensor(
+    [
+        [0, 0, 0, 160, 120],  # the whole image
+        [1, -30, -20, 20, 30],  # beyond its upper left corner
+        [1, 120, 90, 400, 300],  # beyond the lower right one
+        [0, 500, 500, 600, 600],  # outside
+        [0, 17.3, 9.1, 17.3, 9.1],  # without area
+        [1, 60, 50, 40, 20],  # turned around
+        [0, 159.9, 119.9, 160, 120],
+        [1, 3, 3, 4.5, 110],
+    ]
+)
 
 
-def reference(size: int) -> MultiScaleRoIAlign:
-    found = MultiScaleRoIAlign(["0", "1", "2", "3"], size, sampling_ratio=2)
-    found.scales, found.map_levels = [1 / stride for stride in STRIDES], initLevelMapper(2, 5)
-    return found
+def regions_at_random(count: int, width: int, height: int, images: int) -> Tensor:
+    generator = torch.Generator().manual_seed(count)
+    first = torch.rand(count, 2, generator=generator) * torch.tensor([width, height])
+    side = torch.rand(count, 2, generator=generator) * torch.tensor([width, height]) / 2
+    return torch.cat([torch.randint(images, (count, 1), generator=generator).float(), first, first + side], 1)
 
 
-@pytest.mark.parametrize("size", [7, 14])
-@pytest.mark.parametrize(("height", "width"), [(128, 160), (333, 97), (640, 800)])
-def test_features_and_gradients_are_those_of_torchvision(size: int, height: int, width: int) -> None:
-    torch.manual_seed(size)
-    maps = some_maps(height, width)
-    boxes = [some_boxes(height, width, 60), some_boxes(height, width, 1)]
-    found, gradients = [], []
-    for module in (reference(size), RoIAlign(["0", "1", "2", "3"], STRIDES, size)):
-        found.append(module(maps, boxes, [(height, width)] * 2))
-        weights = torch.linspace(-1, 1, found[-1].numel()).view(found[-1].shape).sin()
-        gradients.append(torch.autograd.grad((found[-1] * weights).sum(), [maps[name] for name in "0123"]))
-    torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
-    assert gradients[0][0].abs().sum() > 0
-    for expected, own in zip(*gradients, strict=True):
-        assert (own - expected).abs().max() <= 1e-5 * expected.abs().max()
+def both(values: Tensor, x: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Return pooled maps and the gradient of the map for a random gradient of theirs."""
+    weights = torch.randn(values.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    (gradient,) = torch.autograd.grad((values * weights.to(values)).sum(), x)
+    return values.detach(), gradient
 
 
-def test_gradients_agree_with_finite_differences() -> None:
-    torch.manual_seed(0)
-    level = torch.randn(2, 2, 5, 6, dtype=torch.float64, requires_grad=True)
-    regions = torch.tensor([[0, 1, 2, 30, 21], [1, -9, -9, 50, 60], [1, 4, 4, 4, 4.0]], dtype=torch.float64)
-    torch.autograd.gradcheck(lambda one: pool(one, regions, 1 / 8, 3, 2), level)
+@pytest.mark.parametrize("aligned", [False, True])
+@pytest.mark.parametrize("samples", [1, 2, 3])
+@pytest.mark.parametrize("size", [7, (14, 5)])
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+def test_equal_to_torchvision(
+    aligned: bool, samples: int, size: int | tuple[int, int], memory: torch.memory_format
+) -> None:
+    x = torch.randn(2, 5, 30, 40, generator=torch.Generator().manual_seed(1)).contiguous(memory_format=memory)
+    x.requires_grad_()
+    regions = torch.cat([CORNERS, regions_at_random(30, 160, 120, 2)])
+    wanted = both(wanted_roi_align(x, regions, size, 0.25, samples, aligned), x)
+    found = both(roi_align(x, regions, size, 0.25, samples, aligned), x)
+    for a, b in zip(wanted, found, strict=True):
+        assert float((a - b).abs().max() / a.abs().max()) < 1e-5
 
 
-@pytest.mark.parametrize("counts", [(0, 0), (0, 3)])
-def test_images_without_regions(counts: tuple[int, int]) -> None:
-    torch.manual_seed(0)
-    maps = some_maps(96, 96)
-    found = RoIAlign(["0", "1", "2", "3"], STRIDES, 7)(maps, [some_boxes(96, 96, count) for count in counts])
-    assert found.shape == (sum(counts), 5, 7, 7)
-    found.sum().backward()
-    assert maps["0"].grad is not None
-    assert maps["0"].grad.isfinite().all()
+def test_gradients_in_float64() -> None:
+    x = torch.randn(2, 2, 6, 7, dtype=torch.float64, requires_grad=True)
+    regions = regions_at_random(5, 7, 6, 2).double()
+    assert torch.autograd.gradcheck(lambda x: roi_align(x, regions, 3, 1.0, 2), x)
 
 
-def test_one_level_and_half_precision() -> None:
-    """Points are placed and weighted in fp32, whatever the maps are."""
-    torch.manual_seed(0)
-    level = torch.randn(1, 4, 200, 300).bfloat16()
-    boxes = [some_boxes(800, 1200, 20)]
-    expected_in, found_in = (level.clone().requires_grad_() for _ in range(2))
-    plain = MultiScaleRoIAlign(["0"], 7, 2)
-    plain.scales, plain.map_levels = [1 / 4], initLevelMapper(2, 2)
+def pools(levels: int) -> tuple[MultiScaleRoIAlign, MultiLevelRoIAlign, OrderedDict[str, Tensor]]:
+    names = [str(level) for level in range(levels)]
+    wanted, found = (kind(names, 7, 2) for kind in (MultiScaleRoIAlign, MultiLevelRoIAlign))
+    generator = torch.Generator().manual_seed(2)
+    maps = OrderedDict(
+        (name, torch.randn(2, 6, 64 >> level, 96 >> level, generator=generator).requires_grad_())
+        for level, name in enumerate(names)
+    )
+    maps["pool"] = torch.randn(2, 6, 4, 6)  # a level that regions are not pooled from
+    wanted(maps, [CORNERS[:1, 1:]] * 2, [(256, 384)] * 2)  # finds the scales
+    found.scales, found.map_levels = wanted.scales, wanted.map_levels
+    return wanted, found, maps
+
+
+@pytest.mark.parametrize("levels", [1, 4])
+@pytest.mark.parametrize("counts", [(40, 25), (12, 0), (0, 0)])
+def test_levels_of_regions(levels: int, counts: tuple[int, int]) -> None:
+    theirs, ours, maps = pools(levels)
+    boxes = [regions_at_random(count, 300, 200, 1)[:, 1:] for count in counts]
+    boxes[0] = torch.cat([boxes[0], torch.tensor([[0, 0, 384, 256], [5, 5, 12, 14.0]])]) if counts[0] else boxes[0]
+    used = list(maps.values())[:levels]
+    results = []
+    for pool in (theirs, ours):
+        pooled = pool(maps, boxes, [(256, 384)] * 2)
+        weights = torch.randn(pooled.shape, generator=torch.Generator().manual_seed(3))
+        results.append([pooled, *torch.autograd.grad((pooled * weights).sum(), used)])
+    for a, b in zip(*results, strict=True):
+        assert a.shape == b.shape
+        assert torch.allclose(a, b, rtol=0, atol=1e-5 * max(1.0, float(a.detach().abs().max()) if a.numel() else 1))
+
+
+def test_half_precision_is_pooled_in_float32() -> None:
+    theirs, ours, maps = pools(4)
+    half = OrderedDict((name, value.detach().bfloat16()) for name, value in maps.items())
+    boxes = [regions_at_random(9, 300, 200, 1)[:, 1:]] * 2
     with torch.autocast("cpu", torch.bfloat16):
-        expected = plain({"0": expected_in}, boxes, [(800, 1200)])
-        found = RoIAlign(["0"], (4,), 7)({"0": found_in}, boxes)
-    assert found.dtype == expected.dtype == torch.bfloat16
-    torch.testing.assert_close(found, expected, rtol=0, atol=0)
-    expected.float().sin().sum().backward()
-    found.float().sin().sum().backward()
-    assert expected_in.grad is not None
-    assert found_in.grad is not None
-    torch.testing.assert_close(found_in.grad, expected_in.grad, rtol=1e-2, atol=1e-2)
+        found = ours(half, boxes, [(256, 384)] * 2)
+    wanted = theirs(OrderedDict((name, value.float()) for name, value in half.items()), boxes, [(256, 384)] * 2)
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, wanted.bfloat16()) or float((found.float() - wanted).abs().max()) < 0.02
+
+
+def test_the_operator_of_torchvision_does_not_run_on_the_cpu() -> None:
+    _, ours, maps = pools(4)
+    with profile(activities=[ProfilerActivity.CPU]) as events:
+        ours(maps, [regions_at_random(9, 300, 200, 1)[:, 1:]] * 2, [(256, 384)] * 2).sum().backward()
+    names = {event.key for event in events.key_averages()}
+    assert not any("roi_align" in name for name in names)
+
+
+def test_traces_take_the_operator_that_exporters_know() -> None:
+    x = torch.randn(1, 3, 20, 20)
+    regions = regions_at_random(3, 20, 20, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tracing is deprecated
+        traced = torch.jit.trace(lambda x, regions: roi_align(x, regions, 7, 1.0, 2), (x, regions))
+    assert "roi_align" in str(traced.graph)

@@ -1,183 +1,191 @@
-"""RoIAlign over the levels of a pyramid (He et al., arXiv 1703.06870), with a fast gradient on the CPU."""
+"""RoIAlign on CPUs as sums of weighted pixels, on all threads; torchvision's on other devices.
+
+RoIAlign (arXiv 1703.06870) is linear in the map: a bin is a weighted sum of pixels, whose places and weights depend on
+the regions only. In channels-last memory a pixel is a vector of all channels, so forward and backward pass are sums of
+vectors, as in bags of embeddings. torchvision's backward pass on CPUs runs on one thread, pixel by pixel.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.autograd.function import Function, FunctionCtx, once_differentiable
-from torchvision.ops import roi_align
-from torchvision.ops.poolers import LevelMapper, initLevelMapper
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops import roi_align as torchvision_roi_align
 
 from fishnet.models.heads.types import Maps, Size
 
-_CANONICAL_SIDE, _CANONICAL_LEVEL = 224, 4
-"""A region of 224x224 pixels belongs to the level of stride 16 (Lin et al., arXiv 1612.03144, equation 1)."""
+
+class _Sums(NamedTuple):
+    """The bins of regions as sums: `terms` successive entries per bin, bins in the order (region, row, column)."""
+
+    pixels: Tensor
+    """Row of each term in the table of pixels (N H W, C), int32."""
+    weights: Tensor
+    """Weight of each term."""
+    terms: int
 
 
-class RoIAlign(nn.Module):
-    """Pool regions to P x P bins from the level that fits their size, by bilinear interpolation at `ratio`^2 points per
-    bin, whose mean is taken.
+class _Pooling(NamedTuple):
+    """Settings of RoIAlign on one map."""
 
-    Equal to `torchvision.ops.MultiScaleRoIAlign` with known strides. torchvision adds up the gradient of the maps
-    point by point in one thread. On the CPU it is computed from matrix products here: interpolation is separable, so
-    that a region is a product of its rows, its window of the map and its columns.
+    size: tuple[int, int]
+    scale: float
+    samples: int
+    aligned: bool
+
+
+def roi_align(
+    x: Tensor,
+    regions: Tensor,
+    size: int | tuple[int, int],
+    scale: float = 1.0,
+    samples: int = -1,
+    aligned: bool = False,
+) -> Tensor:
+    """Return the pooled maps of regions (R, C, size, size); equal to `torchvision.ops.roi_align`.
 
     Args:
-        names: Names of the maps, the finest first.
-        strides: Their strides in pixels.
-        size: P.
-        ratio: Points per bin in each direction.
+        x: Maps (N, C, H, W).
+        regions: Index of the image and x1 y1 x2 y2 in pixels of the image (R, 5).
+        size: Height and width of the pooled maps.
+        scale: Size of the map relative to that of the image.
+        samples: Sampling points per bin in each direction; -1 selects their number by the size of the region.
+        aligned: Whether coordinates are shifted by half a pixel of the map.
     """
+    size = (size, size) if isinstance(size, int) else size
+    if samples < 1 or not _own(x):
+        return torchvision_roi_align(x, regions, size, scale, samples, aligned)
+    levels = regions.new_zeros(len(regions), dtype=torch.int64)
+    return _pooled([x], regions, levels, [_Pooling(size, scale, samples, aligned)])
 
-    def __init__(self, names: Sequence[str], strides: Sequence[int], size: int, ratio: int = 2) -> None:
-        super().__init__()
-        self.names, self.strides, self.size, self.ratio = tuple(names), tuple(strides), size, ratio
-        finest, coarsest = int(math.log2(strides[0])), int(math.log2(strides[-1]))
-        mapper = initLevelMapper(finest, coarsest, _CANONICAL_SIDE, _CANONICAL_LEVEL)
-        self.level_of = cast(LevelMapper, mapper)
 
-    def forward(self, maps: Maps, boxes: list[Tensor], sizes: Sequence[Size] = ()) -> Tensor:
-        """Return the features of all regions, (R, C, P, P) in the order of `boxes`.
+class MultiLevelRoIAlign(MultiScaleRoIAlign):
+    """RoIAlign from the levels of a pyramid, as torchvision's: the size of a region determines its level."""
+
+    def forward(self, x: Maps, boxes: list[Tensor], image_shapes: list[Size]) -> Tensor:
+        """Return the pooled maps of all regions (R, C, size, size).
 
         Args:
-            maps: Maps (N, C, H, W) by name, all with the same number of channels; others than `names` are ignored.
-            boxes: Regions of each image, (r, 4): x1 y1 x2 y2 in pixels of the batch.
-            sizes: Not used; poolers of torchvision take the sizes of the images here.
+            x: Maps by name; those that are not in `featmap_names` are not used.
+            boxes: Regions of each image (R_i, 4): x1 y1 x2 y2 in pixels.
+            image_shapes: Height and width of each image; used to find the scales if they are not set.
         """
-        levels = [maps[name] for name in self.names]
-        numbers = torch.cat([boxes[0].new_full((len(found), 1), image) for image, found in enumerate(boxes)])
-        regions = torch.cat([numbers, torch.cat(boxes)], 1)
-        level_of = self.level_of(boxes) if len(levels) > 1 else torch.zeros_like(numbers[:, 0])
-        found = levels[0].new_zeros(len(regions), levels[0].shape[1], self.size, self.size)
-        for number, (level, stride) in enumerate(zip(levels, self.strides, strict=True)):
-            places = torch.where(level_of == number)[0]
-            found[places] = pool(level, regions[places], 1 / stride, self.size, self.ratio).to(found.dtype)
-        return found
+        maps = [value for name, value in x.items() if name in self.featmap_names]
+        if self.sampling_ratio < 1 or self.scales is None or self.map_levels is None or not _own(maps[0]):
+            return super().forward(x, boxes, image_shapes)
+        images = [torch.full_like(part[:, :1], index) for index, part in enumerate(boxes)]
+        regions = torch.cat([torch.cat(images), torch.cat(boxes)], 1)
+        # one level is never asked for, and torchvision's mapper warns of regions without any area
+        levels = self.map_levels(boxes) if len(maps) > 1 else torch.zeros(len(regions), dtype=torch.int64)
+        settings = [_Pooling(self.output_size, scale, self.sampling_ratio, False) for scale in self.scales]
+        return _pooled(maps, regions, levels, settings)
 
 
-def pool(level: Tensor, regions: Tensor, scale: float, size: int, ratio: int) -> Tensor:
-    """Return the features (R, C, P, P) of regions of one map, as `torchvision.ops.roi_align` does.
-
-    Args:
-        level: Map (N, C, H, W).
-        regions: Index of the image and x1 y1 x2 y2 in pixels, (R, 5).
-        scale: Cells of the map per pixel.
-        size: P.
-        ratio: Points per bin in each direction.
-    """
-    if level.device.type != "cpu" or not level.requires_grad or not torch.is_grad_enabled():
-        return roi_align(level, regions, size, scale, ratio)
-    exact = level if level.dtype == torch.float64 else level.float()
-    return _PoolOnCpu.apply(exact, regions.to(exact.dtype), scale, size, ratio)
+def _own(x: Tensor) -> bool:
+    """Return whether to compute on this device; exporters and compilers know torchvision's operator."""
+    return x.device.type == "cpu" and not torch.jit.is_tracing() and not torch.compiler.is_compiling()
 
 
-class _PoolOnCpu(Function):
-    """torchvision's RoIAlign with a gradient of matrix products."""
-
-    if TYPE_CHECKING:
-
-        @classmethod
-        def apply(cls, level: Tensor, regions: Tensor, scale: float, size: int, ratio: int) -> Tensor:
-            """Run `forward`."""
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, level: Tensor, regions: Tensor, scale: float, size: int, ratio: int) -> Tensor:
-        """Return the features of the regions."""
-        ctx.save_for_backward(regions)
-        context = cast(_Context, ctx)
-        context.shape, context.scale, context.size, context.ratio = level.shape, scale, size, ratio
-        return roi_align(level, regions, size, scale, ratio)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: _Context, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
-        """Return the gradient of the map."""
-        (regions,) = ctx.saved_tensors
-        images, channels, height, width = ctx.shape
-        total = grad.new_zeros(images, height, width, channels)
-        grad = grad.permute(0, 2, 3, 1).contiguous()
-        corners = regions[:, 1:] * ctx.scale
-        sides = (corners[:, 2:] - corners[:, :2]).clamp(min=1)
-        across = _axis(corners[:, 0], sides[:, 0], ctx.size, ctx.ratio, width)
-        down = _axis(corners[:, 1], sides[:, 1], ctx.size, ctx.ratio, height)
-        for places in _by_width(across.side):
-            side = int(across.side[places].max())
-            strips = across.weights(places, side).transpose(1, 2)[:, None] @ grad[places]  # (n, P, side, C)
-            windows = zip(
-                down.weights(places, int(down.side[places].max())).transpose(1, 2),
-                regions[places, 0].int().tolist(),
-                *(values[places].tolist() for values in (down.start, down.side, across.start, across.side)),
-                strict=True,
-            )
-            for strip, (rows, image, top, tall, left, wide) in zip(strips, windows, strict=True):
-                window = total[image, top : top + tall, left : left + wide].flatten(1)
-                window.addmm_(rows[:tall], strip[:, :wide].flatten(1))
-        return total.permute(0, 3, 1, 2), None, None, None, None
+def _pooled(maps: list[Tensor], regions: Tensor, levels: Tensor, settings: list[_Pooling]) -> Tensor:
+    dtype = maps[0].dtype
+    exact = [x if x.dtype == torch.float64 else x.float() for x in maps]
+    with torch.autocast("cpu", enabled=False):
+        pooled: Tensor = _RoIAlign.apply(regions.to(exact[0].dtype), levels, settings, *exact)
+    return pooled.to(dtype)
 
 
 class _Context(FunctionCtx):
-    """What the gradient needs to know of the forward pass."""
+    """What the forward pass keeps for the backward pass."""
 
     saved_tensors: tuple[Tensor, ...]
-    shape: torch.Size
-    scale: float
-    size: int
-    ratio: int
+    shapes: list[torch.Size]
+    terms: list[int]
+    needs_input_grad: tuple[bool, ...]
 
 
-def _by_width(sides: Tensor) -> Iterator[Tensor]:
-    """Yield the indices of regions with windows of similar width, which share a matrix product."""
-    classes, class_of = sides.float().log2().ceil().unique(return_inverse=True)
-    for number in range(len(classes)):
-        yield torch.where(class_of == number)[0]
+class _RoIAlign(torch.autograd.Function):
+    """Regions, levels, settings and maps -> pooled maps."""
+
+    @staticmethod
+    def forward(ctx: _Context, regions: Tensor, levels: Tensor, settings: list[_Pooling], *maps: Tensor) -> Tensor:
+        rows, columns = settings[0].size
+        channels = maps[0].shape[1]
+        pooled = maps[0].new_empty(len(regions), rows, columns, channels)
+        kept: list[Tensor] = []
+        ctx.shapes, ctx.terms = [x.shape for x in maps], []
+        for level, (x, setting) in enumerate(zip(maps, settings, strict=False)):
+            places = torch.where(levels == level)[0]
+            sums = _sums(x.shape, regions[places], setting)
+            bins = _bags(x.permute(0, 2, 3, 1).reshape(-1, channels), sums.pixels, sums.weights, sums.terms)
+            pooled[places] = bins.view(-1, rows, columns, channels)
+            kept += [places, sums.pixels, sums.weights]
+            ctx.terms.append(sums.terms)
+        ctx.save_for_backward(*kept)
+        return pooled.permute(0, 3, 1, 2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: _Context, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        gradient = gradient.permute(0, 2, 3, 1)
+        found: list[Tensor | None] = [None, None, None]
+        for level, (shape, terms) in enumerate(zip(ctx.shapes, ctx.terms, strict=True)):
+            if not ctx.needs_input_grad[3 + level]:
+                found.append(None)
+                continue
+            places, pixels, weights = ctx.saved_tensors[3 * level : 3 * level + 3]
+            n, channels, height, width = shape
+            order = pixels.sort(stable=True)[1]
+            counts = torch.bincount(pixels, minlength=n * height * width)
+            starts = (counts.cumsum(0) - counts).to(torch.int32)
+            bins = gradient[places].reshape(-1, channels)
+            own = (
+                F.embedding_bag(
+                    (order // terms).to(torch.int32), bins, starts, mode="sum", per_sample_weights=weights[order]
+                )
+                if len(bins)
+                else gradient.new_zeros(len(starts), channels)
+            )
+            found.append(own.view(n, height, width, channels).permute(0, 3, 1, 2))
+        return tuple(found)
 
 
-class _Axis(NamedTuple):
-    """Interpolation along one axis of a map."""
-
-    start: Tensor
-    """First cell of the window of each region, int64 (R,)."""
-    side: Tensor
-    """Number of cells of the window, int64 (R,)."""
-    low: Tensor
-    """Cell before each point, int64 (R, P, points)."""
-    high: Tensor
-    """Cell behind each point."""
-    share: Tensor
-    """Weight of `high`, float (R, P, points)."""
-    inside: Tensor
-    """1 / points for points on the map, 0 for others."""
-
-    def weights(self, places: Tensor, side: int) -> Tensor:
-        """Return the weights of the cells of the windows of some regions, float (n, P, side)."""
-        start = self.start[places, None, None]
-        found = self.share.new_zeros(len(places), self.low.shape[1], side)
-        inside, share = self.inside[places], self.share[places]
-        found.scatter_add_(2, self.low[places] - start, inside * (1 - share))
-        return found.scatter_add_(2, self.high[places] - start, inside * share)
+def _bags(pixels: Tensor, places: Tensor, weights: Tensor, terms: int) -> Tensor:
+    """Return the weighted sums of successive `terms` rows of a table."""
+    if not len(places):
+        return pixels.new_zeros(0, pixels.shape[1])
+    starts = torch.arange(0, len(places), terms, dtype=torch.int32)
+    return F.embedding_bag(places, pixels, starts, mode="sum", per_sample_weights=weights)
 
 
-def _axis(first: Tensor, extent: Tensor, size: int, ratio: int, cells: int) -> _Axis:
-    """Return the interpolation along one axis.
+def _sums(shape: torch.Size, regions: Tensor, setting: _Pooling) -> _Sums:
+    _, _, height, width = shape
+    shift = 0.5 if setting.aligned else 0.0
+    x1, y1, x2, y2 = (regions[:, 1:] * setting.scale - shift).unbind(1)
+    rows, row_weights = _along(y1, y2, height, setting.size[0], setting)
+    columns, column_weights = _along(x1, x2, width, setting.size[1], setting)
+    first = (regions[:, 0].to(torch.int32) * height)[:, None, None]
+    pixels = ((first + rows) * width)[:, :, None, :, None] + columns[:, None, :, None, :]
+    weights = row_weights[:, :, None, :, None] * column_weights[:, None, :, None, :]
+    return _Sums(pixels.flatten(), weights.flatten(), rows.shape[-1] * columns.shape[-1])
 
-    Args:
-        first: Left or upper border of the regions in cells, (R,).
-        extent: Width or height of the regions in cells, (R,).
-        size: Bins per region.
-        ratio: Points per bin.
-        cells: Width or height of the map.
-    """
-    side = (extent / size)[:, None, None]
-    bins, points = (torch.arange(count, dtype=first.dtype) for count in (size, ratio))
-    # in torchvision's order, so that both round alike
-    points = (first[:, None, None] + bins[:, None] * side) + (points + 0.5) * side / ratio
-    inside = ((points >= -1) & (points <= cells)).to(first.dtype) / ratio
-    points = points.clamp(0, cells - 1)
-    low = points.floor().long()
-    high = (low + 1).clamp(max=cells - 1)
-    start = low[:, 0, 0]
-    return _Axis(start, high[:, -1, -1] - start + 1, low, high, points - low, inside)
+
+def _along(start: Tensor, end: Tensor, length: int, bins: int, setting: _Pooling) -> tuple[Tensor, Tensor]:
+    """Return the pixels along one side of the map, and their weights, for each bin of each region (R, bins, 2 S)."""
+    side = end - start
+    if not setting.aligned:
+        side = side.clamp(min=1)
+    step = (side / bins)[:, None, None]
+    index = torch.arange(bins, dtype=step.dtype)[:, None]
+    point = torch.arange(setting.samples, dtype=step.dtype)
+    places = start[:, None, None] + index * step + (point + 0.5) * step / setting.samples  # (R, bins, S)
+    outside = (places < -1) | (places > length)
+    places = places.clamp(0, length - 1)
+    low = places.floor()
+    share = places - low
+    pixels = torch.stack([low, (low + 1).clamp(max=length - 1)], -1).to(torch.int32)
+    weights = torch.stack([1 - share, share], -1).masked_fill(outside[..., None], 0) / setting.samples
+    return pixels.flatten(2), weights.flatten(2)
