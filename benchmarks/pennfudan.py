@@ -12,6 +12,7 @@ tables can grow over several calls; an interrupted run is resumed. `tables` writ
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +27,7 @@ FLOOR = {"box_ap50": 0.70, "mask_ap50": 0.65}
 RUNS = Trials(RESULTS / "runs" / "pennfudan.json", FIGURES)
 SEEDS = (0, 1)
 COMMON = ["--recipe", "scratch_small", "--workers", "1", "--heads.preset", "tiny"]
-SHORT = ["--epochs", "15", "--validate-every", "15"]
+SHORT = ["--epochs", "15", "--validate-every", "15", "--size", "160", "--longest", "240"]
 ZERO = "--model-option zero_init_last={}"
 MEMBERS = ("fishnet_tiny", "fishnet_small", "resnet18")
 ABLATIONS: dict[str, str] = {
@@ -36,6 +37,8 @@ ABLATIONS: dict[str, str] = {
     "taps tail": "--pyramid.taps tail",
     "no BN-ReLU before the neck": "--pyramid.norm-relu false",
     "Cascade Mask R-CNN": "--detector cascade_mask_rcnn",
+    "resnet18": "--model resnet18",
+    "resnet18 of half the width": "--model resnet18 --model-option channels=[32,64,128,256]",
     "fishnet_nano": "--model fishnet_nano",
     "fishnet_nano, trunk from CIFAR-10": "--model fishnet_nano --weights {weights}",
 }
@@ -66,11 +69,10 @@ class Job(NamedTuple):
 
 def jobs() -> Iterator[Job]:
     """Yield all runs, the most telling first."""
-    for table, names in (("members", MEMBERS), ("ablations", tuple(ABLATIONS))):
-        for seed in SEEDS:
-            for name in names:
-                for zero in (True, False):
-                    yield Job(table, name, zero, seed)
+    for seed, name, zero in itertools.product(SEEDS, MEMBERS, (True, False)):
+        yield Job("members", name, zero, seed)
+    for zero, seed, name in itertools.product((True, False), SEEDS, ABLATIONS):
+        yield Job("ablations", name, zero, seed)
 
 
 def run(arguments: argparse.Namespace, more: list[str]) -> None:

@@ -16,6 +16,7 @@ import fishnet
 from fishnet.config import PreprocessConfig
 from fishnet.errors import FishnetError, UsageError
 from fishnet.models import create_model
+from fishnet.models.blocks import Block
 from fishnet.predictor import Predictor
 from tests.models_on_disk import classifier_card, save_classifier
 
@@ -53,6 +54,12 @@ def multi_label_file(network: nn.Module, tmp_path_factory: pytest.TempPathFactor
 @pytest.fixture(scope="module")
 def pixels() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+
+
+def test_the_network_is_fused(model_file: Path) -> None:
+    network = Predictor(model_file, device="cpu").runtime.network
+    assert isinstance(network.trunk.stem.norm1, nn.Identity)
+    assert not any(isinstance(module, Block) for module in network.modules())
 
 
 def logits_of(network: nn.Module, pixels: np.ndarray) -> Tensor:

@@ -51,7 +51,7 @@ COMMANDS = {
     ),
     "convert": Command("convert", "read any known checkpoint and write another layout", {"source": None, "dest": None}),
     "data check": Command(
-        "data_check", "find problems of a data set", {"task": None, "directory": None}, "check_options"
+        "data_check", "find problems of a data set", {"task": None, "directory": "+"}, "check_options"
     ),
     "data convert oxford-pets": Command(
         "data_convert_pets", "the Oxford-IIIT Pet data set as one for all tasks", {"source": None, "dest": None}

@@ -122,6 +122,23 @@ def _flush_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
+class UniqueStems:
+    """Names for the files that are made of others: their stems, with a number behind those that are taken."""
+
+    def __init__(self) -> None:
+        self._taken: set[str] = set()
+
+    def of(self, file: str) -> str:
+        """Return the stem of a file, or STEM_2, STEM_3, ... if it is taken, upper case or not."""
+        stem = Path(file).stem
+        name, number = stem, 1
+        while name.lower() in self._taken:
+            number += 1
+            name = f"{stem}_{number}"
+        self._taken.add(name.lower())
+        return name
+
+
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg")
 """Lower-case endings of the names of pictures that can be written."""
 

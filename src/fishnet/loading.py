@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
@@ -18,6 +19,7 @@ from fishnet.errors import FishnetError, UsageError
 from fishnet.models.build import build_network
 from fishnet.models.checkpoints.weights import locate_weights
 from fishnet.models.compilation import compile_network
+from fishnet.models.fusing.network import NotFused, fuse
 from fishnet.models.network import Network
 from fishnet.models.precision import guard_bf16_on_cpu
 from fishnet.runs import RunFolder
@@ -146,6 +148,8 @@ def load_runtime(
 ) -> tuple[Runtime, ModelCard]:
     """Return what runs a network, and the card of the network.
 
+    The network is fused (`fishnet.deploy.fuse`): it computes the same to 1e-4, faster.
+
     Args:
         source: See `load_model`.
         runtime: Inference backend: `torch`.
@@ -165,8 +169,11 @@ def load_runtime(
         raise UsageError(f"unknown runtime {runtime!r}; runtimes are {', '.join(known)}")
     target = resolve_device(device)
     network, card = load_model(source, device, task=task, model=model, classes=classes, size=size)
-    network.to(memory_format=torch.channels_last)
     precision = card.precision if precision == "auto" else precision
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotFused)  # a network that cannot be fused runs as it is
+        kernels = target.type == "cpu" and precision == "fp32" and not compile  # the compiler has its own
+        network = fuse(network.to(memory_format=torch.channels_last), kernels)
     if precision == "bf16" and target.type == "cpu":
         guard_bf16_on_cpu(network)  # as in training
     if compile:

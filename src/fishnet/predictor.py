@@ -73,6 +73,11 @@ class Predictor:
         """Class names in the order of the model's outputs; `card.classes` has those of every head, this the first."""
         return next(iter(self.card.classes.values()))
 
+    @property
+    def batch_size(self) -> int:
+        """Images per forward pass where none is given; it depends on the task."""
+        return get_task(self.card.task).batch_size
+
     @overload
     def __call__(self, image: ImageLike) -> Answer: ...
     @overload
@@ -102,7 +107,7 @@ class Predictor:
             images: Images in any form that a call accepts.
             batch_size: Images that are decoded and predicted at a time; None takes the default of the task.
         """
-        batch_size = get_task(self.card.task).batch_size if batch_size is None else batch_size
+        batch_size = self.batch_size if batch_size is None else batch_size
         if batch_size < 1:
             raise UsageError(f"batch_size must be at least 1, not {batch_size}")
         rest = iter(images)

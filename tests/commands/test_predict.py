@@ -295,3 +295,30 @@ def test_class_names_may_start_with_a_byte_order_mark_but_not_be_missing(tmp_pat
     names.write_text("\n \n")
     with pytest.raises(UsageError, match=r"names.txt contains no class names; write one per line"):
         command.read_names(str(names))
+
+
+def test_insides_of_the_network_are_drawn(
+    run: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "answers"
+    files = sorted(map(str, photos.rglob("image*.PNG")))[:3]
+    plain = predict(run, files, str(tmp_path / "plain"), device="cpu", workers=0)
+    assert not (tmp_path / "plain" / "insides").exists()
+    found = predict(run, files, str(out), device="cpu", workers=0, insides=True)
+    assert found.images == plain.images  # answers are the same
+    sheets = [out / "insides" / f"{Path(file).stem}.png" for file in files]
+    assert found.pictures == [out / "contact_sheet.jpg", *sheets]
+    assert json.loads((out / "results.json").read_text())["pictures"][1:] == [f"insides/{p.name}" for p in sheets]
+    assert f"insides of the network: {out / 'insides'}" in capsys.readouterr().out
+    before = [path.read_bytes() for path in sheets]
+    assert len(set(before)) == 3
+    predict(run, files[:2], str(out), device="cpu", workers=0, insides=True, overwrite=True)
+    assert [path.read_bytes() for path in sheets[:2]] == before[:2]
+    assert not sheets[2].exists()  # of the earlier call
+    predict(run, files[:2], str(out), device="cpu", workers=0, overwrite=True)
+    assert not list((out / "insides").iterdir())
+    (out / "insides" / "mine.png").write_bytes(b"mine")
+    (out / "results.json").unlink()
+    (out / "contact_sheet.jpg").unlink()
+    with pytest.raises(UsageError, match=r"mine\.png is not from an earlier predict"):
+        predict(run, files[:2], str(out), device="cpu", workers=0, insides=True)

@@ -103,9 +103,9 @@ def test_the_class_of_an_image_stands_out(digits: list[int], areas: list[int], e
 def test_scenes_vary() -> None:
     found = [make_scene(0, "train", index) for index in range(150)]
     assert {scene.label for scene in found} == set(range(10))
-    assert {len(scene.digits) for scene in found} == {1, 2, 3, 4, 5}
+    assert {len(scene.digits) for scene in found} == {1, 2, 3, 4}
     heights = [np.ptp(np.nonzero(mask)[0]) + 1 for scene in found for mask in scene.masks]
-    assert np.percentile(heights, 95) > 2 * np.percentile(heights, 5)
+    assert np.percentile(heights, 95) > 1.6 * np.percentile(heights, 5)
     covered = [scene for scene in found if (scene.masks.sum() > 0) and len(scene.digits) > 1]
     boxes = [
         codec.toBbox(codec.encode(np.asfortranarray(s.masks.transpose(1, 2, 0).astype(np.uint8)))) for s in covered

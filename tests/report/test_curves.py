@@ -175,6 +175,23 @@ def test_every_term_of_the_loss_is_drawn_whatever_its_head(tmp_path: Path) -> No
     assert {label for title, label in drawn if title == "Loss terms"} == {"image_loss", "region_loss_objectness"}
 
 
+def test_gradient_norms_of_heads_are_no_terms_of_the_loss(tmp_path: Path) -> None:
+    rows: list[tuple[object, ...]] = []
+    for step in range(1, 5):
+        for name, value in {"image_loss": 1.0, "pixel_loss": 2.0, "loss": 3.0, "lr": 0.1, "grad_norm": 5.0}.items():
+            rows.append((step, 0, "train", name, value))
+        rows += [(step, 0, "train", "grad_norm_image", 0.5), (step, 0, "train", "grad_norm_pixel", 0.01)]
+    rows.append((4, 0, "val", "top1", 0.5))
+    figure = draw_curves(write_rows(tmp_path / "metrics.csv", rows), DISPLAY)
+    drawn = lines(figure)
+    assert {label for title, label in drawn if title == "Loss terms"} == {"image_loss", "pixel_loss"}
+    title = "Gradient norm at the trunk by head"
+    assert drawn[title, "image"] == ([1, 2, 3, 4], [0.5] * 4)
+    assert drawn[title, "pixel"][1] == [0.01] * 4
+    assert next(axes for axes in figure.axes if axes.get_title(loc="left") == title).get_yscale() == "log"
+    assert len(figure.axes) == 5
+
+
 def test_scores_that_are_no_fractions_are_not_drawn_in_percent(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "metrics.csv", [(step, 0, "val", "error", 0.5) for step in (1, 2)])
     assert lines(draw_curves(path, Display({"error": Score("error", curve=True)})))["Validation", "error"][1] == [

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from fishnet.cards import HeadCard, ModelCard, save_model
+from fishnet.drawing.display import Display, Section
 from fishnet.errors import FishnetError
 from fishnet.files import write_json
 from fishnet.metrics import MetricsFile
@@ -94,6 +95,7 @@ def fill(folder: Path, classes: tuple[str, ...] = ("cat", "dog")) -> RunFolder:
     save_model(run.model_file, {"weight": torch.zeros(1)}, classifier_card(classes))
     Image.new("RGB", (4, 4), "red").save(folder / "train_batch.png")
     Image.new("RGB", (4, 4), "blue").save(folder / "predictions.png")
+    Image.new("RGB", (4, 4), "green").save(folder / "insides.png")
     return run
 
 
@@ -114,7 +116,7 @@ def test_a_full_run_shows_everything(tmp_path: Path) -> None:
     run = fill(tmp_path / "my_run")
     page = read(run)
     assert page.titles == [
-        "Curves", "Epochs", "Classes", "Confusion", "Predictions", "Augmented training batch",
+        "Curves", "Epochs", "Classes", "Confusion", "Predictions", "Inside the network", "Augmented training batch",
         "Skipped images", "Settings", "Environment",
     ]  # fmt: skip
     for fact in (
@@ -127,8 +129,8 @@ def test_a_full_run_shows_everything(tmp_path: Path) -> None:
     ):
         assert fact in page.text
     pictures = [base64.b64decode(uri.partition(",")[2]) for uri in page.resources]
-    assert len(pictures) == 4
-    for name in ("train_batch.png", "predictions.png"):
+    assert len(pictures) == 5
+    for name in ("train_batch.png", "predictions.png", "insides.png"):
         assert (run.path / name).read_bytes() in pictures
     for row in (
         ["epoch", "train loss", "val top-1", "val top-5", "val calibration error", "val loss", "learning rate"],
@@ -139,6 +141,19 @@ def test_a_full_run_shows_everything(tmp_path: Path) -> None:
         ["command", "fishnet train cat"],
     ):
         assert row in page.rows
+
+
+def test_pictures_are_explained_in_the_words_of_the_task(tmp_path: Path) -> None:
+    run = fill(tmp_path / "run")
+    for sentence in ("with the most probable classes", "principal components", "the diagonal is what is right"):
+        assert sentence in read(run).text
+    own = Display(predictions="What & how.", sections=lambda evaluation: [Section("One", "text", "Why <one>.")])
+    text = write_report(run, own).read_text("utf-8")
+    assert "What &amp; how." in text
+    assert "Why &lt;one&gt;." in text
+    assert "with the most probable classes" not in text
+    run.predictions_png.unlink()
+    assert "What &amp; how." not in write_report(run, own).read_text("utf-8")  # no sentence without its picture
 
 
 def test_every_text_is_escaped(tmp_path: Path) -> None:

@@ -79,6 +79,7 @@ def test_killed_at_every_step(data: Path, straight: Path, tmp_path: Path, step: 
     assert_equal_runs(straight, out, STEPS)
 
 
+@pytest.mark.slow  # the runs of multitask, with a region head, take the same path in every suite
 def test_two_processes_judge_every_image_once(data: Path, straight: Path, tmp_path: Path) -> None:
     out = tmp_path / "two"
     run(*train(data, out, "--devices", "2"))

@@ -63,7 +63,8 @@ def test_a_run_leaves_what_the_contract_names(photos: Path, tmp_path: Path) -> N
     run = fit(photos, tmp_path / "run", ema=0.9)
     for path in (
         run.config_yaml, run.environment_json, run.metrics_csv, run.timing_csv, run.last, run.best, run.model_file,
-        run.report_html, run.path / "train_batch.png", run.path / "predictions.png", run.path / "evaluation_val.json",
+        run.report_html, run.path / "train_batch.png", run.path / "predictions.png", run.path / "insides.png",
+        run.path / "evaluation_val.json",
     ):  # fmt: skip
         assert path.stat().st_size > 0, path
     card = read_card(run.model_file)

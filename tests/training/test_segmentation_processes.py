@@ -49,6 +49,7 @@ def train(data: Path, out: Path, *more: str) -> list[str | Path]:
     return ["train", "segmentation", "--data", data, "--out", out, *SETTINGS, *more]
 
 
+@pytest.mark.slow  # the runs of multitask, with a pixel head, take the same path in every suite
 def test_a_killed_run_resumes_bit_identical(data: Path, tmp_path: Path) -> None:
     straight, out = tmp_path / "straight", tmp_path / "run"
     run(*train(data, straight))
@@ -58,6 +59,7 @@ def test_a_killed_run_resumes_bit_identical(data: Path, tmp_path: Path) -> None:
     assert_equal_runs(straight, out, STEPS)
 
 
+@pytest.mark.slow  # the runs of multitask, with a pixel head, take the same path in every suite
 def test_two_processes_judge_every_image_once(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "two"
     run(*train(data, out, "--devices", "2", "--epochs", "1"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ from fishnet.files import write_json
 from fishnet.tasks import get_task
 
 
-def data_check(task: str, directory: str, json: str | None = None, **options: Any) -> CheckReport:
+def data_check(task: str, directory: str | Sequence[str], json: str | None = None, **options: Any) -> CheckReport:
     """Find damaged, odd and duplicate images and targets that do not fit; the exit code is 1 if there are errors.
 
     Args:
         task: Task that the data is for.
-        directory: Folder of the data set, in any layout of the task.
+        directory: Folder of the data set, in any layout of the task. For multitask also several folders as LEVEL=DIR,
+            such as `image=DIR1 region=DIR2`, which are checked together.
         json: File for all findings; the printed list shows the first five of each kind.
         options: Options of the task, see `fishnet data check TASK --help`.
     """
@@ -29,7 +31,10 @@ def data_check(task: str, directory: str, json: str | None = None, **options: An
     refuse_options(options, known, f"the check of {task} data")
     if options.get("workers", 1) < 1:
         raise UsageError("--workers must be at least 1")
-    report = check(Path(directory), **options)
+    folders = [directory] if isinstance(directory, str) else list(directory)
+    if len(folders) > 1 and not all("=" in folder for folder in folders):
+        raise UsageError(f"data check takes one folder, or several as LEVEL=DIR for multitask, not {' '.join(folders)}")
+    report = check(Path(",".join(folders)), **options)
     print(report.describe())
     if json is not None:
         write_json(json, report.to_dict())
@@ -38,9 +43,9 @@ def data_check(task: str, directory: str, json: str | None = None, **options: An
             "train",
             task,
             "--data",
-            directory,
+            *folders,
             "--out",
-            f"runs/{Path(directory).resolve().name}",
+            f"runs/{Path(folders[0].partition('=')[2] or folders[0]).resolve().name}",
             "--model",
             "fishnet_tiny",
         )

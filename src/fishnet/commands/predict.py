@@ -29,6 +29,7 @@ def predict(
     classes: str | None = None,
     runtime: Literal["torch"] = "torch",
     compile: bool = False,
+    insides: bool = False,
     **options: Any,
 ) -> Prediction:
     """Predict on images and videos; writes results.json and pictures.
@@ -36,7 +37,7 @@ def predict(
     Args:
         run: Run folder or weights file.
         inputs: Images, videos, folders (searched for images, with their subfolders), quoted patterns such as
-            "photos/**/*.jpg", or - to read paths of images from standard input, one per line.
+            "photos/**/*.jpg", or - for paths of images on standard input, one per line.
         out: Folder to write results.json, the pictures and the files of videos to.
         device: auto, cpu, cuda, cuda:1, ...
         batch_size: Images per forward pass; the default depends on the task.
@@ -45,37 +46,36 @@ def predict(
         pictures: Draw the answers: on pictures, and on copies of the videos. Without, only results are written.
         every: Predict on every N-th frame of a video.
         overwrite: Replace the results in --out.
-        size: Input size in pixels instead of that of the model. For a detector it is the shorter side, and the maximum
-            of the longer side is scaled with it.
+        size: Input size in pixels instead of that of the model; for a detector that of the shorter side.
         task: Task of a weights file that does not describe its network.
         model: Backbone of a weights file that does not describe its network.
         classes: Text file with a class name per line, for a weights file without class names.
         runtime: Inference backend.
         compile: Compile the network with torch.compile at its first batch, which takes minutes.
+        insides: Also draw what the layers of the network compute for each image, in OUT/insides.
         options: Prediction options of the task, such as `top` or `score`; see `fishnet predict --help`.
 
     Raises:
-        FishnetError: An input cannot be used; results.json has what was done before.
-        Interrupted: A signal stopped the work; results.json has what was done.
+        FishnetError: An input cannot be used; results.json has what was predicted before.
+        Interrupted: A signal stopped the command, likewise.
     """
     given = {**locals(), **options}
     from fishnet.prediction.images import Loading
     from fishnet.prediction.inputs import find_inputs
     from fishnet.prediction.session import Session, command_line
     from fishnet.predictor import Predictor
-    from fishnet.tasks import get_task
 
     check_loading(batch_size, workers, every)
     with Session(Path(out), partial(command_line, predict, given), overwrite) as session:
         found = find_inputs(inputs, leave_out=Path(out))
         session.start()
         predictor = Predictor(run, device, task, model, read_names(classes), size, runtime, compile, **options)
-        images = get_task(predictor.card.task).batch_size if batch_size is None else batch_size
-        return session.predict(predictor, found, Loading(images, workers, bad_images == "stop", pictures), every)
+        loading = Loading(batch_size or predictor.batch_size, workers, bad_images == "stop", pictures, insides)
+        return session.predict(predictor, found, loading, every)
 
 
 def check_loading(batch_size: int | None, workers: int, every: int = 1) -> None:
-    """Refuse numbers of images, of workers, or of frames per answer that are out of range."""
+    """Refuse numbers of images, workers or frames that are out of range."""
     if every < 1:
         raise UsageError(f"--every must be at least 1, not {every}")
     if batch_size is not None and batch_size < 1:

@@ -35,11 +35,11 @@ _HELD_OUT = 5
 """Every fifth sample of a digit is in val."""
 _BORDER = 0.7
 """Share of the width of the photographs that train takes, from the left."""
-_VISIBLE = 0.4
+_VISIBLE = 0.6
 """Least visible share of each digit."""
 _SHARP = 4
 """Factor by which digits are enlarged before they are turned."""
-_INK = 0.5
+_INK = 0.55
 """Darkness from which on a pixel belongs to a digit."""
 
 
@@ -119,7 +119,7 @@ def make_scene(seed: int, split: Split, index: int, size: int = 128) -> Scene:
     material = _material(split)
     background = _background(generator, material.photos, size)
     while True:
-        digits = generator.integers(0, 10, generator.integers(1, 6))
+        digits = generator.integers(0, 10, generator.integers(1, 5))
         shades = np.stack([_turned(generator, material.digits[digit], size) for digit in digits])
         covered = shades > _INK
         masks = covered & ~_above(covered)
@@ -161,9 +161,9 @@ def _background(generator: np.random.Generator, photos: list[Image.Image], size:
 def _turned(generator: np.random.Generator, samples: list[Image.Image], size: int) -> np.ndarray:
     """Return a digit at a random place, of random size and rotation, float32 (size, size) in 0..1."""
     source = samples[generator.integers(len(samples))]
-    height = size * math.exp(generator.uniform(math.log(0.22), math.log(0.62)))
+    height = size * math.exp(generator.uniform(math.log(0.38), math.log(0.72)))
     width = height * generator.uniform(0.8, 1.2)
-    angle = math.radians(generator.uniform(-25, 25))
+    angle = math.radians(generator.uniform(-15, 15))
     x, y = (side / 2 + generator.random() * (size - side) for side in (width, height))
     # from pixels of the scene to pixels of the digit, both turned around their centers
     across, down = source.width / width, source.height / height

@@ -45,6 +45,8 @@ class Section:
 
     title: str
     content: Table | Figure | str
+    note: str = ""
+    """Sentence that explains it."""
 
 
 def _no_sections(evaluation: Mapping[str, object]) -> list[Section]:
@@ -63,6 +65,10 @@ class Display:
     """Names of the values between 0 and 1 that are shown in percent: metrics, and columns of tables."""
     sections: Callable[[Mapping[str, object]], list[Section]] = _no_sections
     """Function from an evaluation (read from JSON, so any key may be missing) to the sections that show it."""
+    predictions: str = "Images of the validation split with what the network of the best epoch predicts."
+    """Sentence that explains the picture of predictions."""
+    train_batch: str = "First training batch as the network saw it, with its targets."
+    """Sentence that explains the picture of a training batch."""
 
     def title(self, name: str) -> str:
         """Return the displayed name of a metric."""
@@ -170,4 +176,4 @@ def _of_head(section: Section, head: str) -> Section:
     content = section.content
     if isinstance(content, Table):
         content = replace(content, names=[f"{head}_{name}" for name in content.names])
-    return Section(f"{head}: {section.title}", content)
+    return Section(f"{head}: {section.title}", content, section.note)

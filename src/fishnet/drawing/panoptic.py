@@ -26,6 +26,8 @@ from fishnet.drawing.label_maps import (
 _RIM = (255, 255, 255)
 _LEAST = 8
 """Objects with fewer pixels in the picture are not named."""
+_ROOMY = 4
+"""Objects with fewer pixels than this many boxes of their name have it above them."""
 
 
 def draw_panoptic(
@@ -98,16 +100,20 @@ def _names(objects: Sequence[Segment], categories: Sequence[Category]) -> list[s
 
 
 def _write_names(picture: Image.Image, masks: Sequence[np.ndarray], names: Sequence[str]) -> None:
-    """Write the name of each object at its middle."""
+    """Write the name of each object at its middle, or of a small one above it."""
     draw, face = ImageDraw.Draw(picture), style.font(max(10, min(picture.size) // 28))
     for mask, name in reversed(list(zip(masks, names, strict=True))):  # those of the highest scores come first
         rows, columns = np.nonzero(mask)
         if len(rows) < _LEAST:
             continue
+        left, top, right, bottom = draw.textbbox((0, 0), name, font=face)
+        width, height = int(right - left), int(bottom - top)
         # the pixel of the object that is nearest to its center of mass, which may lie outside of it
         nearest = int(((rows - rows.mean()) ** 2 + (columns - columns.mean()) ** 2).argmin())
-        left, top, right, bottom = draw.textbbox((0, 0), name, font=face)
-        x = min(max(2, int(columns[nearest]) - (right - left) // 2), max(2, picture.width - int(right - left) - 3))
-        y = min(max(2, int(rows[nearest]) - (bottom - top) // 2), max(2, picture.height - int(bottom - top) - 3))
-        draw.rectangle((x - 2, y - 2, x + right - left + 2, y + bottom - top + 2), fill=style.INK)
+        x, y = int(columns[nearest]) - width // 2, int(rows[nearest]) - height // 2
+        if len(rows) < _ROOMY * width * height and (above := int(rows.min()) - height - 4) >= 2:
+            y = above
+        x = min(max(2, x), max(2, picture.width - width - 3))
+        y = min(max(2, y), max(2, picture.height - height - 3))
+        draw.rectangle((x - 2, y - 2, x + width + 2, y + height + 2), fill=style.INK)
         draw.text((x - left, y - top), name, fill="white", font=face)

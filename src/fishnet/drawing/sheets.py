@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from fishnet.config import PreprocessConfig
+from fishnet.config import NormalizeConfig
 from fishnet.drawing import style
 from fishnet.errors import FishnetError
 
@@ -21,7 +21,7 @@ _LINE = 20
 _PAPER = "#eef1f5"
 
 
-def draw_batch(images: Tensor, captions: Sequence[str], preprocess: PreprocessConfig) -> Image.Image:
+def draw_batch(images: Tensor, captions: Sequence[str], preprocess: NormalizeConfig) -> Image.Image:
     """Draw a batch as the network sees it, with a caption below each image; at most 32 images.
 
     Args:
@@ -34,7 +34,7 @@ def draw_batch(images: Tensor, captions: Sequence[str], preprocess: PreprocessCo
     """
     if images.ndim != 4 or not len(images) or len(images) != len(captions):
         raise FishnetError(f"cannot draw a batch of shape {tuple(images.shape)} with {len(captions)} captions")
-    tiles = [_as_image(image, preprocess) for image in images[:MOST_IMAGES]]
+    tiles = [as_image(image, preprocess) for image in images[:MOST_IMAGES]]
     width, height = tiles[0].size
     columns = min(len(tiles), 8 if len(tiles) > 12 else 4)
     rows = math.ceil(len(tiles) / columns)
@@ -145,7 +145,8 @@ def _fit(image: Image.Image, width: int, height: int) -> Image.Image:
     return image.resize(size, Image.Resampling.BICUBIC) if size != image.size else image
 
 
-def _as_image(image: Tensor, preprocess: PreprocessConfig) -> Image.Image:
+def as_image(image: Tensor, preprocess: NormalizeConfig) -> Image.Image:
+    """Return a normalized image (C, H, W) as a picture of about 160 pixels; for the arguments see `draw_batch`."""
     channels = min(len(image), 3) if len(image) != 2 else 1
     image = image[:channels].detach().to("cpu", torch.float32)
     mean = torch.tensor(preprocess.mean)[:channels, None, None]

@@ -52,6 +52,15 @@ class WholeTrunk(Trunk):
             last = self.network.forward_features(images)
         return Features(maps, self.network.forward_head(last, pre_logits=True))
 
+    def named_maps(self, images: Tensor) -> dict[str, Tensor]:
+        """Return the maps of the last four stages of different resolutions; empty if timm gives none."""
+        if not hasattr(self.network, "forward_intermediates"):
+            return {}
+        found = self.network.forward_intermediates(images, output_fmt="NCHW", intermediates_only=True)
+        maps = cast(list[Tensor], found)
+        last = {values.shape[-2:]: values for values in maps}
+        return {f"map {number}": values for number, values in enumerate(list(last.values())[-4:], 1)}
+
     @property
     def backbone(self) -> nn.Module:
         """The timm network."""
@@ -102,6 +111,10 @@ class TimmTrunk(Trunk):
     def forward(self, images: Tensor) -> Features:
         """Return the four maps."""
         return Features(self.network(images))
+
+    def named_maps(self, images: Tensor) -> dict[str, Tensor]:
+        """Return the four maps."""
+        return {f"map {number}": values for number, values in enumerate(self.network(images), 1)}
 
     @property
     def backbone(self) -> nn.Module:

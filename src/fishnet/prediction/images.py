@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
     from fishnet.predictor import Predictor
+    from fishnet.report.insides import InsidePictures
 
 FEW = 16
 """Up to so many images are loaded by a thread: starting worker processes would take longer than the work."""
@@ -145,6 +147,7 @@ def answer_all(
     put: Callable[[tuple[Loaded, Answer | None]], None],
     bar: tqdm,
     stop_at_bad: bool,
+    inside: InsidePictures | None = None,
 ) -> None:
     """Run the network on batches of loaded images, and pass images and answers on.
 
@@ -154,6 +157,7 @@ def answer_all(
         put: Takes every image, with None if it could not be read.
         bar: Progress bar, in images.
         stop_at_bad: Whether to raise at an image that cannot be read.
+        inside: Draws the insides of the network for images that are drawn, which runs it once more; None draws none.
 
     Raises:
         FishnetError: An image cannot be read.
@@ -165,6 +169,9 @@ def answer_all(
         answers = iter(predictor.answer([one.prepared for one in good]))
         for one in batch:
             put((one, None if one.error else next(answers)))
+        for one in good:
+            if inside is not None and one.picture is not None:
+                inside.add(one.file, partial(predictor.answer, [one.prepared]))
         bar.update(len(batch))
 
 
@@ -176,6 +183,8 @@ class Loading:
     workers: int
     stop_at_bad: bool
     draw: bool
+    insides: bool = False
+    """Whether to draw the insides of the network for images that are drawn."""
 
 
 def progress_bar(total: int | None, what: str, unit: str = "images") -> tqdm:
@@ -192,13 +201,20 @@ def progress_bar(total: int | None, what: str, unit: str = "images") -> tqdm:
 
 
 def predict_images(
-    predictor: Predictor, painter: Painter, inbox: Inbox, results: Results, how: Loading, total: int | None
+    predictor: Predictor,
+    painter: Painter,
+    inside: InsidePictures | None,
+    inbox: Inbox,
+    results: Results,
+    how: Loading,
+    total: int | None,
 ) -> None:
     """Predict on all images of an inbox; what is done when this raises is in `results`, and drawn.
 
     Args:
         predictor: Answers.
         painter: Draws; its files are finished in any case.
+        inside: Draws the insides of the network; None draws none.
         inbox: Images.
         results: Takes the entries.
         how: How images are loaded.
@@ -215,6 +231,6 @@ def predict_images(
         with closing(bar):
             try:
                 with Behind(sink, 2 * how.batch_size) as writer:
-                    answer_all(batches, predictor, writer.put, bar, how.stop_at_bad)
+                    answer_all(batches, predictor, writer.put, bar, how.stop_at_bad, inside)
             finally:
                 painter.finish()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from fishnet.errors import FishnetError, Interrupted, UsageError
 from fishnet.files import Json, atomic_write
@@ -24,6 +24,9 @@ from fishnet.prediction.video import BadVideoError, require_video_support
 from fishnet.predictor import Predictor
 from fishnet.signatures import Function, function_options
 from fishnet.tasks.base import Entry, Painter
+
+if TYPE_CHECKING:
+    from fishnet.report.insides import InsidePictures
 
 Again = Callable[[Sequence[str] | None, str | None], str]
 
@@ -103,6 +106,7 @@ class Session:
         self.painter: Painter = predictor.task.painter(
             self.results.folder, sys.maxsize if self.total is None else self.total
         )
+        self.inside = _inside_pictures(predictor, self.results.folder) if loading.insides else None
         self.places = self._check_pictures()
         listed = listed_paths() if inputs.standard_input else ()
         self.inbox = Inbox(chain(inputs.files, listed), self._refuse_place)
@@ -118,12 +122,18 @@ class Session:
             raise type(error)(f"{error}. What is left: {self._leave()}") from error
         self._finish(complete=True)
         self._say(time.perf_counter() - begin)
-        return Prediction(self.results.path, self.painter.written, self.results.bad)
+        return Prediction(self.results.path, self._written, self.results.bad)
+
+    @property
+    def _written(self) -> list[Path]:
+        """Pictures on disk."""
+        return self.painter.written + (self.inside.written if self.inside else [])
 
     def _check_pictures(self) -> set[Path]:
         """Return the files of the folder that pictures may replace; refuse those of somebody else."""
         folder = self.results.folder
-        present = {path for pattern in self.painter.patterns for path in folder.glob(pattern)}
+        patterns = self.painter.patterns + (self.inside.patterns if self.inside else ())
+        present = {path for pattern in patterns for path in folder.glob(pattern)}
         present |= {file for job in self.jobs for file in job.files if file.exists()}
         self.places = {path.resolve() for path in present}
         for file in self.inputs.files:
@@ -142,7 +152,7 @@ class Session:
 
     def _predict_all(self, loading: Loading) -> None:
         if self.total != 0:
-            predict_images(self.predictor, self.painter, self.inbox, self.results, loading, self.total)
+            predict_images(self.predictor, self.painter, self.inside, self.inbox, self.results, loading, self.total)
             bad = self.results.bad
             if not self.results.count and not bad:
                 raise FishnetError("standard input lists no images; write one path per line")
@@ -166,9 +176,9 @@ class Session:
         card = self.predictor.card
         head = {"task": card.task, "model": card.model, "classes": card.classes} | self.predictor.task.about
         made = {self.results.folder / one[name] for one in self.results.videos for name in FILES if name in one}
-        for old in self.earlier - made - set(self.painter.written):
+        for old in self.earlier - made - set(self._written):
             old.unlink(missing_ok=True)
-        self.results.finish(head, self.painter.written, complete)
+        self.results.finish(head, self._written, complete)
 
     def _leave(self) -> str:
         """Write what is done, and the list of what is not; return the command that does the rest."""
@@ -211,6 +221,24 @@ class Session:
             more = f" (the first {painter.drawn} images)" if painter.drawn < entries else ""
             told += f", {pictures[0]}{f' ... {pictures[-1].name}' if len(pictures) > 1 else ''}{more}"
         print(told)
+        if self.inside and self.inside.written:
+            print(f"insides of the network: {self.inside.written[0].parent}")
+
+
+def _inside_pictures(predictor: Predictor, folder: Path) -> InsidePictures:
+    """Return what draws the insides of the network.
+
+    Raises:
+        UsageError: It does not run in PyTorch.
+    """
+    from fishnet.models.network import Network
+    from fishnet.report.insides import InsidePictures
+    from fishnet.tasks.base import TorchRuntime
+
+    runner = predictor.runtime
+    if not isinstance(runner, TorchRuntime) or not isinstance(runner.network, Network):
+        raise UsageError("--insides needs a network that runs in PyTorch: --runtime torch")
+    return InsidePictures(folder, runner.network)
 
 
 def command_line(function: Function, given: Json, inputs: Sequence[str] | None = None, out: str | None = None) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ from fishnet.metrics import MetricsFile
 _FEW, _MOST = 25, 6
 _NO_LOSS_TERMS = ("loss", "lr", "grad_norm")
 """Metrics of the training split that are not terms of the loss."""
+_PULL = "grad_norm_"
+"""Prefix of the gradient norms of single heads at the trunk."""
 
 
 @dataclass
@@ -65,7 +69,8 @@ def smooth(values: list[float], share: float = 0.02) -> np.ndarray:
 
 
 def draw_curves(metrics_csv: Path, display: Display | None = None) -> Figure:
-    """Draw losses (training losses smoothed), scores and learning rate over optimizer steps.
+    """Draw losses (training losses smoothed), scores, learning rate, and the gradient norms of several heads at the
+    trunk over optimizer steps.
 
     Metrics that are not in the file are left out, so runs of one epoch or without validation are supported.
 
@@ -77,31 +82,36 @@ def draw_curves(metrics_csv: Path, display: Display | None = None) -> Figure:
         FishnetError: The file cannot be read.
     """
     series, display = read_metrics(metrics_csv), display or Display()
-    names = _score_names(series, display)
-    scores = {name: found for name in names if (found := series.get(("val", name)))}
-    panels = [("loss", bool({("train", "loss"), ("val", "loss")} & series.keys())), ("scores", bool(scores))]
-    parts = {n: found for (split, n), found in series.items() if split == "train" and n not in _NO_LOSS_TERMS}
-    panels += [("lr", ("train", "lr") in series), ("parts", bool(parts))]
-    shown = [name for name, present in panels if present]
-    columns = 2 if len(shown) == 4 else max(len(shown), 1)
-    rows = -(-len(shown) // columns) or 1
+    panels = _panels(series, display)
+    columns = {4: 2, 5: 3}.get(len(panels), max(len(panels), 1))
+    rows = -(-len(panels) // columns) or 1
     with style.styled():
         figure = style.new_figure(4.3 * columns if rows == 1 else 12.9, 3.1 * rows)
-        if not shown:
+        if not panels:
             figure.text(0.5, 0.5, "No metrics yet", ha="center", va="center", color=style.MUTED)
-        for place, name in enumerate(shown):
+        for place, draw in enumerate(panels):
             axes = figure.add_subplot(rows, columns, place + 1)
-            if name == "loss":
-                _draw_loss(axes, series)
-            elif name == "scores":
-                _draw_scores(axes, scores, display)
-            elif name == "parts":
-                _draw_parts(axes, parts)
-            else:
-                _draw_lr(axes, series["train", "lr"])
+            draw(axes)
             axes.set_xlabel("optimizer step")
             axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     return figure
+
+
+def _panels(series: dict[tuple[str, str], Series], display: Display) -> list[Callable[[Axes], None]]:
+    """Return what draws each panel that there are metrics for."""
+    scores = {name: series["val", name] for name in _score_names(series, display) if ("val", name) in series}
+    own = {n: found for (split, n), found in series.items() if split == "train" and n not in _NO_LOSS_TERMS}
+    parts = {name: found for name, found in own.items() if not name.startswith(_PULL)}
+    pulls = {name.removeprefix(_PULL): found for name, found in own.items() if name.startswith(_PULL)}
+    rate = series.get(("train", "lr"))
+    found: list[Callable[[Axes], None] | None] = [
+        partial(_draw_loss, series=series) if {("train", "loss"), ("val", "loss")} & series.keys() else None,
+        partial(_draw_scores, scores=scores, display=display) if scores else None,
+        partial(_draw_lr, series=rate) if rate is not None else None,
+        partial(_draw_parts, parts=parts) if parts else None,
+        partial(_draw_pulls, pulls=pulls) if pulls else None,
+    ]
+    return [draw for draw in found if draw is not None]
 
 
 def _series(points: dict[int, tuple[int, float]]) -> Series:
@@ -150,6 +160,14 @@ def _draw_parts(axes: Axes, parts: dict[str, Series]) -> None:
     for name, found in parts.items():
         axes.plot(found.steps, smooth(found.values), label=name.removeprefix("loss_"), **_marks(found))
     _limit(axes, [value for found in parts.values() for value in found.values])
+    axes.legend(loc="best")
+
+
+def _draw_pulls(axes: Axes, pulls: dict[str, Series]) -> None:
+    axes.set_title("Gradient norm at the trunk by head")
+    for name, found in pulls.items():
+        axes.plot(found.steps, smooth(found.values), label=name, **_marks(found))
+    axes.set_yscale("log")
     axes.legend(loc="best")
 
 

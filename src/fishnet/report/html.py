@@ -18,6 +18,7 @@ from fishnet.drawing import style
 from fishnet.drawing.display import Display, Section, Table
 from fishnet.errors import FishnetError, UsageError
 from fishnet.files import atomic_path
+from fishnet.report import insides
 from fishnet.report.curves import Series, draw_curves, read_metrics
 from fishnet.runs import RunFolder
 from fishnet.tasks import get_task
@@ -25,6 +26,7 @@ from fishnet.tasks import get_task
 Metrics = Mapping[tuple[str, str], Series]
 _MOST_ROWS = 1000
 _MOST_BYTES = 600_000
+_CURVES = "Training over the optimizer steps: losses are smoothed, scores are those of the validation split."
 
 _CSS = """
 :root { color-scheme: light; --ink: #1f2933; --muted: #5d6874; --rule: #d9dee4; --tint: #f5f7f9; --accent: #0072b2; }
@@ -84,13 +86,13 @@ def write_report(run: RunFolder, display: Display | None = None) -> Path:
     best = _best_epoch(metrics, evaluation, display, named if isinstance(named, str) else None)
     sections = [
         _headline(name, task, config, _best_scores(metrics, evaluation, best, display), metrics, best, run.timing_csv),
-        _section("Curves", _figure(draw_curves(run.metrics_csv, display), "Loss, scores and learning rate")),
+        _section("Curves", _figure(draw_curves(run.metrics_csv, display), "Loss, scores and learning rate"), _CURVES),
         _section("Epochs", _epochs_table(metrics, best, display)),
         _section("Evaluation", note),
-        *(_section(part.title, _content(part, display)) for part in display.sections(evaluation)),
-        _section("Predictions", _picture(run.predictions_png, "Example predictions")),
-        _section("Inside the network", _explained(_INSIDES, _picture(run.insides_png, "Maps of the stages"))),
-        _section("Augmented training batch", _picture(run.train_batch_png, "Augmented images")),
+        *(_section(part.title, _content(part, display), part.note) for part in display.sections(evaluation)),
+        _section("Predictions", _picture(run.predictions_png, "Example predictions"), display.predictions),
+        _section("Inside the network", _picture(run.insides_png, "Feature maps by stage"), insides.CAPTION),
+        _section("Augmented training batch", _picture(run.train_batch_png, "Augmented images"), display.train_batch),
         _section("Skipped images", _bad_images(run.bad_images_txt)),
         _section("Settings", _text_file(run.config_yaml)),
         _section("Environment", environment_note + _environment(environment)),
@@ -107,19 +109,10 @@ def write_report(run: RunFolder, display: Display | None = None) -> Path:
     return run.report_html
 
 
-_INSIDES = (
-    "What the stages see in an image: a row per part, from stride 4 on the left to stride 32 on the right. Colors are "
-    "the three principal components of the features at each position: within a map, equal colors are similar features."
-)
-
-
-def _explained(text: str, content: str) -> str:
-    """Return content with a sentence above it; nothing without content."""
-    return _note(text) + content if content else ""
-
-
-def _section(title: str, content: str) -> str:
-    return f"<section>\n<h2>{escape(title)}</h2>\n{content}\n</section>" if content else ""
+def _section(title: str, content: str, note: str = "") -> str:
+    """Return a section with a sentence that explains it; empty if there is no content."""
+    lead = f"{_note(note)}\n" if note else ""
+    return f"<section>\n<h2>{escape(title)}</h2>\n{lead}{content}\n</section>" if content else ""
 
 
 def _headline(

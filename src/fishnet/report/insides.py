@@ -1,102 +1,254 @@
-"""Pictures of what the stages of a trunk see in an image: tail, body and head of a FishNet by stride.
+"""Pictures of what a trunk computes for an image: the maps of tail, body and head of a fish, or those of other trunks.
 
-A map has many channels. The picture shows the three directions in which its positions differ most (principal
-components) as red, green and blue. Equal colors within a map are similar features; colors of different maps have
-nothing to do with each other.
+For each stage there are two pictures. `strength` shows how far the features of a place differ from their mean over the
+image: the norm over the channels. `components` shows which features they are: the first three principal components of
+the channels over the places of the image are red, green and blue, so that places with similar features have similar
+colors. Both are scaled to the range from the 1st to the 99th percentile. Colors of different stages have nothing to do
+with each other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
 
+import matplotlib
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
-from torch import Tensor
+from torch import Tensor, nn
 
+from fishnet.config import NormalizeConfig
 from fishnet.drawing import style
+from fishnet.drawing.sheets import as_image
+from fishnet.errors import UsageError
+from fishnet.files import UniqueStems
 from fishnet.models.network import Images, Network
 
-PARTS: dict[str, tuple[str, ...]] = {
-    "tail": ("stem", "t1", "t2", "t3"),
-    "body": ("b3", "b2", "b1", "bridge"),
-    "head": ("h0", "h1", "h2", "h3"),
-}
-"""Stages of each part, from stride 4 to 32; the head begins with the finest map of the body."""
-_SIDE, _GAP, _LINE, _LABEL = 176, 8, 20, 52
-_PAPER = "#eef1f5"
+CAPTION = (
+    "What the layers of the network compute for one image. Left of each pair: how far the features of a place differ "
+    "from their mean over the image (norm over the channels, yellow is most). Right: the first three principal "
+    "components of the channels as red, green and blue, so that similar features have similar colors."
+)
+"""What the picture shows, in a sentence for a report."""
+PLACES = {
+    "stem": ("tail", 0), "t1": ("tail", 1), "t2": ("tail", 2), "t3": ("tail", 3),
+    "bridge": ("body", 3), "b1": ("body", 2), "b2": ("body", 1), "b3": ("body", 0),
+    "h1": ("head", 1), "h2": ("head", 2), "h3": ("head", 3),
+}  # fmt: skip
+"""Row and column of each stage of a FishNet, from stride 4 on the left to 32; the head begins with the finest map of
+the body."""
+_OTHER = "maps"
+_TILE, _GAP, _LINE, _MARGIN = 128, 6, 20, 10
+_PAPER = "#ffffff"
+
+
+class Cell(NamedTuple):
+    """A stage in the picture."""
+
+    part: str
+    """Row: tail, body, head, or `maps` of other trunks."""
+    column: int
+    title: str
+    values: np.ndarray
+    """Features of the image without its padding, float64 (channels, height, width)."""
+
+
+@contextmanager
+def first_batch(network: Network) -> Iterator[list[Tensor]]:
+    """Keep the first normalized batch (N, C, H, W) that the trunk gets while the block runs, in the list returned."""
+    seen: list[Tensor] = []
+
+    def keep(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if not seen:
+            seen.append(inputs[0].detach())
+
+    handle = network.trunk.register_forward_pre_hook(keep)
+    try:
+        yield seen
+    finally:
+        handle.remove()
 
 
 def draw_insides(network: Network, images: Images) -> Image.Image | None:
-    """Draw the maps of all stages of a trunk for the first of some images; None if the trunk has no stages to show.
+    """Draw what the trunk of a network computes for the first of some images, as one sheet with the image; equal inputs
+    give equal pictures.
 
     Args:
         network: Network in eval mode.
-        images: Images as the network takes them.
+        images: Images as the network takes them. A batch that is padded with zeros at the bottom and on the right is
+            drawn without its padding.
+
+    Returns:
+        The sheet; None if the network gives no maps.
     """
     with torch.inference_mode():
-        batch, frame = network.batcher(images[:1])
-        stages = network.trunk.named_maps(batch)
-    if not stages:
-        return None
-    (height, width), mean, std = frame.sizes[0], network.batcher.mean, network.batcher.std
-    shift, scale = (torch.tensor(values, device=batch.device)[:, None, None] for values in (mean, std))
-    pixels = (batch[0] * scale + shift).clamp(0, 1)[:, :height, :width]
-    photo = Image.fromarray((255 * pixels).round().byte().permute(1, 2, 0).cpu().numpy())
-    shares = height / frame.canvas[0], width / frame.canvas[1]  # padding is cut off
-    maps = {name: _without_padding(value[0], shares) for name, value in stages.items()}
-    rows = [[name for name in names if name in maps] for names in PARTS.values()]
-    known = {part: names for part, names in zip(PARTS, rows, strict=True) if names}
-    return _sheet(photo, maps, known or {"maps": list(maps)})
+        batch, _ = network.batcher(images[:1])
+        maps = network.trunk.named_maps(batch)
+    height, width = _size_without_padding(batch[0])
+    cells = _cells(maps, (batch.shape[-2], batch.shape[-1]), (height, width))
+    preprocess = NormalizeConfig(*(_three(values) for values in (network.batcher.mean, network.batcher.std)))
+    return _sheet(as_image(batch[0, :, :height, :width], preprocess), cells) if cells else None
 
 
-def _without_padding(value: Tensor, shares: tuple[float, float]) -> Tensor:
-    height, width = (max(1, round(side * share)) for side, share in zip(value.shape[-2:], shares, strict=True))
-    return value[:, :height, :width]
+def _three(values: tuple[float, ...]) -> tuple[float, float, float]:
+    """Return a value for each of the first three channels."""
+    first, second, third = (values[min(place, len(values) - 1)] for place in range(3))
+    return first, second, third
 
 
-def components(value: Tensor) -> np.ndarray:
-    """Return the three principal components of the positions of a map (C, H, W) as colors, uint8 (H, W, 3).
+class InsidePictures:
+    """A sheet per image, named as its file, in OUT/insides.
 
-    Channels are standardized first. Each component is scaled so that the 2nd and 98th percentile are dark and bright,
-    and its sign is chosen so that its largest weight is positive, which makes the colors a function of the map.
+    Args:
+        out: Folder to write insides/ into.
+        network: Network in eval mode.
     """
-    channels, height, width = value.shape
-    positions = value.reshape(channels, -1).T.double().cpu()
-    positions = (positions - positions.mean(0)) / positions.std(0, unbiased=False).clamp(min=1e-6)
-    _, _, directions = torch.linalg.svd(positions.T @ positions)
-    directions = directions[:3]
-    largest = directions.abs().argmax(1, keepdim=True)
-    directions = directions * directions.gather(1, largest).sign()
-    found = (positions @ directions.T).numpy()
-    low, high = np.percentile(found, [2, 98], axis=0)
-    scaled = ((found - low) / np.maximum(high - low, 1e-9)).clip(0, 1)
-    colors = np.full((height * width, 3), 0.5)
-    colors[:, : scaled.shape[1]] = scaled
-    return (255 * colors).round().astype(np.uint8).reshape(height, width, 3)
+
+    patterns: tuple[str, ...] = ("insides/*.png",)
+
+    def __init__(self, out: Path, network: Network) -> None:
+        self.out, self.network = out, network
+        self.written: list[Path] = []
+        self._names = UniqueStems()
+
+    def add(self, file: str, run: Callable[[], object]) -> None:
+        """Draw one image.
+
+        Args:
+            file: Name of the image.
+            run: Passes the image through the network.
+
+        Raises:
+            UsageError: The network gives no maps.
+        """
+        with first_batch(self.network) as seen:
+            run()
+        picture = draw_insides(self.network, seen[0]) if seen else None
+        if picture is None:
+            raise UsageError("--insides: timm gives no maps of this network; leave it out")
+        path = self.out / "insides" / f"{self._names.of(file)}.png"
+        self.written.append(style.save_picture(picture, path))
 
 
-def _sheet(photo: Image.Image, maps: Mapping[str, Tensor], parts: Mapping[str, Sequence[str]]) -> Image.Image:
-    """Arrange the maps: a row per part, a column per stride, the image in front."""
-    factor = _SIDE / max(photo.size)
-    size = max(1, round(photo.width * factor)), max(1, round(photo.height * factor))
-    columns = max(map(len, parts.values()))
-    cell_height = size[1] + _LINE
-    page = Image.new(
-        "RGB", (_LABEL + (columns + 1) * (size[0] + _GAP) + _GAP, len(parts) * (cell_height + _GAP) + _GAP), _PAPER
-    )
-    draw, face, bold = ImageDraw.Draw(page), style.font(13), style.font(13, bold=True)
-    page.paste(photo.resize(size, Image.Resampling.BICUBIC), (_GAP, _GAP + _LINE))
-    draw.text((_GAP, _GAP), "image", fill=style.INK, font=bold)
-    for row, (part, names) in enumerate(parts.items()):
-        top = _GAP + row * (cell_height + _GAP)
-        first = 2 * _GAP + size[0]
-        draw.text((first, top + _LINE + size[1] // 2 - 8), part, fill=style.INK, font=bold)
-        for column, name in enumerate(names):
-            left = first + _LABEL + (columns - len(names) + column) * (size[0] + _GAP)
-            value = maps[name]
-            title = f"{name}: {value.shape[0]} x {value.shape[1]}x{value.shape[2]}"
-            draw.text((left, top), style.shorten(title, size[0], face), fill=style.MUTED, font=face)
-            picture = Image.fromarray(components(value)).resize(size, Image.Resampling.NEAREST)
-            page.paste(picture, (left, top + _LINE))
+def _size_without_padding(image: Tensor) -> tuple[int, int]:
+    """Return height and width without the rows and columns of zeros at the bottom and on the right; a normalized pixel
+    is practically never zero in all channels."""
+    used = (image != 0).any(0)
+    rows, columns = used.any(1).nonzero(), used.any(0).nonzero()
+    if not len(rows):
+        return image.shape[-2], image.shape[-1]
+    return int(rows.max()) + 1, int(columns.max()) + 1
+
+
+def _cells(maps: Mapping[str, Tensor], canvas: tuple[int, int], size: tuple[int, int]) -> list[Cell]:
+    """Return the stages with their places, cut to the image.
+
+    Args:
+        maps: Maps (1, C, h, w) by stage.
+        canvas: Height and width of the batch.
+        size: Height and width of the image in it.
+    """
+    found = []
+    for number, (stage, values) in enumerate(maps.items()):
+        part, column = PLACES.get(stage, (_OTHER, number))
+        channels, height, width = values.shape[1:]
+        rows = max(1, math.ceil(size[0] * height / canvas[0]))
+        columns = max(1, math.ceil(size[1] * width / canvas[1]))
+        own = values[0, :, :rows, :columns].double().nan_to_num().cpu().numpy()
+        title = f"{stage}: {channels} channels, stride {round(canvas[0] / height)}"
+        found.append(Cell(part, column, title if part != _OTHER else title.capitalize(), own))
+    return found
+
+
+def strength(values: np.ndarray) -> np.ndarray:
+    """Return the norm over the channels of the difference between features (C, H, W) and their mean over the places,
+    scaled to 0..1, (H, W); zeros if there is no difference."""
+    difference = values - values.mean((1, 2), keepdims=True)
+    return _scaled(np.sqrt((difference**2).sum(0)), 0.0)
+
+
+def components(values: np.ndarray) -> np.ndarray:
+    """Return the first three principal components of features (C, H, W) over the places, scaled to 0..1, (H, W, 3).
+
+    Channels are standardized first, so that none counts for its scale. The sign of a component is that which makes its
+    largest weight positive. Components without variance are 0.5.
+    """
+    channels, height, width = values.shape
+    points = values.reshape(channels, -1).T
+    points = points - points.mean(0)
+    points = points / np.maximum(points.std(0), 1e-6)
+    variances, weights = np.linalg.eigh(points.T @ points / len(points))
+    found = np.full((height * width, 3), 0.5)
+    for place in range(min(3, channels)):
+        own = weights[:, -1 - place]
+        if variances[-1 - place] > 1e-9 * max(variances[-1], 1e-30):
+            sign = 1.0 if own[np.abs(own).argmax()] > 0 else -1.0
+            found[:, place] = _scaled(points @ (sign * own), 0.5)
+    return found.reshape(height, width, 3)
+
+
+def _scaled(values: np.ndarray, flat: float) -> np.ndarray:
+    """Return values with the 1st to the 99th percentile scaled to 0..1; all are `flat` if there is no range."""
+    low, high = np.quantile(values, (0.01, 0.99))
+    if high - low <= 1e-12 * max(1.0, abs(high)):
+        low, high = values.min(), values.max()
+    if high - low <= 1e-12 * max(1.0, abs(high)):
+        return np.full_like(values, flat)
+    return np.clip((values - low) / (high - low), 0, 1)
+
+
+def _sheet(image: Image.Image, cells: list[Cell]) -> Image.Image:
+    """Arrange the image and the stages: a row per part, a pair of pictures per stage."""
+    size = _fitted(image.size)
+    parts = list(dict.fromkeys(cell.part for cell in cells))
+    columns = 1 + max(cell.column for cell in cells)
+    pair = 2 * size[0] + _GAP
+    step = max(pair, 2 * _TILE) + 2 * _GAP, size[1] + _LINE + 2 * _GAP
+    name = 60
+    top = size[1] + _LINE + 3 * _MARGIN
+    page = Image.new("RGB", (2 * _MARGIN + name + columns * step[0], top + len(parts) * step[1] + _MARGIN), _PAPER)
+    draw, face, bold = ImageDraw.Draw(page), style.font(12), style.font(14, bold=True)
+    page.paste(image.resize(size, Image.Resampling.BICUBIC), (_MARGIN + name, _MARGIN))
+    draw.text((_MARGIN + name, _MARGIN + size[1] + 3), "image", fill=style.INK, font=face)
+    for line, text in enumerate(_legend()):
+        draw.text((_MARGIN + name + size[0] + 16, _MARGIN + 18 * line), text, fill=style.MUTED, font=face)
+    for row, part in enumerate(parts):
+        color = style.PARTS.get(part, style.INK)
+        draw.text((_MARGIN, top + row * step[1] + _LINE), part, fill=color, font=bold)
+    for cell in cells:
+        x, y = _MARGIN + name + cell.column * step[0], top + parts.index(cell.part) * step[1]
+        draw.text((x, y), style.shorten(cell.title, step[0] - _GAP, face), fill=style.INK, font=face)
+        page.paste(_enlarged(_colored(strength(cell.values)), size), (x, y + _LINE))
+        page.paste(_enlarged(components(cell.values), size), (x + size[0] + _GAP, y + _LINE))
     return page
+
+
+def _legend() -> list[str]:
+    return [
+        "Left of each pair: strength. How far the features of a place differ from",
+        "their mean over the image: norm over the channels, dark to yellow.",
+        "Right: components. The first three principal components of the channels",
+        "as red, green and blue: similar features have similar colors.",
+        "Each picture has its own scale.",
+    ]
+
+
+def _fitted(size: tuple[int, int]) -> tuple[int, int]:
+    """Return width and height of the pictures of a stage."""
+    factor = _TILE / max(size)
+    return max(8, round(size[0] * factor)), max(8, round(size[1] * factor))
+
+
+def _colored(values: np.ndarray) -> np.ndarray:
+    """Return values in 0..1 as colors (H, W, 3) in 0..1."""
+    return np.asarray(matplotlib.colormaps["viridis"](values))[..., :3]
+
+
+def _enlarged(colors: np.ndarray, size: tuple[int, int]) -> Image.Image:
+    """Return colors (H, W, 3) in 0..1 as a picture whose pixels are those of the map."""
+    pixels = (255 * colors).round().astype(np.uint8)
+    return Image.fromarray(pixels).resize(size, Image.Resampling.NEAREST)

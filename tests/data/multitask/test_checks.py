@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fishnet.cli import main
 from fishnet.data.checks import CheckReport
 from fishnet.data.levels import LevelClasses
 from fishnet.errors import FishnetError, UsageError
@@ -102,6 +103,24 @@ def test_splits_with_other_classes_are_an_error(folder: Path, tmp_path: Path) ->
     report = check_data(folder)
     (problem,) = [problem for problem in report.problems if problem.kind == "other classes"]
     assert problem.detail == "image level: missing night; additional dusk"
+
+
+def test_several_folders_are_checked_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One folder gives the objects, the other the label maps; an image of one's train is in the other's val."""
+    objects = multitask(tmp_path / "objects", ("r", "r", "r"))
+    maps = multitask(tmp_path / "maps", ("p", "p"))
+    copied, leaked = (sorted((root / "images").iterdir())[0] for root in (objects / "train", maps / "val"))
+    shutil.copy(copied, leaked.with_suffix(copied.suffix))
+    with Image.open(copied) as image:
+        Image.fromarray(np.zeros(image.size[::-1], np.uint8)).save(maps / "val" / "labels" / f"{leaked.stem}.png")
+    arguments = ["data", "check", "multitask", f"region={objects}", f"pixel={maps}"]
+    assert main(arguments) == 1
+    shown = capsys.readouterr().out
+    assert "train: 5 images, 0 with image labels, 3 with region labels, 2 with pixel labels" in shown
+    assert "error: the same image in two splits: 1" in shown
+    assert f"same as {leaked}" in shown
+    assert main(["data", "check", "multitask", str(objects), str(maps)]) == 2
+    assert "takes one folder, or several as LEVEL=DIR" in capsys.readouterr().err
 
 
 def test_bad_usage(tmp_path: Path) -> None:

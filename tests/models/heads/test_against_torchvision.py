@@ -12,6 +12,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.fcos import FCOSHead
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.retinanet import RetinaNetHead
+from torchvision.ops import MultiScaleRoIAlign
 
 from fishnet.models.network import Network
 from tests.models.heads.test_detectors import CLASSES, detector, found_in, images, losses_of, region, target
@@ -48,6 +49,13 @@ class Body(nn.Module):
         return self.neck(self.trunk(batch).maps)
 
 
+def pool_like(own: MultiScaleRoIAlign) -> MultiScaleRoIAlign:
+    """Return torchvision's pooling with the settings of another."""
+    other = MultiScaleRoIAlign(own.featmap_names, own.output_size, own.sampling_ratio)
+    other.scales, other.map_levels = own.scales, own.map_levels
+    return other
+
+
 def twin(name: str, own: Network) -> nn.Module:
     """Return torchvision's detector on the same modules."""
     head = region(own)
@@ -60,12 +68,14 @@ def twin(name: str, own: Network) -> nn.Module:
             "rpn_head": head.proposals.head,
             "rpn_pre_nms_top_n_train": 600, "rpn_post_nms_top_n_train": 600,
             "rpn_pre_nms_top_n_test": 300, "rpn_post_nms_top_n_test": 300,
-            "box_roi_pool": stage.box_roi_pool, "box_head": stage.box_head, "box_predictor": stage.box_predictor,
+            "box_roi_pool": pool_like(stage.box_roi_pool),
+            "box_head": stage.box_head, "box_predictor": stage.box_predictor,
             "box_batch_size_per_image": 64, "box_score_thresh": 0.01,
         }  # fmt: skip
         inner = {"mask_rcnn": "mask", "keypoint_rcnn": "keypoint"}.get(name)
         for part in ("roi_pool", "head", "predictor") if inner else ():
-            options[f"{inner}_{part}"] = getattr(stage, f"{inner}_{part}")
+            own_part = getattr(stage, f"{inner}_{part}")
+            options[f"{inner}_{part}"] = pool_like(own_part) if part == "roi_pool" else own_part
         other = TWO_STAGES[name](**options)
     else:
         kind, empty = (RetinaNet, RetinaNetHead) if name == "retinanet" else (FCOS, FCOSHead)
@@ -104,4 +114,4 @@ def test_losses_and_detections_are_those_of_torchvision(name: str) -> None:
             torch.testing.assert_close(found["boxes"], wanted["boxes"])
             assert torch.equal(found["labels"] + shift, wanted["labels"])
             for extra in {"masks", "keypoints"} & set(wanted):
-                torch.testing.assert_close(found[extra], wanted[extra])
+                torch.testing.assert_close(found[extra], wanted[extra], rtol=1e-4, atol=1e-4)  # another order of sums

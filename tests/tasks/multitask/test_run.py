@@ -66,7 +66,7 @@ def task_of(run: RunFolder, **options: Any) -> MultitaskTask:
 def test_a_run_leaves_what_the_contract_names(trained: RunFolder) -> None:
     for path in (trained.config_yaml, trained.last, trained.best, trained.model_file, trained.report_html):
         assert path.stat().st_size > 0, path
-    for name in ("train_batch.png", "predictions.png"):
+    for name in ("train_batch.png", "predictions.png", "insides.png"):
         with Image.open(trained.path / name) as picture:
             assert min(picture.size) > 60
     rows = MetricsFile(trained.metrics_csv).read()

@@ -19,7 +19,14 @@ from fishnet.data.detection.dataset import annotation_file
 from fishnet.data.folders import check_root, subfolders
 from fishnet.data.images import MISSING, BadImageError
 from fishnet.data.levels import LEVELS
-from fishnet.data.multitask.layout import LAYOUT, MultitaskSplit, open_multitask, without_labels
+from fishnet.data.multitask.layout import (
+    LAYOUT,
+    MultitaskSplit,
+    Source,
+    open_multitask,
+    parse_sources,
+    without_labels,
+)
 from fishnet.data.segmentation.layouts import layout_of
 from fishnet.data.segmentation.layouts import list_split as list_label_maps
 from fishnet.errors import FishnetError
@@ -51,27 +58,26 @@ class _Facts(NamedTuple):
     """Pixels of each class of the label map, int64 (classes,)."""
 
 
-def check_multitask(root: Path | str, workers: int = 2, progress: bool = True) -> CheckReport:
-    """Count the labels of each level, check all of them, and decode all images of a multitask folder.
+def check_multitask(data: Path | str, workers: int = 2, progress: bool = True) -> CheckReport:
+    """Count the labels of each level, check all of them, and decode all images of a multitask folder, or of several
+    folders that are used together.
 
     Args:
-        root: Data folder.
+        data: Data folder, or folders by level, as `image=DIR1,region=DIR2`; see `parse_sources`.
         workers: Number of decoding threads.
         progress: Show a progress bar on a terminal.
 
     Raises:
-        FishnetError: The folder is missing, empty or has no labels of any level; other problems are in the report.
+        UsageError: A level is unknown.
+        FishnetError: A folder is missing, empty or has no labels of any level; other problems are in the report.
     """
-    root = Path(root)
-    check_root(root, LAYOUT)
-    report = CheckReport(root, [], kinds=KINDS)
+    sources = parse_sources(data)
+    report = CheckReport(Path(data), [], kinds=KINDS)
     splits: dict[str, MultitaskSplit] = {}
-    names = available_splits(root)
-    if not names:
-        raise FishnetError(f"{root} contains no multitask data; expected {LAYOUT}")
+    names = _splits_of(sources)
     for name in names:
         try:
-            splits[name] = open_multitask(root, name, bad_images="skip")
+            splits[name] = open_multitask(data, name, bad_images="skip")
         except FishnetError as error:
             report.add("layout", name, str(error))
     report.summary["splits"] = {name: _counts(split) for name, split in splits.items()}
@@ -82,8 +88,8 @@ def check_multitask(root: Path | str, workers: int = 2, progress: bool = True) -
     counts: dict[str, list[np.ndarray]] = {}
     with quiet_pillow():
         for name, split in splits.items():
-            _check_lists(root, split, report)
-            counts[name] = _check_images(root, split, report, seen, workers, progress)
+            _check_lists(sources, split, report)
+            counts[name] = _check_images(sources, split, report, seen, workers, progress)
     _check_classes(splits, counts, report)
     for places in seen.values():
         first_of: dict[str, str] = {}
@@ -93,6 +99,22 @@ def check_multitask(root: Path | str, workers: int = 2, progress: bool = True) -
             first, *others = first_of.values()
             report.add("duplicate across splits", first, f"same as {', '.join(others)}")
     return report
+
+
+def _splits_of(sources: list[Source]) -> list[str]:
+    """Return the names of the splits; several folders, or one for a level, are taken to have the usual ones.
+
+    Raises:
+        FishnetError: A folder is missing or has no splits.
+    """
+    for source in sources:
+        check_root(source.root, LAYOUT)
+    if len(sources) > 1 or sources[0].level is not None:
+        return ["train", "val"]
+    root = sources[0].root
+    if not (names := available_splits(root)):
+        raise FishnetError(f"{root} contains no multitask data; expected {LAYOUT}")
+    return names
 
 
 def available_splits(root: Path) -> list[str]:
@@ -110,15 +132,25 @@ def _counts(split: MultitaskSplit) -> dict[str, int]:
     return {"images": len(split), **each, **combined}
 
 
-def _check_lists(root: Path, split: MultitaskSplit, report: CheckReport) -> None:
+def _check_lists(sources: list[Source], split: MultitaskSplit, report: CheckReport) -> None:
     """Report what the lists of a split show: missing files and labels, and objects that cannot be used."""
-    for path in without_labels(root, split.name, set(split.paths)):
-        report.add("no label", _relative(path, root), "")
     for level, count in zip(LEVELS, split.known.sum(0).tolist(), strict=True):
         if not count:
             report.add("missing level", split.name, f"no image has labels of the {level} level")
-    if layout_of(root) == "folders" and (root / split.name / "labels").is_dir():
-        listing = list_label_maps(root, split.name)
+    for root, wanted in sources:
+        if wanted is None:
+            for path in without_labels(root, split.name, set(split.paths)):
+                report.add("no label", _relative(path, sources), "")
+        if wanted in (None, "pixel"):
+            _check_label_maps(root, split.name, report)
+        if wanted in (None, "region"):
+            _check_objects(root, split.name, report)
+
+
+def _check_label_maps(root: Path, split: str, report: CheckReport) -> None:
+    """Report label maps without an image and other problems of their files."""
+    if layout_of(root) == "folders" and (root / split / "labels").is_dir():
+        listing = list_label_maps(root, split)
         for kind, names in (
             ("missing image", listing.orphans),
             ("same stem", listing.doubled),
@@ -126,9 +158,13 @@ def _check_lists(root: Path, split: MultitaskSplit, report: CheckReport) -> None
         ):
             for name in names:
                 report.add(kind, name, "")
+
+
+def _check_objects(root: Path, split: str, report: CheckReport) -> None:
+    """Report objects that cannot be used, or whose category was not annotated in their image."""
     if not any((root / "annotations").glob("instances_*.json")):
         return
-    path = annotation_file(root, split.name)
+    path = annotation_file(root, split)
     if not load_document(path)["categories"]:
         return
     file = read_coco(path)
@@ -142,7 +178,7 @@ def _check_lists(root: Path, split: MultitaskSplit, report: CheckReport) -> None
 
 
 def _check_images(
-    root: Path,
+    sources: list[Source],
     split: MultitaskSplit,
     report: CheckReport,
     seen: dict[bytes, list[tuple[str, str]]],
@@ -155,7 +191,7 @@ def _check_images(
     with ThreadPoolExecutor(max(1, workers)) as pool, bar:
         for index, facts in enumerate(_inspected(pool, split, 64 * max(1, workers))):
             bar.update()
-            name = _relative(split.paths[index], root)
+            name = _relative(split.paths[index], sources)
             for kind, detail in facts.image.findings:
                 report.add("missing image file" if detail == MISSING else kind, name, detail)
             if facts.image.readable:
@@ -216,9 +252,9 @@ def _check_classes(splits: dict[str, MultitaskSplit], counts: dict[str, list[np.
                 report.add("other classes", split, f"{level} level: {detail}")
 
 
-def _relative(path: Path, root: Path) -> str:
-    """Return a path as it is shown: relative to the data folder, if it is in it."""
-    for base in (root, root.resolve()):
-        if path.is_relative_to(base):
+def _relative(path: Path, sources: list[Source]) -> str:
+    """Return a path as it is shown: relative to the data folder, if there is one and the path is in it."""
+    for base in (sources[0].root, sources[0].root.resolve()):
+        if len(sources) == 1 and path.is_relative_to(base):
             return path.relative_to(base).as_posix()
     return str(path)

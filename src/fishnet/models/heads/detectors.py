@@ -18,7 +18,6 @@ from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, Keypoi
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.models.detection.rpn import RPNHead
-from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import initLevelMapper
 
 from fishnet.errors import UsageError, did_you_mean
@@ -27,6 +26,7 @@ from fishnet.models.heads.cascade import IOUS, CascadePredictor, CascadeRegions
 from fishnet.models.heads.dense import FCOS, DenseHead, RetinaNet
 from fishnet.models.heads.region import BoxPredictor, ProposalNetwork, Regions, TwoStageHead
 from fishnet.models.heads.registry import HeadKind, register_head
+from fishnet.models.heads.roi_align import MultiLevelRoIAlign
 from fishnet.models.pyramid import Extra, Neck, Pyramid
 from fishnet.models.trunk import Trunk
 
@@ -177,14 +177,14 @@ def _two_stages(pyramid: Pyramid, sizes: Sizes, plan: RegionPlan) -> TwoStageHea
     return TwoStageHead(ProposalNetwork(anchors, towers, sizes.proposals), regions, pyramid.names)
 
 
-def _pool(pyramid: Pyramid, size: int) -> MultiScaleRoIAlign:
+def _pool(pyramid: Pyramid, size: int) -> MultiLevelRoIAlign:
     """Return the RoI pooling from the levels of the trunk; the size of a region determines its level.
 
     torchvision derives the strides from the first image that it gets and keeps them; they are wrong if that image is
     small and much of its batch is padding. Here the known strides are set instead.
     """
     names = [name for name in pyramid.names if name.isdigit()]
-    pool = MultiScaleRoIAlign(names, size, sampling_ratio=2)
+    pool = MultiLevelRoIAlign(names, size, sampling_ratio=2)
     strides = pyramid.strides[: len(names)]
     pool.scales = [1 / stride for stride in strides]
     finest, coarsest = int(math.log2(strides[0])), int(math.log2(strides[-1]))

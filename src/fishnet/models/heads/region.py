@@ -21,9 +21,9 @@ from torchvision.models.detection.roi_heads import (
     maskrcnn_loss,
 )
 from torchvision.models.detection.rpn import RegionProposalNetwork, concat_box_prediction_layers
-from torchvision.ops import MultiScaleRoIAlign
 
 from fishnet.models.heads.boxes import Anchors, TakeAll, drawn, generator_of, unknown_classes
+from fishnet.models.heads.roi_align import MultiLevelRoIAlign
 from fishnet.models.heads.types import Detections, Frame, Maps, Mean, Means, Raw, Size, Target
 
 POSITIVE_PROPOSALS, POSITIVE_REGIONS = 0.5, 0.25
@@ -113,7 +113,7 @@ class Regions(RoIHeads):
 
     def __init__(
         self,
-        box_pool: MultiScaleRoIAlign,
+        box_pool: MultiLevelRoIAlign,
         box_head: nn.Module,
         box_predictor: nn.Module,
         samples: int,

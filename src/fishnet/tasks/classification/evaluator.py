@@ -295,7 +295,7 @@ def _sections(evaluation: Mapping[str, object]) -> list[Section]:
         head = [_COLUMNS.get(name, name) for name in names]
         sections.append(Section("Classes", Table(head, names, [[row.get(name) for name in names] for row in rows])))
     if matrix:
-        sections.append(Section("Confusion", _confusion(matrix, rows)))
+        sections.append(Section("Confusion", _confusion(matrix, rows), CONFUSION))
     return sections
 
 
@@ -308,6 +308,7 @@ def _confusion(matrix: Any, rows: Any) -> Figure | str:
         return f"the confusion matrix cannot be drawn: {error}"
 
 
+CONFUSION = "Rows are true classes, columns predicted ones; the diagonal is what is right."
 _COLUMNS = {"f1": "F1", "ap": "AP"}
 DISPLAY = Display(
     scores={
@@ -322,5 +323,7 @@ DISPLAY = Display(
     primary=("top1", "map"),
     fractions=frozenset({"top1", "top5", "map", "f1", "macro_accuracy", "ece", "recall", "precision", "ap"}),
     sections=_sections,
+    predictions="Images of the validation split with the most probable classes; a green border marks those that are "
+    "right.",
 )
 """What reports show of a classifier."""

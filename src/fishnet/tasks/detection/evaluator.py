@@ -274,7 +274,10 @@ def _sections(evaluation: Mapping[str, object]) -> list[Section]:
     if isinstance(metrics, dict) and (table := _figures_table(metrics)).rows:
         sections.append(Section("COCO's metrics", table))
     if curves and isinstance(metrics, dict):
-        sections.append(Section("Precision and recall", _precision_recall(curves, metrics)))
+        note = (
+            "Precision over recall as the score threshold falls, at several IoU thresholds; the area below is the AP."
+        )
+        sections.append(Section("Precision and recall", _precision_recall(curves, metrics), note))
     if isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows):
         names = list(rows[0])
         sections.append(Section("Classes", Table(names, names, [[row.get(name) for name in names] for row in rows])))
@@ -319,5 +322,7 @@ DISPLAY = Display(
         prefix + name for name in BOX_FIGURES + KEYPOINT_FIGURES for prefix in ("", *(f"{kind}_" for kind in KINDS))
     ),
     sections=_sections,
+    predictions="Images of the validation split: annotations, and the objects that the network of the best epoch finds "
+    "with their scores in percent.",
 )
 """What reports show of a detector."""

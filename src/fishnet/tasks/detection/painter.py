@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from fishnet.files import atomic_path
+from fishnet.files import UniqueStems, atomic_path
 from fishnet.tasks.base import Answer, DrawnItem
 
 _FOLDER, _PICTURES = "pictures", 500
@@ -29,6 +29,7 @@ class Pictures:
         self.folder, self.classes = out / _FOLDER, classes
         self.written: list[Path] = []
         self.drawn = 0
+        self._names = UniqueStems()
 
     def wants(self, index: int) -> bool:
         """Whether the image of that number is drawn."""
@@ -42,12 +43,7 @@ class Pictures:
         """Draw the objects of one image."""
         if item["thumbnail"] is None:
             return
-        name = Path(item["file"]).stem
-        path = self.folder / f"{name}.jpg"
-        number = 1
-        while path in self.written:
-            number += 1
-            path = self.folder / f"{name}_{number}.jpg"
+        path = self.folder / f"{self._names.of(item['file'])}.jpg"
         with atomic_path(path) as partial:
             self._draw(item["thumbnail"], answer, _SIDE).save(partial, quality=92)
         self.written.append(path)

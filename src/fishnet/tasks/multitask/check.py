@@ -15,11 +15,12 @@ from fishnet.files import check_picture_name
 _ON_SHEET = 12
 
 
-def check_data(root: Path, workers: int = 2, picture: str | None = None) -> CheckReport:
-    """Count the labels of each level, check all of them, and decode every image of a multitask folder.
+def check_data(root: Path | str, workers: int = 2, picture: str | None = None) -> CheckReport:
+    """Count the labels of each level, check all of them, and decode every image of a multitask folder, or of several
+    folders that are used together.
 
     Args:
-        root: Folder of the data set.
+        root: Folder of the data set, or folders by level, as `image=DIR1,region=DIR2`.
         workers: Threads that decode images.
         picture: PNG or JPEG file to write: some images with class, boxes, outlines and label map.
     """
@@ -31,7 +32,7 @@ def check_data(root: Path, workers: int = 2, picture: str | None = None) -> Chec
     return report
 
 
-def _draw(root: Path, splits: list[str], path: Path) -> str:
+def _draw(root: Path | str, splits: list[str], path: Path) -> str:
     """Write a contact sheet of images from all splits, evenly spaced in their lists; return what was written."""
     from fishnet.drawing.style import save_picture
     from fishnet.tasks.multitask.pictures import LabeledImage, LevelColors, level_sheet

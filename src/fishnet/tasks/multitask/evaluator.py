@@ -32,6 +32,9 @@ DISPLAY = replace(
     scores={MEAN: Score("mean of levels", curve=True), **_COMBINED.scores},
     primary=(MEAN,),
     fractions=_COMBINED.fractions | {MEAN},
+    predictions="Images of the validation split, prediction beside truth. Each shows the objects with boxes, outlines "
+    "and scores, the label map, and where there are both, the panoptic map, in which every object has a number; the "
+    "class of the image stands below.",
 )
 """What reports show of a network for several levels."""
 

@@ -12,6 +12,7 @@ from PIL import Image
 from fishnet.data.levels import LevelClasses
 from fishnet.data.panoptic import Category, PanopticWriter
 from fishnet.data.segmentation.coding import LabelCoding
+from fishnet.files import UniqueStems
 from fishnet.tasks.base import Answer, DrawnItem
 from fishnet.tasks.segmentation.painter import LabelMaps
 
@@ -40,7 +41,7 @@ class LevelPictures:
         self.patterns: tuple[str, ...] = (f"{_PICTURES}/*.jpg",)
         self.patterns += () if coding is None else ("labels/*.png",)
         self.patterns += () if categories is None else (f"{_PANOPTIC}/*.png", f"{_PANOPTIC}.json")
-        self._names: set[str] = set()
+        self._names = UniqueStems()
         self._count = 0
 
     def wants(self, index: int) -> bool:
@@ -71,7 +72,7 @@ class LevelPictures:
             with_level_legend,
         )
 
-        path = self.out / _PICTURES / f"{self._name(item['file'])}.jpg"
+        path = self.out / _PICTURES / f"{self._names.of(item['file'])}.jpg"
         colors = LevelColors(self.classes, self._panoptic.categories if self._panoptic is not None else ())
         name = Path(item["file"]).name
         shown = LabeledImage(item["thumbnail"], as_labels(answer), name, answer.get("panoptic"))
@@ -95,16 +96,6 @@ class LevelPictures:
             image = draw_regions(pixels, found, self.classes.region, None)
         best = answer["image"]["labels"][:1] if "image" in answer else []
         return caption(image, [Line(f"{name} {100 * answer['image']['scores'][0]:.0f} %") for name in best])
-
-    def _name(self, file: str) -> str:
-        """Return the stem of a file, with a number behind it if another image has the same one."""
-        stem = Path(file).stem
-        name, number = stem, 1
-        while name.lower() in self._names:
-            number += 1
-            name = f"{stem}_{number}"
-        self._names.add(name.lower())
-        return name
 
     def finish(self) -> None:
         """Write the list of panoptic maps."""

@@ -340,7 +340,12 @@ def _sections(evaluation: Mapping[str, object]) -> list[Section]:
         return []
     names = list(rows[0])
     head = [name.upper() if len(name) == 2 else name for name in names]
-    return [Section("Panoptic quality", Table(head, names, [[row.get(name) for name in names] for row in rows]))]
+    note = (
+        "Objects and label map merged, so that every pixel belongs to one segment; PQ is the product of SQ (mean IoU "
+        "of matched segments) and RQ (how many are matched)."
+    )
+    table = Table(head, names, [[row.get(name) for name in names] for row in rows])
+    return [Section("Panoptic quality", table, note)]
 
 
 DISPLAY = Display(

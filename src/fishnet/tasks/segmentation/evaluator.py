@@ -302,9 +302,11 @@ def _sections(evaluation: Mapping[str, object]) -> list[Section]:
         names = list(rows[0])
         head = [_COLUMNS.get(name, name) for name in names]
         sections.append(Section("Classes", Table(head, names, [[row.get(name) for name in names] for row in rows])))
-        sections.append(Section("IoU per class", draw_classes(rows)))
+        note = "Common pixels of truth and prediction, divided by all pixels of either."
+        sections.append(Section("IoU per class", draw_classes(rows), note))
     if isinstance(matrix, list) and matrix:
-        sections.append(Section("Confusion in percent of the true class", _confusion(matrix, rows)))
+        note = "Rows are the true classes of pixels, columns the predicted ones."
+        sections.append(Section("Confusion in percent of the true class", _confusion(matrix, rows), note))
     return sections
 
 
@@ -344,5 +346,6 @@ DISPLAY = Display(
     primary=("miou",),
     fractions=frozenset({*METRICS, "iou", "accuracy", "precision"}),
     sections=_sections,
+    predictions="Images of the validation split, each beside the true and the predicted label map.",
 )
 """What reports show of a segmentation."""

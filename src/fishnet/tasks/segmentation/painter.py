@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from fishnet.files import atomic_path
+from fishnet.files import UniqueStems, atomic_path
 from fishnet.tasks.base import Answer, DrawnItem
 
 ANSWER = "label_map"
@@ -48,7 +48,7 @@ class LabelMaps:
         self.out, self.classes, self.palette, self.encode = out, list(classes), palette, encode
         self.written: list[Path] = []
         self.drawn = 0
-        self._names: set[str] = set()
+        self._names = UniqueStems()
 
     def wants(self, index: int) -> bool:
         """Whether the image of that number is drawn; label files are written for all images."""
@@ -66,7 +66,7 @@ class LabelMaps:
         """Write the label file of one image, and draw the overlay."""
         found = answer[ANSWER]
         label_map = found.cpu().numpy() if isinstance(found, Tensor) else np.asarray(found)
-        name = self._name(item["file"])
+        name = self._names.of(item["file"])
         path = self.out / _LABELS / f"{name}.png"
         with atomic_path(path) as partial:
             self.encode(label_map).save(partial, "PNG")
@@ -94,16 +94,6 @@ class LabelMaps:
         save_picture(with_legend(picture, [label_map], self.classes, colors, clear), path)
         self.written.append(path)
         self.drawn += 1
-
-    def _name(self, file: str) -> str:
-        """Return the stem of a file, with a number behind it if another image has the same one."""
-        stem = Path(file).stem
-        name, number = stem, 1
-        while name.lower() in self._names:
-            number += 1
-            name = f"{stem}_{number}"
-        self._names.add(name.lower())
-        return name
 
     def finish(self) -> None:
         """Do nothing, since `add` has already written every file."""

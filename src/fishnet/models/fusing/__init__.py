@@ -1,0 +1,1 @@
+"""Networks for inference: norms folded into convolutions, and kernels of matrix products for CPUs."""
