@@ -11,7 +11,7 @@ from pathlib import Path
 from fishnet.errors import FishnetError, UsageError
 from fishnet.runs import RunFolder
 
-SCENES, PREDICTED = (3000, 160), 24
+SCENES, PREDICTED = (2000, 160), 24
 """Scenes of train and val, and scenes that are predicted and drawn."""
 QUICK_SCENES, QUICK_PREDICTED = (48, 16), 6
 QUICK = ("--epochs", "1", "--log-every", "1")
