@@ -13,7 +13,10 @@ from fishnet.models.trunk import Features
 
 
 class TrunkGradients:
-    """Gradients of the losses of every head with respect to what the trunk gives.
+    """Gradients of the losses of every head with respect to what the trunk gives, as the heads see it.
+
+    A map of a trunk may be computed from another one. Each is counted for what heads and necks make of it, and not for
+    what the trunk itself makes of it too: these are the gradients that enter the trunk.
 
     Args:
         network: Network with several heads.
@@ -27,9 +30,13 @@ class TrunkGradients:
     def watching(self) -> Iterator[None]:
         """Keep what the trunk gives in a forward pass inside of the context."""
 
-        def keep(module: torch.nn.Module, inputs: object, features: Features) -> None:
-            found = [*features.maps, *([] if features.vector is None else [features.vector])]
+        def keep(module: torch.nn.Module, inputs: object, features: Features) -> Features:
+            # heads take views; the trunk has computed its later maps from the tensors themselves
+            maps = [one.view_as(one) for one in features.maps]
+            vector = None if features.vector is None else features.vector.view_as(features.vector)
+            found = [*maps, *([] if vector is None else [vector])]
             self._features = [one for one in found if one.requires_grad]
+            return Features(maps, vector)
 
         handle = self.network.trunk.register_forward_hook(keep)
         try:

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fishnet.data.segmentation.checks import check_segmentation
 from fishnet.data.segmentation.coding import LabelCoding, LabelError, parse_coding, raw_labels, read_coding
-from fishnet.data.segmentation.dataset import read_raw_labels
+from fishnet.data.segmentation.dataset import open_segmentation, read_raw_labels
 from fishnet.errors import FishnetError
 from tests.data.makers import encode
 from tests.data.segmentation.makers import label_map, paletted
@@ -22,7 +23,7 @@ MASK = {"values": {"0": "background", "255": "object"}}
 
 def decoded(coding: LabelCoding, image: Image.Image, kind: str = "PNG", **options: object) -> np.ndarray:
     """Return what is read back from the image as a file."""
-    return coding.decode(read_raw_labels(encode(image, kind, **options)))
+    return coding.decode(read_raw_labels(encode(image, kind, **options), coding.has_colors))
 
 
 def in_colors(labels: np.ndarray) -> Image.Image:
@@ -87,6 +88,27 @@ def test_what_is_encoded_is_read_back(document: object) -> None:
     if isinstance(document, dict) and "palette" in document:
         assert np.array_equal(np.array(image), np.array(in_colors(labels)))
         assert np.array_equal(np.array(coding.encode(labels, colors=False)), labels)
+
+
+def test_gray_colors_of_a_palette_are_no_values(tmp_path) -> None:
+    """A tile of black roofs has three equal channels; it must not become class 0, nor a white one be ignored."""
+    document = {
+        "classes": ["water", "road", "roof"],
+        "palette": [[0, 0, 255], [255, 255, 255], [0, 0, 0]],
+        "ignore_color": [128, 128, 128],
+    }
+    maps = [[[2, 2]], [[1, 1]], [[2, 1]], [[255, 255]], [[0, 1]]]
+    for name in ("images", "labels"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+    (tmp_path / "classes.json").write_text(json.dumps(document), "utf-8")
+    coding = parse_coding(document, "x")
+    for number, wanted in enumerate(maps):
+        Image.new("RGB", (2, 1)).save(tmp_path / "train" / "images" / f"{number}.png")
+        coding.encode(np.array(wanted)).save(tmp_path / "train" / "labels" / f"{number}.png")
+    dataset = open_segmentation(tmp_path, "train")
+    assert [dataset.label_map(number).tolist() for number in range(5)] == maps
+    pixels = check_segmentation(tmp_path, progress=False).summary["pixels"]["train"]
+    assert pixels == {"water": 1, "road": 4, "roof": 3}
 
 
 def test_ignored_pixels_need_a_value_to_be_written() -> None:

@@ -14,10 +14,13 @@ from fishnet.cli import main
 from fishnet.commands.train import train
 from fishnet.data.levels import LEVELS
 from fishnet.models.build import build_network
+from fishnet.models.network import Network
+from fishnet.models.trunk import Features
 from fishnet.runs import RunFolder
 from fishnet.settings import resolve
 from fishnet.tasks import get_task
 from fishnet.tasks.multitask.training import MultitaskTraining
+from fishnet.training.gradients import TrunkGradients
 from tests.tasks.multitask.makers import partial_scenes
 
 pytestmark = pytest.mark.filterwarnings("ignore::fishnet.models.norms.SmallBatchWarning")
@@ -81,14 +84,58 @@ def test_folders_of_single_tasks_behind_one_option(
     assert "masks" not in answer["region"]
 
 
-@pytest.mark.parametrize("level", LEVELS)
-def test_images_without_labels_of_a_level_change_none_of_its_losses(data: Path, level: str) -> None:
-    """The losses of an image are the same alone and beside others that lack the level: unlabeled is not empty."""
+def of_all_samples(data: Path) -> tuple[MultitaskTraining, Network, Any]:
+    """Return a training, its network and a batch of the whole training split."""
     settings = {"data": str(data), "model": "fishnet_nano", "size": 64, "longest": 64, "norm": "group"}
     settings |= {"pixel": {"dropout": 0.0}, **HEADS}
     training = MultitaskTraining(resolve(get_task("multitask"), "scratch_small", settings))
     torch.manual_seed(0)
     network = build_network(training.architecture()).train()
+    batch = training.task.collate([training.train_data[place] for place in range(len(training.train_data))])
+    return training, network, batch
+
+
+def test_the_pull_of_a_head_is_what_enters_the_trunk(data: Path) -> None:
+    """Against autograd on copies of maps and features that are cut off from the trunk.
+
+    In a fish every map is computed from the ones before it, and the features from the last one: the gradient by all of
+    these tensors would count what the deepest one gets several times.
+    """
+    training, network, batch = of_all_samples(data)
+    gradients = TrunkGradients(network)
+    with gradients.watching():
+        losses = training.losses(network, batch, 0)
+    found = gradients.squares(losses)
+    leaves: list[torch.Tensor] = []
+
+    def cut(module: torch.nn.Module, inputs: object, features: Features) -> Features:
+        assert features.vector is not None
+        leaves[:] = [one.detach().requires_grad_() for one in (*features.maps, features.vector)]
+        return Features(leaves[:-1], leaves[-1])
+
+    handle = network.trunk.register_forward_hook(cut)
+    again = training.losses(network, batch, 0)
+    handle.remove()
+    assert {name: value.item() for name, value in again.items()} == {n: v.item() for n, v in losses.items()}
+    for level in LEVELS:
+        total = torch.stack([value for name, value in again.items() if name.startswith(f"{level}_")]).sum()
+        grads = torch.autograd.grad(total, leaves, retain_graph=True, allow_unused=True)
+        wanted = sum(float(grad.double().square().sum()) for grad in grads if grad is not None)
+        assert found[f"grad_norm_{level}"].item() == pytest.approx(wanted, rel=1e-4)
+    # what is learned stays the same
+    torch.stack(list(losses.values())).sum().backward()
+    watched = {name: value.grad.clone() for name, value in network.named_parameters() if value.grad is not None}
+    network.zero_grad()
+    torch.stack(list(training.losses(network, batch, 0).values())).sum().backward()
+    for name, value in network.named_parameters():
+        if value.grad is not None:
+            assert torch.equal(value.grad, watched[name]), name
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_images_without_labels_of_a_level_change_none_of_its_losses(data: Path, level: str) -> None:
+    """The losses of an image are the same alone and beside others that lack the level: unlabeled is not empty."""
+    training, network, _ = of_all_samples(data)
     samples = [training.train_data[place] for place in range(len(training.train_data))]
     having = [sample for sample in samples if level in sample["target"]]
     lacking = [sample for sample in samples if level not in sample["target"]]

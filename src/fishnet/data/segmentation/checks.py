@@ -194,7 +194,7 @@ def _inspect(root: Path, pair: Pair, coding: LabelCoding) -> _PairFacts:
     image = inspect_image(path.read_bytes, path.name)
     shape = image_shape(path) if image.readable else ImageShape((0, 0), 1)
     try:
-        raw = read_raw_labels(root / pair.label)
+        raw = read_raw_labels(root / pair.label, coding.has_colors)
     except LabelError as error:
         return _PairFacts(image, shape, (0, 0), {}, False, False, None, error)
     numbers, amounts = np.unique(raw.values, return_counts=True)

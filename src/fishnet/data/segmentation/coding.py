@@ -76,6 +76,11 @@ class LabelCoding:
         """Type of decoded label maps."""
         return np.uint8 if len(self.classes) <= IGNORE else np.int64
 
+    @property
+    def has_colors(self) -> bool:
+        """Whether RGB label files have the colors of a palette."""
+        return self.palette is not None
+
     def value_of(self, index: int) -> int:
         """Return the value that stands for a class; the smallest if there are several."""
         if self.values is None:
@@ -174,10 +179,15 @@ class LabelCoding:
         return np.where(codes[place] == values, indices[place], -1)
 
 
-def raw_labels(image: Image.Image) -> RawLabels:
+def raw_labels(image: Image.Image, colored: bool = False) -> RawLabels:
     """Read the values of an opened label file; of a file with a palette its indices, not its colors.
 
-    Values of 16 bits are not scaled. Three equal channels are a single one.
+    Values of 16 bits are not scaled.
+
+    Args:
+        image: Label file.
+        colored: Whether RGB files have colors of a palette; otherwise three equal channels are a single one. A gray
+            color, such as black, must not be taken for a value: a label map of it alone has three equal channels too.
 
     Raises:
         LabelError: The pixels are no integers of one channel, and no colors, or some are transparent.
@@ -193,7 +203,7 @@ def raw_labels(image: Image.Image) -> RawLabels:
         values = np.asarray(image).astype(np.int32)
     else:
         raise LabelError("label format", f"its pixels ({image.mode}) are neither classes nor RGB colors")
-    if values.shape[-1] == 1 or (values[..., :1] == values[..., 1:]).all():
+    if values.shape[-1] == 1 or (not colored and (values[..., :1] == values[..., 1:]).all()):
         return RawLabels(values[..., 0], False, image.mode == "PA")
     return RawLabels((values[..., 0] << 16) | (values[..., 1] << 8) | values[..., 2], True)
 

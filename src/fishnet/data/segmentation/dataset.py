@@ -93,7 +93,7 @@ class SegmentationDataset(BadImageSkipper, Dataset[Sample]):
         """
         path = self.label_path(index)
         try:
-            return self.coding.decode(read_raw_labels(path))
+            return self.coding.decode(read_raw_labels(path, self.coding.has_colors))
         except LabelError as error:
             raise bad_label(path, str(error)) from None
 
@@ -146,8 +146,12 @@ class SegmentationDataset(BadImageSkipper, Dataset[Sample]):
         return self.load_good(chosen, len(self), self.sample, self.path)[0]
 
 
-def read_raw_labels(source: Path | bytes) -> RawLabels:
+def read_raw_labels(source: Path | bytes, colored: bool = False) -> RawLabels:
     """Read a label file, or its bytes.
+
+    Args:
+        source: Path or content of the file.
+        colored: Whether RGB files have colors of a palette, see `raw_labels`.
 
     Raises:
         LabelError: The file is missing, damaged, too large, or its pixels are neither values nor colors.
@@ -157,7 +161,7 @@ def read_raw_labels(source: Path | bytes) -> RawLabels:
         content = source if isinstance(source, bytes) else source.read_bytes()
         with Image.open(io.BytesIO(content)) as image:
             refuse_bomb(image)
-            return raw_labels(image)
+            return raw_labels(image, colored)
     except LabelError:
         raise
     except FileNotFoundError:

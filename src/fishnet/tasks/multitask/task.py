@@ -5,6 +5,7 @@ The tasks of the single levels do the work: each gets the answers of its head as
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +33,7 @@ from fishnet.tasks.classification.evaluator import ClassificationEvaluator
 from fishnet.tasks.classification.task import ClassificationTask
 from fishnet.tasks.detection.detections import Objects, as_objects, in_original_pixels
 from fishnet.tasks.detection.evaluator import DetectionEvaluator
+from fishnet.tasks.detection.options import DetectionOptions
 from fishnet.tasks.detection.task import DetectionTask, Tile
 from fishnet.tasks.detection.task import PreparedImage as PreparedTiles
 from fishnet.tasks.multitask.evaluator import (
@@ -261,25 +263,38 @@ class MultitaskTask:
                 raise FishnetError("the model gave NaN or infinite outputs: its weights are damaged")
             for answer, found in zip(answers, self.image.answers_of(logits), strict=True):
                 answer["image"] = found
+        every: list[Answer] = []
         if self.region is not None:
             tiles = [PreparedTiles([Tile(one.pixels, 0, 0, one.size)], one.size) for one in prepared]
-            for answer, found in zip(answers, self.region.answer(_Done(done), tiles), strict=True):
-                answer["region"] = found
+            every = DetectionTask(self.region.card, self._object_options()).answer(_Done(done), tiles)
+            for answer, found in zip(answers, every, strict=True):
+                answer["region"] = self._named(found)
         if self.pixel is not None:
             for answer, found in zip(answers, self.pixel.answer(_Done(done), prepared), strict=True):
                 answer["pixel"] = found
-        for answer in answers if self.has_panoptic else []:
-            objects = answer["region"]
+        for answer, objects in zip(answers, every, strict=True) if self.has_panoptic else ():
             categories = [index + 1 for index in objects["indices"]]
+            label_map = answer["pixel"]["label_map"]
             answer["panoptic"] = merge(
-                objects["masks"],
-                objects["scores"],
-                categories,
-                answer["pixel"]["label_map"],
-                self.stuff,
-                self.options.panoptic,
+                objects["masks"], objects["scores"], categories, label_map, self.stuff, self.options.panoptic
             )
         return answers
+
+    def _object_options(self) -> DetectionOptions:
+        """Return options by which the detector gives all objects that the answer or the panoptic map needs.
+
+        A panoptic map is merged by thresholds of its own, in evaluation and prediction alike.
+        """
+        options = self.options.region
+        if not self.has_panoptic:
+            return options
+        return replace(options, score=min(options.score, self.options.panoptic.score), max_detections=sys.maxsize)
+
+    def _named(self, objects: Answer) -> Answer:
+        """Return the objects of an answer, the best first, that the options name."""
+        strong = torch.tensor(objects["scores"]) >= self.options.region.score
+        count = min(int(strong.sum()), self.options.region.max_detections)
+        return {name: values[:count] for name, values in objects.items()}
 
     def entry(self, answer: Answer) -> Entry:
         """Return the entries of the single levels, and the segments of the panoptic map."""

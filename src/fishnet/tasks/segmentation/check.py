@@ -68,7 +68,7 @@ def _photos(listing: Listing, wanted: int) -> list[LabeledPhoto]:
         for pair in listing.pairs[start:stop]:
             label = listing.root / pair.label
             try:
-                labels = listing.coding.decode(read_raw_labels(label))
+                labels = listing.coding.decode(read_raw_labels(label, listing.coding.has_colors))
                 image = matching_image(listing.root / pair.image, (labels.shape[1], labels.shape[0]), label)
             except (BadImageError, LabelError):  # it is in the report
                 continue
