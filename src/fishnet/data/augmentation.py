@@ -3,7 +3,8 @@
 The transforms take samples with an `image` and a `target`, a dictionary that may have `boxes`, `masks` and `keypoints`
 of objects, a label map, or any of them: `fishnet.data.geometry` transforms them together. Objects that leave the image
 are removed. If there are masks, a cropped object gets the bounding box of the rest of its mask; all other objects keep
-their annotated box. New pixels of a label map are `IGNORE`.
+their annotated box, and so do those that `outlined` marks as having no outline, whose mask is their box. New pixels of
+a label map are `IGNORE`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ Draw = Callable[[], Sample]
 """Function that returns another untransformed sample, to mix in."""
 Step = Callable[[Sample], Sample]
 MixingStep = Callable[[Sample, Draw], Sample]
-OBJECT_FIELDS = frozenset({"boxes", "labels", "masks", "keypoints", "keypoints" + VISIBILITY})
+OBJECT_FIELDS = frozenset({"boxes", "labels", "masks", "outlined", "keypoints", "keypoints" + VISIBILITY})
 """Entries of a target with one value per object; all others belong to the image."""
 _FILL = 114  # gray value of padding, near the mean of natural images
 
@@ -109,6 +110,7 @@ def cropped(sample: Sample, top: int, left: int, height: int, width: int) -> Sam
     for strip in beyond:
         if strip.numel():
             cut |= strip.amax((1, 2)) > 0
+    cut &= outlined(sample)
     return with_boxes(moved, cut, mask_boxes(moved["target"]["masks"][cut])) if cut.any() else moved
 
 
@@ -184,9 +186,15 @@ def sanitize(sample: Sample) -> Sample:
     boxes = F2.clamp_bounding_boxes(target["boxes"])
     keep = ((boxes[:, 2] - boxes[:, 0]) >= 1) & ((boxes[:, 3] - boxes[:, 1]) >= 1)
     if "masks" in target:
-        keep &= plain(target["masks"]).flatten(1).any(1).bool()
+        keep &= plain(target["masks"]).flatten(1).any(1).bool() | ~outlined(sample)
     sample = {**sample, "target": {**target, "boxes": boxes}}
     return sample if bool(keep.all()) else select(sample, keep)
+
+
+def outlined(sample: Sample) -> Tensor:
+    """Return which objects of a sample with masks have a known outline, bool (N,)."""
+    target = sample["target"]
+    return target.get("outlined", torch.ones(len(target["masks"]), dtype=torch.bool))
 
 
 def select(sample: Sample, keep: Tensor) -> Sample:

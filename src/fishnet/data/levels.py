@@ -44,6 +44,8 @@ class ObjectLabels:
     """Whether an object is a crowd, bool (N,)."""
     masks: list[RunLengths] | None = None
     """Outline of each object; None if objects have only boxes."""
+    outlined: np.ndarray | None = None
+    """Which objects have an outline, bool (N,), where some do not: their mask is the box; None: all."""
     annotated: tuple[int, ...] | None = None
     """Indices of the classes that were annotated; None if all were."""
 
@@ -185,7 +187,7 @@ def _annotations(objects: ObjectLabels) -> list[Json]:
         zip(objects.classes.tolist(), objects.boxes.tolist(), objects.crowd.tolist(), strict=True)
     ):
         entry: Json = {"category_id": label + 1, "bbox": box, "area": box[2] * box[3], "iscrowd": int(crowd)}
-        if objects.masks is not None:
+        if objects.masks is not None and (objects.outlined is None or objects.outlined[place]):
             run = objects.masks[place]
             entry["area"] = area(run)
             entry["segmentation"] = {"size": list(run["size"]), "counts": counts_text(run)}

@@ -40,7 +40,8 @@ def draw_regions(
     Args:
         image: Image (3, H, W), uint8 or float in 0..1.
         found: A detection target or detections: `boxes` (N, 4) in pixels of the image and `labels` (N,); optionally
-            `scores` (N,), `masks` as tensor (N, H, W) or N run lengths (of any image size), `keypoints` (N, K, 3).
+            `scores` (N,), `masks` as tensor (N, H, W) or N run lengths (of any image size), `keypoints` (N, K, 3),
+            `outlined` (N,), whose false entries mark masks that are not drawn.
         classes: Class names by label.
         longest: Maximum of the longer side of the picture in pixels; None keeps the size of the image.
     """
@@ -51,6 +52,8 @@ def draw_regions(
         return _as_picture(canvas)
     masks = _masks(found.get("masks"), tuple(canvas.shape[-2:]))
     if masks is not None:
+        if found.get("outlined") is not None:
+            masks &= torch.as_tensor(found["outlined"])[:, None, None]
         canvas = draw_segmentation_masks(canvas, _apart(masks), alpha=0.45, colors=list(colors))
         canvas = draw_segmentation_masks(canvas, _apart(_rims(masks)), alpha=0.9, colors=list(colors))
     boxes = torch.as_tensor(found["boxes"]).float().clone()

@@ -299,8 +299,14 @@ class TrainingModule(pl.LightningModule):
 
         Args:
             metrics: Names of the metrics of an evaluation.
+
+        Raises:
+            FishnetError: The evaluation lacks the metric that the settings name.
         """
-        return self.config.best or self.display.primary_of(metrics)
+        best = self.config.best
+        if best is not None and best not in metrics:  # of masks, on a split without outlines
+            raise FishnetError(f"best: the validation split has nothing to compute {best!r} from; choose another")
+        return best or self.display.primary_of(metrics)
 
     def evaluate_split(self, progress: bool = True) -> Evaluation:
         """Evaluate the network on the validation split, over all processes, in the precision of training."""

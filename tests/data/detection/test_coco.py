@@ -72,6 +72,7 @@ def test_samples_hold_boxes_and_masks_without_crowds(tmp_path: Path) -> None:
     triangle, box = first["target"]["masks"]
     assert (triangle[11, 11], triangle[29, 29]) == (1, 0)
     assert box.sum() == box[5:35, 30:60].sum() > 29 * 29
+    assert first["target"]["outlined"].tolist() == [True, False]
     assert empty["target"]["boxes"].shape == (0, 4)
     assert empty["target"]["masks"].shape == (0, 50, 50)
     assert last["target"]["labels"].tolist() == [2]

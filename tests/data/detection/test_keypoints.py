@@ -66,7 +66,7 @@ def test_keypoints_of_files_are_pixels_and_those_of_samples_places(tmp_path: Pat
     mirrored = Flip(1.0, NAMES)(data[0])["target"]
     assert torch.equal(mirrored["keypoints"][:, 0, 0], mirrored["boxes"][:, 2] - 0.5)
     batch = collate([data[0]])["target"][0]
-    assert set(batch) == {"boxes", "labels", "masks", "keypoints", "seed"}
+    assert set(batch) == {"boxes", "labels", "masks", "outlined", "keypoints", "seed"}
     assert torch.equal(batch["keypoints"], written + torch.tensor([0.5, 0.5, 0]))
 
 

@@ -324,3 +324,55 @@ def test_settings_out_of_range(settings: dict[str, Any], message: str) -> None:
         train_pipeline(AugmentConfig(**settings), 96, 160)
     with pytest.raises(UsageError, match="smaller than --size"):
         train_pipeline(AugmentConfig(), 96, 64)
+
+
+def unoutlined(boxes: list[tuple[int, int, int, int]], known: list[bool], **options: Any) -> Any:
+    """Return a sample in which some objects have no outline; their masks are their boxes."""
+    found = sample(boxes, **options)
+    found["target"]["outlined"] = torch.tensor(known, dtype=torch.bool)
+    return found
+
+
+@pytest.mark.parametrize("settings", [
+    {}, {"photometric": True, "iou_crop": True}, {"scale_jitter": (0.3, 2.0)}, {"copy_paste": 1.0, "mosaic": 1.0},
+    {"copy_paste": 1.0},
+], ids=str)  # fmt: skip
+def test_what_has_an_outline_is_known_after_every_transform(settings: dict[str, Any]) -> None:
+    """Objects of the second label have none."""
+    pipeline = train_pipeline(AugmentConfig(**settings), 96, 160)
+    seen = set()
+    for seed in range(12):
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        own = unoutlined(BOXES, [True, False, True])
+        target = pipeline(own, lambda: unoutlined(BOXES, [True, False, True]))["target"]
+        assert target["outlined"].tolist() == (target["labels"] != 1).tolist()
+        assert len(target["outlined"]) == len(target["masks"])
+        seen |= set(target["outlined"].tolist())
+    assert seen == {True, False}
+
+
+def test_objects_without_an_outline_are_not_pasted() -> None:
+    shown = []
+    for seed in range(12):
+        torch.manual_seed(seed)
+        above = unoutlined([(100, 50, 130, 100), (20, 30, 60, 60)], [False, True], first=1)
+        found = CopyPaste(1.0, Flip(0.0))(unoutlined([], []), lambda above=above: above)
+        shown += found["target"]["labels"].tolist()
+    assert set(shown) == {2}
+
+
+def test_the_box_of_an_object_without_an_outline_is_cut_at_the_border_of_a_crop_and_not_at_pixels() -> None:
+    one = unoutlined([(20, 30, 70, 80)], [False])
+    one["target"]["boxes"][0] = torch.tensor([20.4, 30.4, 69.6, 79.6])
+    assert cropped(one, 0, 0, 120, 50)["target"]["boxes"].tolist()[0] == pytest.approx([20.4, 30.4, 50, 79.6])
+    one["target"]["outlined"] = torch.tensor([True])
+    assert cropped(one, 0, 0, 120, 50)["target"]["boxes"].tolist()[0] == [20, 30, 50, 80]
+
+
+def test_a_small_object_without_an_outline_stays() -> None:
+    one = unoutlined([(20, 30, 22, 32)], [False])
+    one["target"]["masks"] = tv_tensors.Mask(torch.zeros(1, 120, 160, dtype=torch.uint8))
+    assert len(sanitize(one)["target"]["labels"]) == 1
+    one["target"]["outlined"] = torch.tensor([True])
+    assert len(sanitize(one)["target"]["labels"]) == 0

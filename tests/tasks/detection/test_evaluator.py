@@ -185,3 +185,42 @@ def test_a_failure_of_the_first_process_ends_all(tmp_path: Path) -> None:
     torch.multiprocessing.start_processes(_evaluate_nothing, (str(tmp_path),), nprocs=2, start_method="fork")
     assert "has no attribute" in (tmp_path / "0.txt").read_text()
     assert (tmp_path / "1.txt").read_text() == (tmp_path / "0.txt").read_text()
+
+
+def without_outlines(real: Path, out: Path, every: int) -> Path:
+    """Write annotations in which every n-th object that is not a crowd has no outline."""
+    document = json.loads(real.read_text("utf-8"))
+    singles = [one for one in document["annotations"] if not one["iscrowd"]]
+    for one in singles[::every]:
+        del one["segmentation"]
+    out.write_text(json.dumps(document))
+    return out
+
+
+def test_masks_are_not_judged_on_objects_without_an_outline(real: Path, tmp_path: Path) -> None:
+    """The truth found again is perfect, whatever mask is predicted inside the box of an object without an outline."""
+    file = read_coco(without_outlines(real, tmp_path / "instances_val.json", 2))
+    whole = read_coco(real)
+    assert file.without_outline > 100
+    found = {}
+    for image in range(len(file)):
+        objects = [index for index in file.objects(image).tolist() if not file.crowd[index]]
+        corners = file.boxes[objects].copy().reshape(-1, 4)
+        corners[:, 2:] += corners[:, :2]
+        masks = [whole.mask(index) for index in objects]
+        found[image] = {"boxes": corners, "labels": file.class_of[objects], "scores": [1.0] * len(objects)}
+        found[image]["masks"] = masks
+    results = {i: coco_results(file, i, one) for i, one in found.items()}
+    evaluation = evaluate_detections(file, results, ("box", "mask"))
+    assert evaluation.metrics["mask_ap"] == pytest.approx(1, abs=2e-3)  # some masks stand out of their box
+    assert evaluation.metrics["mask_ap50"] == pytest.approx(1)
+    # nothing is missed where an object without an outline is not found
+    outlined = {
+        image: {name: [value[place] for place, known in enumerate(kinds) if known] for name, value in one.items()}
+        for image, one in found.items()
+        for kinds in [[file.outlines.kind[i] != 0 for i in file.objects(image).tolist() if not file.crowd[i]]]
+    }
+    results = {i: coco_results(file, i, one) for i, one in outlined.items()}
+    evaluation = evaluate_detections(file, results, ("box", "mask"))
+    assert evaluation.metrics["mask_ap"] == pytest.approx(1)
+    assert evaluation.metrics["box_ap"] < 0.9, "boxes are judged on all objects"

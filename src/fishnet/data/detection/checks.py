@@ -70,7 +70,7 @@ KINDS: dict[str, tuple[Severity, str]] = {
         "images rotated by EXIF whose size does not show whether boxes refer to stored pixels (read upright)",
     ),
     "wrong extension": ("note", "images whose extension names another format"),
-    "no segmentation": ("note", "objects without a segmentation (their box is used as mask)"),
+    "no segmentation": ("note", "objects without a segmentation (their masks are neither learned nor evaluated)"),
     "empty category": ("note", "categories without objects in train"),
     "CMYK": ("note", "CMYK images (converted to RGB when read)"),
     "16-bit": ("note", "16-bit images (scaled to 8 bits when read)"),

@@ -128,6 +128,11 @@ class CocoFile:
         """Number of objects that are not crowds and have no segmentation."""
         return int(((self.outlines.kind == NONE) & ~self.crowd).sum())
 
+    @property
+    def has_outlines(self) -> bool:
+        """Whether any object that is not a crowd has a segmentation."""
+        return bool((self.outlines.kind[~self.crowd] != NONE).any())
+
     def class_counts(self) -> np.ndarray:
         """Return the number of objects per class without crowds, int64 (classes,)."""
         return np.bincount(self.class_of[~self.crowd], minlength=len(self.classes))

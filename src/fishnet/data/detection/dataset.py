@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from fishnet.data import geometry
-from fishnet.data.detection.coco import CocoFile, Fault, annotated_only, load_document, parse_coco, summarize
+from fishnet.data.detection.coco import NONE, CocoFile, Fault, annotated_only, load_document, parse_coco, summarize
 from fishnet.data.detection.types import Batch, Sample, SampleTarget
 from fishnet.data.folders import check_root
 from fishnet.data.geometry import VISIBILITY, plain
@@ -142,6 +142,7 @@ class DetectionDataset(BadImageSkipper, Dataset[Sample]):
         }
         if self.masks:
             target["masks"] = tv_tensors.Mask(self._masks(objects, size))
+            target["outlined"] = torch.from_numpy(self.file.outlines.kind[objects] != NONE)
         if self.keypoints and self.file.keypoints is not None:
             places, visibility = continuous_keypoints(torch.from_numpy(self.file.keypoints[objects]), size)
             target["keypoints"] = tv_tensors.KeyPoints(places, canvas_size=size)
@@ -295,6 +296,8 @@ def _plain_target(target: SampleTarget) -> Target:
         found["annotated"] = target["annotated"]
     if "masks" in target:
         found["masks"] = plain(target["masks"])
+    if "outlined" in target:
+        found["outlined"] = target["outlined"]
     if "keypoints" in target:
         found["keypoints"] = coco_keypoints(plain(target["keypoints"]), target["keypoints_visibility"])
     return found

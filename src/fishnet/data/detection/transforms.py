@@ -30,6 +30,7 @@ from fishnet.data.augmentation import (
     ScaleJitter,
     Step,
     cropped,
+    outlined,
     random_crop,
     sanitize,
     select,
@@ -60,7 +61,10 @@ class IouCrop:
 
 
 class CopyPaste:
-    """Paste some objects of another image using their masks (copy-paste, Ghiasi et al., arXiv 2012.07177)."""
+    """Paste some objects of another image using their masks (copy-paste, Ghiasi et al., arXiv 2012.07177).
+
+    Objects without an outline are not pasted: their boxes would bring background along.
+    """
 
     def __init__(self, probability: float, prepare: Callable[[Sample], Sample]) -> None:
         self.probability, self.prepare = probability, prepare
@@ -76,7 +80,8 @@ class CopyPaste:
         chosen = torch.rand(count) < 0.5
         if not chosen.any():
             chosen[int(torch.randint(count, ()))] = True
-        return _pasted(sample, select(other, chosen))
+        chosen &= outlined(other)
+        return _pasted(sample, select(other, chosen)) if chosen.any() else sample
 
     def __repr__(self) -> str:
         return f"CopyPaste(p={self.probability})"
@@ -173,7 +178,7 @@ class AugmentConfig:
     iou_crop: bool = False
     """Random crops that keep at least one object (SSD)."""
     copy_paste: float = 0.0
-    """Probability of copy-paste from another image; needs masks."""
+    """Probability of copy-paste from another image, of objects with outlines."""
     mosaic: float = 0.0
     """Probability of a mosaic of four images."""
     mix_off_epochs: int = 0

@@ -28,6 +28,8 @@ class SampleTarget(TypedDict):
     """int64 scalar, a function of (seed, epoch, index): seeds the sampling of regions in the loss."""
     masks: NotRequired[Tensor]
     """uint8 (N, H, W)."""
+    outlined: NotRequired[Tensor]
+    """bool (N,): whether the mask of an object is its outline; otherwise it has none, and the mask is its box."""
     keypoints: NotRequired[Tensor]
     """float32 (N, K, 2): continuous x, y."""
     keypoints_visibility: NotRequired[Tensor]

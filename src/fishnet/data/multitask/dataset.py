@@ -129,10 +129,12 @@ class MultitaskDataset(BadImageSkipper, Dataset[Sample]):
             "labels": torch.from_numpy(objects.classes[single]),
         }
         if self.masks:
-            # in a folder of boxes alone, beside one with outlines, the boxes serve as masks
+            # the box of an object without an outline only says where it may be
             runs = objects.masks or [of_box(box, *size) for box in objects.boxes.tolist()]
             chosen = [runs[place] for place in np.flatnonzero(single).tolist()]
             found["masks"] = tv_tensors.Mask(decode(chosen, *size))
+            known = np.full(len(single), objects.masks is not None) if objects.outlined is None else objects.outlined
+            found["outlined"] = torch.from_numpy(known[single])
         if objects.annotated is not None:
             found["annotated"] = annotated_classes(objects.annotated, len(self.split.classes.region))
         return found
@@ -191,7 +193,7 @@ def _by_level(target: geometry.Sample, seed: Tensor) -> SampleTarget:
     if "boxes" in target:
         region = Target(boxes=plain(target["boxes"]), labels=plain(target["labels"]), seed=seed)
         if "masks" in target:
-            region["masks"] = plain(target["masks"])
+            region["masks"], region["outlined"] = plain(target["masks"]), target["outlined"]
         if "annotated" in target:
             region["annotated"] = target["annotated"]
         found["region"] = region

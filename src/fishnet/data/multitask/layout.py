@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from fishnet.data.classification.layouts import list_split, resolve_split
-from fishnet.data.detection.coco import load_document
+from fishnet.data.detection.coco import NONE, load_document
 from fishnet.data.detection.dataset import DetectionDataset, annotation_file, image_folder, open_detection
 from fishnet.data.folders import all_files, check_root, image_files
 from fishnet.data.images import bad_image, read_image
@@ -151,10 +151,16 @@ class MultitaskSplit:
         file = self.regions[number].file
         found = file.objects(place)
         # crowds always have an outline, and a folder without outlines may contain some
-        outlined = file.outlines.kind[~file.crowd].any()
-        masks = [file.mask(int(one)) for one in found] if outlined else None
-        annotated = file.annotated.get(place)
-        return ObjectLabels(file.class_of[found], file.boxes[found].copy(), file.crowd[found], masks, annotated)
+        masks = [file.mask(int(one)) for one in found] if file.has_outlines else None
+        outlined = file.outlines.kind[found] != NONE
+        return ObjectLabels(
+            file.class_of[found],
+            file.boxes[found].copy(),
+            file.crowd[found],
+            masks,
+            None if outlined.all() or masks is None else outlined,
+            file.annotated.get(place),
+        )
 
     def is_panoptic(self, index: int) -> bool:
         """Return whether the labels of an image determine its panoptic map: a label map, and the outlines of objects of

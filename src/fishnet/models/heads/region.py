@@ -196,13 +196,22 @@ class Regions(RoIHeads):
         objects = [index[places] for index, places in zip(matched, positive, strict=True)]
         losses: Means = {}
         if self.has_mask():
-            masks, classes = [t["masks"] for t in targets], [t["labels"] for t in targets]
-            loss = maskrcnn_loss(self.mask_logits(maps, boxes, sizes), boxes, masks, classes, objects)
-            losses["loss_mask"] = Mean(loss, sum(map(len, boxes)))
+            losses["loss_mask"] = self._mask_loss(maps, boxes, objects, sizes, targets)
         if self.has_keypoint():
             points = [t["keypoints"][index] for t, index in zip(targets, objects, strict=True)]
             losses["loss_keypoint"] = keypoint_loss(self.keypoint_logits(maps, boxes, sizes), boxes, points)
         return losses
+
+    def _mask_loss(
+        self, maps: Maps, boxes: list[Tensor], objects: list[Tensor], sizes: list[Size], targets: list[Target]
+    ) -> Mean:
+        """Return the loss of the masks of regions (N, 4) over those whose object (N,) has a known outline."""
+        known = [outlined_of(target)[index] for target, index in zip(targets, objects, strict=True)]
+        boxes = [box[kept] for box, kept in zip(boxes, known, strict=True)]
+        objects = [index[kept] for index, kept in zip(objects, known, strict=True)]
+        masks, classes = [t["masks"] for t in targets], [t["labels"] for t in targets]
+        loss = maskrcnn_loss(self.mask_logits(maps, boxes, sizes), boxes, masks, classes, objects)
+        return Mean(loss, sum(map(len, boxes)))
 
     def detect(self, maps: Maps, regions: list[Tensor], sizes: list[Size]) -> list[Detections]:
         """Return the detections of each image."""
@@ -250,6 +259,12 @@ def without_unknown(logits: Tensor, labels: list[Tensor], targets: list[Target])
     rows = torch.cat([row.expand(len(part), -1) for row, part in zip(unknown, labels, strict=True)])
     hidden = F.pad(rows & (torch.cat(labels) == 0)[:, None], (1, 0))
     return logits.masked_fill(hidden, -torch.inf)
+
+
+def outlined_of(target: Target) -> Tensor:
+    """Return which objects of an image have a known outline, bool (N,)."""
+    found = target.get("outlined")
+    return torch.ones_like(target["labels"], dtype=torch.bool) if found is None else found
 
 
 def objects_of(boxes: list[Tensor], matched: list[Tensor], regions: list[Tensor]) -> list[Tensor]:

@@ -50,6 +50,9 @@ class Target(TypedDict):
     """int64 (N,): class indices from 0, without background."""
     masks: NotRequired[Tensor]
     """uint8 (N, H, W): 1 inside the object."""
+    outlined: NotRequired[Tensor]
+    """bool (N,): whether the outline of an object is known; without it all are. Losses of masks leave out the others,
+    whose entry in `masks` only says where they may be."""
     keypoints: NotRequired[Tensor]
     """float (N, K, 3): x, y, visibility."""
     annotated: NotRequired[Tensor]

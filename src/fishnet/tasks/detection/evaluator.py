@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from fishnet.data.detection.coco import CocoFile
+from fishnet.data.detection.coco import NONE, CocoFile
 from fishnet.data.run_lengths import counts_text
 from fishnet.drawing.display import Display, Score, Section, Table
 from fishnet.errors import FishnetError
@@ -218,6 +218,8 @@ def _mean(values: np.ndarray) -> float | None:
 def ground_truth(file: CocoFile, images: Sequence[int], kind: str) -> Json:
     """Return the ground truth of some images as a COCO document, crowds included; objects are numbered from 1.
 
+    For masks, the boxes of objects without an outline are crowds, so that detections in them are ignored.
+
     COCO's evaluation marks an unmatched detection by 0, so an object with the id 0 would never count as found.
     """
     annotations: list[Json] = []
@@ -233,6 +235,8 @@ def ground_truth(file: CocoFile, images: Sequence[int], kind: str) -> Json:
             }
             if kind == "mask":
                 entry["segmentation"] = file.mask(index)
+                # a detection in the box of an object without an outline is neither right nor wrong, as in a crowd
+                entry["iscrowd"] |= int(file.outlines.kind[index] == NONE)
             if kind == "keypoint":
                 assert file.keypoints is not None
                 points = file.keypoints[index]

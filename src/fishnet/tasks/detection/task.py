@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fishnet.cards import ModelCard
 from fishnet.data.augmentation import eval_pipeline, resized
+from fishnet.data.detection.coco import CocoFile
 from fishnet.data.detection.dataset import DetectionDataset, collate, open_detection
 from fishnet.data.run_lengths import counts_text
 from fishnet.environment import announce
@@ -93,7 +94,11 @@ class DetectionTask:
 
     def evaluator(self, dataset: DetectionDataset, device: torch.device) -> DetectionEvaluator:
         """Return a new evaluator for a split."""
-        return DetectionEvaluator(dataset.file, self.kinds)
+        return DetectionEvaluator(dataset.file, self.kinds_in(dataset.file))
+
+    def kinds_in(self, file: CocoFile) -> tuple[str, ...]:
+        """Return what can be evaluated on a file: without objects with an outline no masks."""
+        return tuple(kind for kind in self.kinds if kind != "mask" or file.has_outlines)
 
     def network_inputs(self, batch: Batch) -> list[Tensor]:
         """Return the images of a batch that could be read."""
@@ -113,14 +118,14 @@ class DetectionTask:
 
     def describe(self, evaluation: DetectionEvaluation) -> list[str]:
         """Return COCO's metrics and a row per class (of more than 20 the worst)."""
-        lines = []
-        for kind in self.kinds:
+        lines, kinds = [], [kind for kind in self.kinds if f"{kind}_ap" in evaluation.metrics]
+        for kind in kinds:
             figures = {n.removeprefix(f"{kind}_"): v for n, v in evaluation.metrics.items() if n.startswith(f"{kind}_")}
             for name, value in figures.items():
                 shown = "        -" if value < 0 else f"{100 * value:7.2f} %"
                 lines.append(f"  {kind} {name.replace('_', ' '):<13}{shown}")
-        names = ["objects"] + [f"{kind}_{name}" for kind in self.kinds for name in ("ap", "ap50")]
-        return lines + class_table(evaluation.per_class, names, f"{self.kinds[-1]}_ap", "objects")
+        names = ["objects"] + [f"{kind}_{name}" for kind in kinds for name in ("ap", "ap50")]
+        return lines + class_table(evaluation.per_class, names, f"{kinds[-1]}_ap", "objects")
 
     def pictures(self, evaluation: DetectionEvaluation) -> Mapping[str, Figure]:
         """Return the precision-recall curves."""

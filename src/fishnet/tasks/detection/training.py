@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +19,7 @@ from fishnet.data.detection.dataset import DetectionDataset, open_detection
 from fishnet.data.detection.transforms import train_pipeline
 from fishnet.data.mirroring import mirror_note
 from fishnet.environment import announce
-from fishnet.errors import FishnetError
+from fishnet.errors import FishnetError, UsageError
 from fishnet.files import Json
 from fishnet.models.build import Architecture
 from fishnet.models.heads.detectors import Detector, RegionPlan
@@ -49,8 +50,10 @@ class DetectionTraining:
         self.kinds = evaluated_kinds(config.detector)
         if "keypoint" in self.kinds and not file.keypoint_names:
             raise FishnetError(f"{file.path} has no keypoints in its categories; choose another --detector")
-        if "mask" in self.kinds and file.without_outline:
-            announce(f"{file.without_outline} objects have no segmentation; their boxes serve as their masks")
+        if "mask" in self.kinds:
+            check_outlines(config.detector, [file])
+        if config.augment.copy_paste and not file.has_outlines:
+            raise UsageError(f"augment.copy_paste: {file.path} has no objects with a segmentation to paste")
         note = mirror_note(file.keypoint_names) if "keypoint" in self.kinds and config.augment.flip else None
         if note:
             announce(note)
@@ -160,6 +163,25 @@ def decide_detector(detector: DetectorChoice, file: CocoFile) -> Detector:
         return "mask_rcnn"
     announce(f"detector faster_rcnn: {objects - outlined:,} of {objects:,} objects have no outline")
     return "faster_rcnn"
+
+
+def check_outlines(detector: str, files: Sequence[CocoFile]) -> None:
+    """Say how many objects have no outline to learn masks from.
+
+    Args:
+        detector: Detector with masks.
+        files: Annotations of the training split.
+
+    Raises:
+        FishnetError: None has one.
+    """
+    if not any(file.has_outlines for file in files):
+        raise FishnetError(
+            f"{files[0].path} has no objects with a segmentation, which {detector} learns masks from; use "
+            f"--detector {'cascade_rcnn' if detector == 'cascade_mask_rcnn' else 'faster_rcnn'}"
+        )
+    if missing := sum(file.without_outline for file in files):
+        announce(f"{missing:,} objects have no segmentation; masks are neither learned from them nor evaluated on them")
 
 
 def repeat_factors(file: CocoFile, threshold: float) -> np.ndarray:

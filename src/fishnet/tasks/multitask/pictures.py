@@ -18,6 +18,7 @@ from fishnet.drawing import style
 from fishnet.drawing.label_maps import background_of, paint_label_map, with_legend
 from fishnet.drawing.panoptic import paint_panoptic
 from fishnet.drawing.regions import class_color, draw_regions, sheet
+from fishnet.files import Json
 from fishnet.tasks.base import Answer
 
 _LINE, _GAP = 22, 4
@@ -113,7 +114,8 @@ def _with_objects(photo: Image.Image, objects: ObjectLabels | None, classes: Lev
     corners = objects.boxes.copy()
     corners[:, 2:] += corners[:, :2]
     corners *= scale
-    found = {"boxes": torch.from_numpy(corners), "labels": objects.classes, "masks": objects.masks}
+    found: Json = {"boxes": torch.from_numpy(corners), "labels": objects.classes, "masks": objects.masks}
+    found["outlined"] = objects.outlined
     return draw_regions(torch.from_numpy(np.array(photo)).permute(2, 0, 1), found, classes.region, None)
 
 
@@ -183,6 +185,8 @@ def of_target(target: SampleTarget) -> ImageLabels:
         one = target["region"]
         masks = encode(one["masks"].cpu() > 0) if "masks" in one else None
         found.objects = as_object_labels(one["boxes"], one["labels"], masks)
+        if "outlined" in one:
+            found.objects.outlined = one["outlined"].cpu().numpy()
     if "pixel" in target:
         found.label_map = target["pixel"].cpu().numpy()
     return found

@@ -32,7 +32,6 @@ from fishnet.tasks.base import Answer, BadImages, Batch, Entry, Runtime
 from fishnet.tasks.classification.evaluator import ClassificationEvaluator
 from fishnet.tasks.classification.task import ClassificationTask
 from fishnet.tasks.detection.detections import Objects, as_objects, in_original_pixels
-from fishnet.tasks.detection.evaluator import DetectionEvaluator
 from fishnet.tasks.detection.options import DetectionOptions
 from fishnet.tasks.detection.task import DetectionTask, Tile
 from fishnet.tasks.detection.task import PreparedImage as PreparedTiles
@@ -146,7 +145,7 @@ class MultitaskTask:
         if self.region is not None:
             if len(split.regions) > 1:
                 raise FishnetError("objects are evaluated against one COCO file, but several were given")
-            found.region = DetectionEvaluator(split.regions[0].file, self.region.kinds)
+            found.region = self.region.evaluator(split.regions[0], device)
         if self.pixel is not None:
             found.pixel = SegmentationEvaluator(self.classes.pixel, split.classes.ignore_index)
         if self.has_panoptic and any(split.is_panoptic(index) for index in range(len(split))):

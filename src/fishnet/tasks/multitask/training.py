@@ -25,7 +25,7 @@ from fishnet.models.heads.pixel import PixelPlan, check_pixel_plan
 from fishnet.models.heads.types import HeadPlan
 from fishnet.models.network import Network
 from fishnet.tasks.base import Batch, TrainOrder
-from fishnet.tasks.detection.training import decide_detector
+from fishnet.tasks.detection.training import check_outlines, decide_detector
 from fishnet.tasks.multitask.options import MultitaskConfig
 from fishnet.tasks.multitask.task import STUFF, MultitaskTask
 from fishnet.tasks.segmentation.options import pixel_plan
@@ -199,4 +199,6 @@ def _decide_detector(config: MultitaskConfig, train: MultitaskSplit, val: Multit
         raise FishnetError(f"objects are evaluated against one file, but val has {named}; put them into one COCO file")
     outlined = max(train.regions, key=lambda data: len(data.file.boxes))
     detector = decide_detector(config.detector, outlined.file)
+    if detector in WITH_MASKS:
+        check_outlines(detector, [data.file for data in train.regions])
     return config if detector == config.detector else replace(config, detector=detector)
