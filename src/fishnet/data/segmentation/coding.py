@@ -58,6 +58,7 @@ class LabelCoding:
         values: Class index by value; None: the values are class indices.
         palette: Color of each class, in files with colors.
         ignored_color: Color of pixels to ignore, in files with colors.
+        stuff: Names of the classes that are stuff in panoptic maps; None: not stated.
     """
 
     classes: list[str]
@@ -65,6 +66,7 @@ class LabelCoding:
     values: dict[int, int] | None = None
     palette: list[Color] | None = None
     ignored_color: Color | None = None
+    stuff: list[str] | None = None
 
     @property
     def ignore_index(self) -> int:
@@ -138,6 +140,8 @@ class LabelCoding:
             document["palette"] = [list(color) for color in self.palette]
         if self.ignored_color is not None:
             document["ignore_color"] = list(self.ignored_color)
+        if self.stuff is not None:
+            document["stuff"] = list(self.stuff)
         return document
 
     @cached_property
@@ -249,7 +253,8 @@ def parse_coding(document: object, name: str) -> LabelCoding:
     """Return the coding that the content of a classes.json describes.
 
     Args:
-        document: List of names, or a dictionary with `classes`, and optionally `ignore_index`, `values` or `palette`.
+        document: List of names, or a dictionary with `classes`, and optionally `ignore_index`, `values`, `palette`,
+            `stuff`.
         name: Name of the file in messages.
 
     Raises:
@@ -280,7 +285,19 @@ def parse_coding(document: object, name: str) -> LabelCoding:
             f"{name}: `ignore_color` {list(ignored_color or ())} is also the color of "
             f"{classes[colors.index(ignored_color or (0, 0, 0))]!r}; every color stands for one thing"
         )
-    return LabelCoding(classes, ignored, values, colors, ignored_color)
+    return LabelCoding(classes, ignored, values, colors, ignored_color, _stuff(document.get("stuff"), classes, name))
+
+
+def _stuff(stuff: object, classes: list[str], name: str) -> list[str] | None:
+    if stuff is None:
+        return None
+    if not isinstance(stuff, list) or not all(isinstance(one, str) for one in stuff):
+        raise FishnetError(f"{name}: `stuff` must be a list of classes, such as [{json.dumps(classes[0])}]")
+    if unknown := [one for one in stuff if one not in classes]:
+        raise FishnetError(
+            f"{name}: `stuff` names {unknown[0]!r}, which is no class.{did_you_mean(unknown[0], classes)}"
+        )
+    return stuff
 
 
 def _classes(listed: object, name: str) -> list[str]:

@@ -51,7 +51,8 @@ class MultitaskConfig(TrainConfig):
     """Minimum fraction of the images of every step with labels of each level; images of a rare level are shown more
     often."""
     stuff: list[str] = field(default_factory=list)
-    """Classes of label maps that are stuff in panoptic maps; empty: those that no object has."""
+    """Classes of label maps that are stuff in panoptic maps; empty: those that classes.json names, else those that no
+    category of objects shares by its name or by where its pixels are."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     pyramid: PyramidConfig = field(default_factory=PyramidConfig)
     heads: HeadsConfig = field(default_factory=HeadsConfig)

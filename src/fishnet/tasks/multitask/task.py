@@ -22,6 +22,7 @@ from fishnet.data.augmentation import resized
 from fishnet.data.levels import LEVELS, ImageLabels, LevelClasses, ObjectLabels
 from fishnet.data.multitask.dataset import MultitaskDataset, collate
 from fishnet.data.multitask.layout import open_multitask
+from fishnet.data.multitask.stuff import shared_by_name
 from fishnet.data.panoptic import Category, PanopticMap
 from fishnet.environment import announce
 from fishnet.errors import FishnetError
@@ -114,7 +115,8 @@ class MultitaskTask:
         """Category id by class index of the label maps, for stuff."""
         names = self.card.details.get(STUFF)
         if names is None:
-            names = [name for name in self.classes.pixel if name not in self.classes.region]
+            same = shared_by_name(self.classes.pixel, self.classes.region)
+            names = [name for name in self.classes.pixel if name not in same]
         chosen = [index for index, name in enumerate(self.classes.pixel) if name in names]
         return {index: len(self.classes.region) + place for place, index in enumerate(chosen, 1)}
 

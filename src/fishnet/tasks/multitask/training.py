@@ -13,6 +13,7 @@ from fishnet.cards import HeadCard, ModelCard
 from fishnet.data.levels import IGNORE, LEVELS, Level
 from fishnet.data.multitask.dataset import MultitaskDataset
 from fishnet.data.multitask.layout import MultitaskSplit, open_multitask
+from fishnet.data.multitask.stuff import decide_stuff, shared_by_name
 from fishnet.data.multitask.transforms import train_pipeline
 from fishnet.data.quotas import Quotas
 from fishnet.environment import announce
@@ -55,6 +56,7 @@ class MultitaskTraining:
         self.classes = train.classes
         self.config = config = _decide_detector(config, train, val)
         self._check()
+        self._stuff = self._decide_stuff(train)
         self.train_data = MultitaskDataset(train.having(config.levels), config.levels, config.bad_images)
         self.val_data = MultitaskDataset(val.having(config.levels), config.levels, config.bad_images)
         self.train_data.seed = config.seed
@@ -74,6 +76,16 @@ class MultitaskTraining:
             if name not in classes.pixel:
                 near = did_you_mean(name, classes.pixel)
                 raise UsageError(f"stuff: label maps have no class {name!r}.{near} Classes: {', '.join(classes.pixel)}")
+
+    def _decide_stuff(self, train: MultitaskSplit) -> list[str]:
+        """Return the classes that are stuff in panoptic maps, and say which if the network predicts such maps."""
+        config, pixel = self.config, self.classes.pixel
+        if config.detector not in WITH_MASKS or not {"region", "pixel"} <= set(config.levels):
+            same = shared_by_name(pixel, self.classes.region if "region" in config.levels else [])
+            return config.stuff or [name for name in pixel if name not in same]
+        found = decide_stuff(train, config.stuff)
+        announce(found.describe(pixel))
+        return found.names
 
     @cached_property
     def task(self) -> MultitaskTask:
@@ -130,8 +142,6 @@ class MultitaskTraining:
             details["region"] = {"category_ids": split.regions[0].file.category_ids.tolist(), "keypoint_names": []}
         if split.pixels:
             details["pixel"] = {CODING: split.pixels[0].coding.to_dict()}
-        objects = self.classes.region if "region" in config.levels else []
-        stuff = config.stuff or [name for name in self.classes.pixel if name not in objects]
         return ModelCard(
             task="multitask",
             architecture=self.architecture(),
@@ -139,7 +149,7 @@ class MultitaskTraining:
             size=config.size,
             preprocess=config.preprocess,
             precision=config.precision,
-            details={"longest": config.longest, STUFF: stuff},
+            details={"longest": config.longest, STUFF: self._stuff},
         )
 
     def losses(self, network: Network, batch: Batch, epoch: int) -> dict[str, Tensor]:
