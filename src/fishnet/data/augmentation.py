@@ -27,6 +27,8 @@ Step = Callable[[Sample], Sample]
 MixingStep = Callable[[Sample, Draw], Sample]
 OBJECT_FIELDS = frozenset({"boxes", "labels", "masks", "outlined", "keypoints", "keypoints" + VISIBILITY})
 """Entries of a target with one value per object; all others belong to the image."""
+CROWD_FIELDS = frozenset({"crowds", "crowd_labels"})
+"""Entries of a target with one value per crowd."""
 _FILL = 114  # gray value of padding, near the mean of natural images
 
 

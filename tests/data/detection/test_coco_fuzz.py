@@ -96,7 +96,9 @@ def load_sample(dataset: DetectionDataset, index: int) -> None:
         target = dataset.sample(index)["target"]
     except BadImageError:
         return
-    assert all(len(value) == len(target["labels"]) for value in target.values())
+    counts = {name: len(value) for name, value in target.items()}
+    assert counts.pop("crowds", 0) == counts.pop("crowd_labels", 0)
+    assert set(counts.values()) == {len(target["labels"])}
     assert bool(target["boxes"].isfinite().all())
 
 

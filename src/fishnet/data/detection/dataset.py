@@ -24,7 +24,7 @@ from fishnet.data.images import MISSING, BadImageSkipper, bad_image, read_image
 from fishnet.data.run_lengths import decode
 from fishnet.data.seeding import sample_seed, sample_words
 from fishnet.errors import FishnetError, did_you_mean
-from fishnet.models.heads.types import Target
+from fishnet.models.heads.types import Size, Target
 
 LAYOUT = "DIR/annotations/instances_<split>.json, with images in DIR/<split>/ or DIR/<split>/images/"
 PIXEL_CENTER = 0.5
@@ -128,18 +128,9 @@ class DetectionDataset(BadImageSkipper, Dataset[Sample]):
     def sample(self, index: int) -> geometry.Sample:
         """Read an image and return it with its target, before the transform; bad images are not replaced."""
         image = self.load(index)
-        objects = self.file.objects(index)
-        objects = objects[~self.file.crowd[objects]]
-        size = image.height, image.width
-        corners = self.file.boxes[objects].copy()
-        corners[:, 2:] += corners[:, :2]
-        boxes = torch.from_numpy(corners).float().reshape(-1, 4)
-        boxes[:, 0::2].clamp_(0, image.width)
-        boxes[:, 1::2].clamp_(0, image.height)
-        target: dict[str, Tensor] = {
-            "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size),
-            "labels": torch.from_numpy(self.file.class_of[objects]),
-        }
+        file, objects, size = self.file, self.file.objects(index), (image.height, image.width)
+        target = boxed(file.boxes[objects], file.class_of[objects], file.crowd[objects], size)
+        objects = objects[~file.crowd[objects]]
         if self.masks:
             target["masks"] = tv_tensors.Mask(self._masks(objects, size))
             target["outlined"] = torch.from_numpy(self.file.outlines.kind[objects] != NONE)
@@ -174,6 +165,29 @@ class DetectionDataset(BadImageSkipper, Dataset[Sample]):
         """Return another sample, chosen by torch's global generator, which is seeded for the current sample."""
         chosen = int(torch.randint(len(self), ()))
         return self.load_good(chosen, len(self), self.sample, self.path)[0]
+
+
+def boxed(boxes: np.ndarray, classes: np.ndarray, crowd: np.ndarray, size: Size) -> dict[str, Tensor]:
+    """Return `boxes` and `labels` of the objects of an image as targets have them, and of crowds, if there are any,
+    `crowds` and `crowd_labels`; boxes are float32 corners inside of the image.
+
+    Args:
+        boxes: x, y, width, height in pixels (N, 4).
+        classes: Class indices (N,).
+        crowd: Whether an object is a crowd, bool (N,).
+        size: Height and width of the image.
+    """
+    corners = boxes.copy()
+    corners[:, 2:] += corners[:, :2]
+    places = torch.from_numpy(corners).float().reshape(-1, 4)
+    places[:, 0::2].clamp_(0, size[1])
+    places[:, 1::2].clamp_(0, size[0])
+    found: dict[str, Tensor] = {}
+    for chosen, name, label in ((~crowd, "boxes", "labels"), (crowd, "crowds", "crowd_labels")):
+        if chosen.any() or name == "boxes":
+            found[name] = tv_tensors.BoundingBoxes(places[chosen], format="XYXY", canvas_size=size)
+            found[label] = torch.from_numpy(classes[chosen])
+    return found
 
 
 def annotated_classes(listed: Sequence[int], classes: int) -> Tensor:
@@ -294,6 +308,8 @@ def _plain_target(target: SampleTarget) -> Target:
     found = Target(boxes=plain(target["boxes"]), labels=plain(target["labels"]), seed=target["seed"])
     if "annotated" in target:
         found["annotated"] = target["annotated"]
+    if "crowds" in target:
+        found["crowds"], found["crowd_labels"] = plain(target["crowds"]), target["crowd_labels"]
     if "masks" in target:
         found["masks"] = plain(target["masks"])
     if "outlined" in target:

@@ -20,6 +20,7 @@ from torchvision.transforms import v2
 from fishnet.config import AT_LEAST_1, NOT_NEGATIVE, PROBABILITY, Rules
 from fishnet.data import geometry
 from fishnet.data.augmentation import (
+    CROWD_FIELDS,
     OBJECT_FIELDS,
     Draw,
     Flip,
@@ -81,7 +82,10 @@ class CopyPaste:
         if not chosen.any():
             chosen[int(torch.randint(count, ()))] = True
         chosen &= outlined(other)
-        return _pasted(sample, select(other, chosen)) if chosen.any() else sample
+        if not chosen.any():
+            return sample
+        other = {**other, "target": {k: v for k, v in other["target"].items() if k not in CROWD_FIELDS}}
+        return _pasted(sample, select(other, chosen))
 
     def __repr__(self) -> str:
         return f"CopyPaste(p={self.probability})"
@@ -254,8 +258,20 @@ def _merged(parts: list[Sample], covers: list[Tensor]) -> Sample:
     known = [target["annotated"] for target in targets if "annotated" in target]
     if known:  # a class is known in the whole picture if it was looked for in every part
         merged["annotated"] = torch.stack(known).all(0)
+    merged |= _all_crowds(targets)
     image = _layered([plain(part["image"]) for part in parts], covers)
     return {**parts[0], "image": tv_tensors.Image(image), "target": merged}
+
+
+def _all_crowds(targets: list[Sample]) -> Sample:
+    """Return the crowds of several targets of the same image size; nothing if there are none."""
+    found: Sample = {}
+    for name in sorted(CROWD_FIELDS):
+        values = [target[name] for target in targets if name in target]
+        if values:
+            joined = torch.cat([plain(value) for value in values])
+            found[name] = tv_tensors.wrap(joined, like=values[0]) if name == "crowds" else joined
+    return found
 
 
 def _layered(layers: list[Tensor], covers: list[Tensor]) -> Tensor:

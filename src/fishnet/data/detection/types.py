@@ -14,7 +14,7 @@ from fishnet.models.heads.types import Size, Target
 
 
 class SampleTarget(TypedDict):
-    """Truth of one image: N objects with boxes, optionally with masks or K keypoints; N may be 0, crowds are left out.
+    """Truth of one image: N objects with boxes, optionally with masks or K keypoints; N may be 0, crowds stand apart.
 
     Coordinates are continuous, see `fishnet.data.geometry`."""
 
@@ -24,6 +24,10 @@ class SampleTarget(TypedDict):
     """int64 (N,): class indices."""
     annotated: NotRequired[Tensor]
     """bool (classes,): which classes were looked for in the image; without it all."""
+    crowds: NotRequired[Tensor]
+    """float32 (M, 4): boxes of the crowds, if there are any."""
+    crowd_labels: NotRequired[Tensor]
+    """int64 (M,): class indices of the crowds."""
     seed: Tensor
     """int64 scalar, a function of (seed, epoch, index): seeds the sampling of regions in the loss."""
     masks: NotRequired[Tensor]

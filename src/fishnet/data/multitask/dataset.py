@@ -14,7 +14,7 @@ from torchvision import tv_tensors
 
 from fishnet.data import geometry
 from fishnet.data.augmentation import resized
-from fishnet.data.detection.dataset import annotated_classes
+from fishnet.data.detection.dataset import annotated_classes, boxed
 from fishnet.data.geometry import plain
 from fishnet.data.images import BadImageSkipper
 from fishnet.data.levels import ImageLabels, Level, ObjectLabels
@@ -117,17 +117,9 @@ class MultitaskDataset(BadImageSkipper, Dataset[Sample]):
         return {"image": pixels, "target": target, "size": size, "index": index}
 
     def _objects(self, objects: ObjectLabels, size: Size) -> geometry.Sample:
-        """Return the objects that are not crowds, with float32 corners inside of the image."""
+        """Return the objects as training takes them."""
         single = ~objects.crowd
-        corners = objects.boxes[single].copy()
-        corners[:, 2:] += corners[:, :2]
-        boxes = torch.from_numpy(corners).float().reshape(-1, 4)
-        boxes[:, 0::2].clamp_(0, size[1])
-        boxes[:, 1::2].clamp_(0, size[0])
-        found: geometry.Sample = {
-            "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size),
-            "labels": torch.from_numpy(objects.classes[single]),
-        }
+        found: geometry.Sample = {**boxed(objects.boxes, objects.classes, objects.crowd, size)}
         if self.masks:
             # the box of an object without an outline only says where it may be
             runs = objects.masks or [of_box(box, *size) for box in objects.boxes.tolist()]
@@ -194,6 +186,8 @@ def _by_level(target: geometry.Sample, seed: Tensor) -> SampleTarget:
         region = Target(boxes=plain(target["boxes"]), labels=plain(target["labels"]), seed=seed)
         if "masks" in target:
             region["masks"], region["outlined"] = plain(target["masks"]), target["outlined"]
+        if "crowds" in target:
+            region["crowds"], region["crowd_labels"] = plain(target["crowds"]), target["crowd_labels"]
         if "annotated" in target:
             region["annotated"] = target["annotated"]
         found["region"] = region

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
 from fishnet.models.heads.types import Size, Target
@@ -76,6 +77,40 @@ class TakeAll:
     def __call__(self, labels: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Return masks of the positive and of the negative regions of each image."""
         return [part >= 1 for part in labels], [part == 0 for part in labels]
+
+
+IN_CROWD = 0.7
+"""A region lies in a crowd if at least this fraction of its area does; Detectron leaves such proposals out."""
+
+
+def inside_crowds(target: Target, boxes: Tensor) -> Tensor:
+    """Return which crowds of an image each box (N, 4) lies in, bool (N, M)."""
+    crowds = target["crowds"].to(boxes) if "crowds" in target else boxes[:0]
+    corner = torch.minimum(boxes[:, None, 2:], crowds[:, 2:])
+    shared = (corner - torch.maximum(boxes[:, None, :2], crowds[:, :2])).clamp(min=0).prod(-1)
+    inside = shared >= IN_CROWD * (boxes[:, 2:] - boxes[:, :2]).prod(-1, keepdim=True)
+    return inside & (crowds[:, 2:] > crowds[:, :2]).all(-1)  # a crop may have left a crowd no area
+
+
+def unlabeled_classes(targets: Sequence[Target], boxes: Sequence[Tensor], classes: int) -> list[Tensor] | None:
+    """Return the classes of which each box may contain objects without a label, bool (N_i, classes) per image: those
+    that were not looked for in the image, and those of crowds that the box lies in. None if there are none.
+
+    Args:
+        targets: Ground truth of each image.
+        boxes: Boxes (N_i, 4) in each image.
+        classes: Number of classes.
+    """
+    unknown = unknown_classes(targets)
+    if unknown is None and not any("crowds" in target for target in targets):
+        return None
+    found = []
+    for place, (target, own) in enumerate(zip(targets, boxes, strict=True)):
+        hidden = torch.zeros(len(own), classes, dtype=torch.bool, device=own.device)
+        if "crowds" in target:
+            hidden = inside_crowds(target, own).float() @ one_hot(target["crowd_labels"], classes).float() > 0
+        found.append(hidden if unknown is None else hidden | unknown[place])
+    return found
 
 
 def unknown_classes(targets: Sequence[Target]) -> Tensor | None:

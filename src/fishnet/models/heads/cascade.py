@@ -68,7 +68,7 @@ class CascadeRegions(Regions):
                 matched, labels = self._assigned(stage, regions, truth, classes)
             logits, deltas = self._stage(stage, maps, regions, sizes)
             wanted = torch.cat(self.coders[stage].encode(objects_of(truth, matched, regions), regions))
-            logits = without_unknown(logits, labels, targets)
+            logits = without_unknown(logits, labels, regions, targets)
             scoring, regression = _box_losses(logits, deltas, torch.cat(labels), wanted)
             count = sum(map(len, labels))
             losses[f"loss_classifier_{stage + 1}"] = Mean(weight * scoring, count)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchvision.models.detection._utils import BoxCoder, BoxLinearCoder, Matcher
 from torchvision.ops import boxes as box_ops
 
-from fishnet.models.heads.boxes import Anchors, unknown_classes
+from fishnet.models.heads.boxes import Anchors, unlabeled_classes
 from fishnet.models.heads.types import Detections, Frame, Maps, Mean, Means, Raw, Size, Target
 
 
@@ -45,11 +45,12 @@ class DenseHead(nn.Module):
         """Return the losses by name."""
         levels = self.anchors.levels(frame.canvas, raw["cls_logits"].device)
         matched = [self.match(levels, target["boxes"]) for target in targets]
-        unknown = unknown_classes(targets)
-        if unknown is not None:  # a logit of -10,000 has neither loss nor gradient where there is no object
-            hidden = unknown[:, None] & (torch.stack(matched) < 0)[..., None]
+        every = [torch.cat(levels)] * len(targets)
+        unlabeled = unlabeled_classes(targets, every, raw["cls_logits"].shape[-1])
+        if unlabeled is not None:  # a logit of -10,000 has neither loss nor gradient where there is no object
+            hidden = torch.stack(unlabeled) & (torch.stack(matched) < 0)[..., None]
             raw = {**raw, "cls_logits": raw["cls_logits"].masked_fill(hidden, -1e4)}
-        return self.tower_losses(raw, [torch.cat(levels)] * len(targets), matched, targets)
+        return self.tower_losses(raw, every, matched, targets)
 
     def match(self, levels: list[Tensor], boxes: Tensor) -> Tensor:
         """Return the index of the object matched to each anchor (A,); negative if there is none."""

@@ -22,7 +22,15 @@ from torchvision.models.detection.roi_heads import (
 )
 from torchvision.models.detection.rpn import RegionProposalNetwork, concat_box_prediction_layers
 
-from fishnet.models.heads.boxes import Anchors, TakeAll, drawn, generator_of, unknown_classes
+from fishnet.models.heads.boxes import (
+    Anchors,
+    TakeAll,
+    drawn,
+    generator_of,
+    inside_crowds,
+    unknown_classes,
+    unlabeled_classes,
+)
 from fishnet.models.heads.roi_align import MultiLevelRoIAlign
 from fishnet.models.heads.types import Detections, Frame, Maps, Mean, Means, Raw, Size, Target
 
@@ -75,6 +83,10 @@ class ProposalNetwork(RegionProposalNetwork):
         unknown = unknown_classes(targets)
         if unknown is not None:  # what looks like background may be an object of a class that was not looked for
             labels = [part.where((part != 0) | ~row.any(), -1) for part, row in zip(labels, unknown, strict=True)]
+        for place, target in enumerate(targets):
+            if "crowds" in target:
+                inside = inside_crowds(target, anchors[place]).any(1)
+                labels[place] = labels[place].where((labels[place] != 0) | ~inside, -1)
         labels = [
             drawn(part, self.DRAWS, POSITIVE_PROPOSALS, generator_of(target, 0))
             for part, target in zip(labels, targets, strict=True)
@@ -154,7 +166,7 @@ class Regions(RoIHeads):
         regions, matched, labels, truth = self.select(regions, targets)
         logits, deltas = self.box_predictor(self.box_head(self.box_roi_pool(maps, regions, sizes)))
         wanted = list(self.box_coder.encode(truth, regions))
-        logits = without_unknown(logits, labels, targets)
+        logits = without_unknown(logits, labels, regions, targets)
         scoring, regression = fastrcnn_loss(logits, deltas, labels, wanted)
         count = sum(map(len, labels))
         losses = {"loss_classifier": Mean(scoring, count), "loss_box_reg": Mean(regression, count)}
@@ -245,19 +257,20 @@ class Regions(RoIHeads):
         return self.keypoint_predictor(self.keypoint_head(self.keypoint_roi_pool(maps, boxes, sizes))).float()
 
 
-def without_unknown(logits: Tensor, labels: list[Tensor], targets: list[Target]) -> Tensor:
-    """Return class logits in which background regions do not speak against classes that were not looked for.
+def without_unknown(logits: Tensor, labels: list[Tensor], regions: list[Tensor], targets: list[Target]) -> Tensor:
+    """Return class logits in which background regions do not speak against classes that were not looked for, or that
+    have a crowd there.
 
     Args:
         logits: Logits (N, classes + 1) of the regions of all images.
         labels: Labels (N_i,) of the regions of each image; 0 is the background.
+        regions: Regions (N_i, 4) of each image.
         targets: Ground truth of each image.
     """
-    unknown = unknown_classes(targets)
-    if unknown is None:
+    unlabeled = unlabeled_classes(targets, regions, logits.shape[1] - 1)
+    if unlabeled is None:
         return logits
-    rows = torch.cat([row.expand(len(part), -1) for row, part in zip(unknown, labels, strict=True)])
-    hidden = F.pad(rows & (torch.cat(labels) == 0)[:, None], (1, 0))
+    hidden = F.pad(torch.cat(unlabeled) & (torch.cat(labels) == 0)[:, None], (1, 0))
     return logits.masked_fill(hidden, -torch.inf)
 
 

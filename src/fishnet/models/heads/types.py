@@ -58,6 +58,11 @@ class Target(TypedDict):
     annotated: NotRequired[Tensor]
     """bool (classes,): which classes were looked for in the image; without it all. Losses do not count the others as
     absent."""
+    crowds: NotRequired[Tensor]
+    """float (M, 4): boxes of crowds, in which objects of a class are not annotated one by one. Losses do not count what
+    lies in them as background."""
+    crowd_labels: NotRequired[Tensor]
+    """int64 (M,): class indices of the crowds."""
     seed: NotRequired[Tensor]
     """int64 scalar: seed of the sampling of regions for the losses; without it torch's global generator is used."""
 
