@@ -65,8 +65,11 @@ class ImageHead(nn.Module):
             targets = targets * (1 - smooth) + smooth / 2
             return {"loss": Mean(F.binary_cross_entropy_with_logits(logits, targets, weight=weights), len(targets))}
         loss = F.cross_entropy(logits, targets, weight=weights, label_smoothing=smooth)
-        # PyTorch divides by the sum of the weights of the targets if these are class indices
-        count = len(targets) if weights is None or targets.ndim > 1 else weights[targets].sum()
+        if weights is None or targets.ndim > 1:
+            return {"loss": Mean(loss, len(targets))}
+        # PyTorch divides by the sum of the weights of the targets. In units of the smallest weight it is at least 1, as
+        # a number of items is: processes are balanced by it, and a smaller one would count as none.
+        count = weights[targets].sum() / weights[weights > 0].min()
         return {"loss": Mean(loss, count)}
 
     def decode(self, raw: Raw, frame: Frame) -> list[Tensor]:

@@ -34,7 +34,7 @@ class Mean(NamedTuple):
     value: Tensor
     """Sum over the items of this process, divided by their number or 1: a scalar."""
     items: int | Tensor
-    """Number of items in this process."""
+    """Number of items in this process; at least 1 if there are any."""
 
 
 Means = dict[str, Mean]
