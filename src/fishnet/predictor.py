@@ -43,6 +43,7 @@ class Predictor:
             of the longer side is scaled with it.
         runtime: Inference backend.
         compile: Compile the network with torch.compile at its first batch, and print how long that took.
+        precision: Arithmetic: fp32, bf16, fp16, or auto for that of the validation during training.
         options: Prediction options of the task: `top` and `threshold` of a classifier, `score`, `max_detections`,
             `tile` and `overlap` of a detector.
 
@@ -61,10 +62,11 @@ class Predictor:
         size: int | None = None,
         runtime: RuntimeName = "torch",
         compile: bool = False,
+        precision: str = "fp32",
         **options: Any,
     ) -> None:
         self.runtime, self.card = load_runtime(
-            source, runtime, device, task=task, model=model, classes=classes, size=size, compile=compile
+            source, runtime, device, precision, task=task, model=model, classes=classes, size=size, compile=compile
         )
         self.task = make_task(self.card, **options)
 

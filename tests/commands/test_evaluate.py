@@ -17,6 +17,7 @@ from PIL import Image
 from torch import nn
 
 from fishnet.commands.evaluate import evaluate, summary
+from fishnet.commands.predict import predict
 from fishnet.config import PreprocessConfig
 from fishnet.errors import FishnetError, UsageError
 from fishnet.models import create_model
@@ -222,13 +223,28 @@ def test_multi_label(judged: Judged, tmp_path: Path, capsys: pytest.CaptureFixtu
         evaluate(single, str(data), **QUICK)
 
 
-def test_reduced_precision_is_what_the_model_was_validated_with(judged: Judged, tmp_path: Path) -> None:
+def test_reduced_precision_is_what_the_model_was_validated_with(
+    judged: Judged, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = write_run(tmp_path / "run", judged.network, judged.classes, precision="bf16")
     reduced = evaluate(run, str(judged.data), **QUICK).metrics
     assert reduced == evaluate(run, str(judged.data), precision="bf16", **QUICK).metrics
     full = evaluate(run, str(judged.data), precision="fp32", **QUICK).metrics
     assert reduced["loss"] != full["loss"]
     assert reduced["loss"] == pytest.approx(full["loss"], rel=0.05)
+    shown = [line for line in capsys.readouterr().out.splitlines() if " images" in line and " on val of " in line]
+    assert [" in bf16: " in line for line in shown] == [True, True, False]
+    # the files say which, and predictions can be made in the same
+    found = evaluate(run, str(judged.data), **{**QUICK, "out": str(tmp_path / "e")})
+    assert found.document["precision"] == "bf16"
+    photo = str(sorted((judged.data / "val").rglob("*.jpg"))[0])
+    scores = {}
+    for precision in ("fp32", "auto", "bf16"):
+        made = predict(run, [photo], str(tmp_path / precision), workers=0, device="cpu", precision=precision)
+        document = json.loads((tmp_path / precision / "results.json").read_text("utf-8"))
+        assert document["precision"] == ("fp32" if precision == "fp32" else "bf16")
+        scores[precision] = made.images[0]["predictions"][0]["score"]
+    assert scores["auto"] == scores["bf16"] != scores["fp32"]
 
 
 def test_a_finished_run_is_judged_as_training_logged_it(judged: Judged, tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def evaluate(
         device: auto, cpu, cuda, cuda:1, ...
         batch_size: Images per forward pass; the default depends on the task.
         workers: Worker processes that load images.
-        precision: Arithmetic; auto uses that of the validation during training.
+        precision: Arithmetic; auto uses that of the validation during training. Predictions are in fp32 by default.
         bad_images: stop at an unreadable image, or skip and list it.
         size: Input size in pixels instead of that of the model; for a detector it is the shorter side.
         task: Task of a weights file that does not describe its network.
@@ -95,8 +95,8 @@ def evaluate(
     reports: list[EvaluationReport] = []
     for folder, dataset, name in zip(folders, datasets, _names(folders), strict=True):
         evaluation, documents, bad = _evaluate(kind, runner, where, dataset, images, workers)
-        document = _document(run, folder, split, evaluation, bad, card, options)
-        print(summary(kind, evaluation, f"{card.model} on {split} of {folder}", bad))
+        document = _document(run, folder, split, evaluation, bad, card, options, runner)
+        print(summary(kind, evaluation, _title(card.model, document), bad))
         target = _with_name(Path(json), name) if json else place and RunFolder(place).evaluation_json(split + name)
         pictures = _write(kind, evaluation, {target: document}, documents, place, split + name)
         reports.append(EvaluationReport(document, evaluation, target, pictures, bad))
@@ -121,12 +121,22 @@ def _document(
     bad: list[str],
     card: ModelCard,
     options: Mapping[str, object],
+    runner: Runtime,
 ) -> Json:
     """Return the content of the JSON file."""
+    from fishnet.tasks.base import precision_of
+
     about = {"format_version": FORMAT_VERSION, "source": str(run), "data": str(data), "split": split}
+    about["precision"] = precision_of(runner)
     found = about | evaluation.to_dict() | _epoch(RunFolder(Path(run)))
     found |= {"options": dict(options)} if options else {}
     return found | {"bad_images": bad, "card": card.to_dict()}
+
+
+def _title(model: str, document: Json) -> str:
+    """Return what was evaluated, from the name of the model and the content of the JSON file."""
+    half = f" in {document['precision']}" if document["precision"] in ("bf16", "fp16") else ""
+    return f"{model} on {document['split']} of {document['data']}{half}"
 
 
 def _data_of(run: str) -> str:

@@ -30,14 +30,14 @@ def predict(
     runtime: Literal["torch"] = "torch",
     compile: bool = False,
     insides: bool = False,
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32",
     **options: Any,
 ) -> Prediction:
     """Predict on images and videos; writes results.json and pictures.
 
     Args:
         run: Run folder or weights file.
-        inputs: Images, videos, folders (searched for images, with their subfolders), quoted patterns such as
-            "photos/**/*.jpg", or - for paths of images on standard input, one per line.
+        inputs: Images, videos, folders of images, quoted patterns such as "photos/**/*.jpg", or - for paths on stdin.
         out: Folder to write results.json, the pictures and the files of videos to.
         device: auto, cpu, cuda, cuda:1, ...
         batch_size: Images per forward pass; the default depends on the task.
@@ -52,24 +52,24 @@ def predict(
         classes: Text file with a class name per line, for a weights file without class names.
         runtime: Inference backend.
         compile: Compile the network with torch.compile at its first batch, which takes minutes.
+        precision: Arithmetic; auto uses that of the validation during training, as `fishnet evaluate` does.
         insides: Also draw what the layers of the network compute for each image, in OUT/insides.
         options: Prediction options of the task, such as `top` or `score`; see `fishnet predict --help`.
 
     Raises:
-        FishnetError: An input cannot be used; results.json has what was predicted before.
-        Interrupted: A signal stopped the command, likewise.
+        FishnetError: An input cannot be used; results.json has what was done, also where a signal raises Interrupted.
     """
     given = {**locals(), **options}
     from fishnet.prediction.images import Loading
-    from fishnet.prediction.inputs import find_inputs
     from fishnet.prediction.session import Session, command_line
     from fishnet.predictor import Predictor
 
     check_loading(batch_size, workers, every)
     with Session(Path(out), partial(command_line, predict, given), overwrite) as session:
-        found = find_inputs(inputs, leave_out=Path(out))
-        session.start()
-        predictor = Predictor(run, device, task, model, read_names(classes), size, runtime, compile, **options)
+        found = session.start(inputs)
+        predictor = Predictor(
+            run, device, task, model, read_names(classes), size, runtime, compile, precision, **options
+        )
         loading = Loading(batch_size or predictor.batch_size, workers, bad_images == "stop", pictures, insides)
         return session.predict(predictor, found, loading, every)
 

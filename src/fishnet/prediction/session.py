@@ -17,13 +17,13 @@ from fishnet.errors import FishnetError, Interrupted, UsageError
 from fishnet.files import Json, atomic_write
 from fishnet.prediction.frames import predict_video, video_jobs
 from fishnet.prediction.images import Inbox, Loading, predict_images
-from fishnet.prediction.inputs import STANDARD_INPUT, Inputs, has_whole_list, listed_paths
+from fishnet.prediction.inputs import STANDARD_INPUT, Inputs, find_inputs, has_whole_list, listed_paths
 from fishnet.prediction.overlap import Stopped, stop_signals
 from fishnet.prediction.results import FILES, Results
 from fishnet.prediction.video import BadVideoError, require_video_support
 from fishnet.predictor import Predictor
 from fishnet.signatures import Function, function_options
-from fishnet.tasks.base import Entry, Painter
+from fishnet.tasks.base import Entry, Painter, precision_of
 
 if TYPE_CHECKING:
     from fishnet.report.insides import InsidePictures
@@ -81,9 +81,18 @@ class Session:
     def __exit__(self, *error: object) -> None:
         self.results.discard()
 
-    def start(self) -> None:
-        """Create the output folder, before any work is done."""
+    def start(self, inputs: list[str]) -> Inputs:
+        """Find the inputs, and create the output folder before any work is done.
+
+        Args:
+            inputs: Files, folders, patterns, or - for standard input.
+
+        Raises:
+            FishnetError: There are none.
+        """
+        found = find_inputs(inputs, leave_out=self.results.folder)
         self.results.start()
+        return found
 
     def predict(self, predictor: Predictor, inputs: Inputs, loading: Loading, every: int) -> Prediction:
         """Predict on all inputs.
@@ -174,7 +183,8 @@ class Session:
 
     def _finish(self, complete: bool) -> None:
         card = self.predictor.card
-        head = {"task": card.task, "model": card.model, "classes": card.classes} | self.predictor.task.about
+        head: Json = {"task": card.task, "model": card.model, "classes": card.classes}
+        head |= {"precision": precision_of(self.predictor.runtime), **self.predictor.task.about}
         made = {self.results.folder / one[name] for one in self.results.videos for name in FILES if name in one}
         for old in self.earlier - made - set(self._written):
             old.unlink(missing_ok=True)

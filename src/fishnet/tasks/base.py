@@ -85,6 +85,11 @@ class TorchRuntime:
             return self.network([image.to(self.device, non_blocking=True) for image in images])
 
 
+def precision_of(runtime: Runtime) -> str | None:
+    """Return the arithmetic of a runtime: fp32, bf16 or fp16; None if it does not say."""
+    return runtime.precision if isinstance(runtime, TorchRuntime) else None
+
+
 @contextmanager
 def evaluation_mode(network: nn.Module) -> Iterator[None]:
     """Set a network to eval mode; every module gets its own mode back afterwards."""
