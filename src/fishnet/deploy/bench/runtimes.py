@@ -67,8 +67,8 @@ class Runtime:
     cuda: bool = False
     """Whether it runs on GPUs."""
     counts: bool = True
-    """Whether plain convolutions in it tell what the machine can do: it does every multiply-add that is counted, and is
-    no other runtime in disguise."""
+    """Whether plain convolutions in it tell what the machine can do: it does every multiply-add that is counted, by
+    kernels that no other runtime with this mark has."""
 
     def has(self, precision: str, train: bool, device: str) -> bool:
         """Whether it runs networks in a precision, or trains them, on a device."""
@@ -183,10 +183,10 @@ def _open_onnxruntime(job: Job) -> Opened:
 
 FLOATS = frozenset({"fp32", "bf16", "fp16"})
 RUNTIMES: dict[str, Runtime] = {
-    "eager": Runtime(lambda job: _open_torch(job, channels_last=False), FLOATS, trains=True, cuda=True),
+    "eager": Runtime(lambda job: _open_torch(job, channels_last=False), FLOATS, trains=True, cuda=True, counts=False),
     "channels_last": Runtime(_open_torch, FLOATS, trains=True, cuda=True),
     "fused": Runtime(lambda job: _open_torch(job, fused=True), FLOATS, cuda=True, counts=False),
-    "compile": Runtime(lambda job: _open_torch(job, compiled=True), FLOATS, trains=True, cuda=True),
+    "compile": Runtime(lambda job: _open_torch(job, compiled=True), FLOATS, trains=True, cuda=True, counts=False),
     "onnxruntime": Runtime(_open_onnxruntime, frozenset({"fp32"}), "onnxruntime"),
     "openvino": Runtime(_open_openvino, frozenset({"fp32", "bf16", "int8"}), "openvino"),
     "openvino_fused": Runtime(
