@@ -190,5 +190,5 @@ def _measure_speeds(runs: Sequence[Run], size: int) -> dict[str, Json]:
     with tempfile.TemporaryDirectory(prefix="fishnet_compare_") as folder:
         say = Measurement(folder, cores, results.rounds, None, lambda text: None)
         results.rows += say.measure(list(first.values()))
-    rows = {row["model"]: row for row in results.to_json(True)["rows"]}
-    return {label: rows[case.model] for label, case in first.items()}
+    rows = {row.pop("model"): row for row in results.to_json(True)["rows"]}
+    return {label: {**rows[case.model], "label": label} for label, case in first.items()}

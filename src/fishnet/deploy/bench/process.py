@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -65,7 +66,8 @@ class Process:
 
     def close(self) -> None:
         """End it."""
-        self._process.kill()
+        with suppress(ProcessLookupError):  # also a conversion that it waits for
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout, self._log):
             with suppress(OSError):

@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
-import numpy as np
-
 from fishnet.deploy.bench.cases import Case
 from fishnet.deploy.bench.peak import PEAK
 from fishnet.deploy.bench.process import Process, RowFailed
@@ -132,15 +130,16 @@ class _Turns:
 
 
 def peak_rate(rows: Sequence[Row], precision: str) -> tuple[float, str] | None:
-    """Return the largest median of multiply-adds per second at a precision, and where it was measured; None if nothing
-    was.
+    """Return the largest multiply-adds per second of any turn at a precision, and where; None if nothing was measured.
+
+    It is not a median: a turn that other work slowed says nothing about what the machine can do.
 
     Args:
         rows: Rows of what the machine can do, by any runtime.
         precision: Precision of the multiply-adds.
     """
     rates = [
-        (float(np.median(found)), f"{name}, {row.case.runtime}")
+        (max(found), f"{name}, {row.case.runtime}")
         for row in rows
         for name, found in row.shapes.items()
         if row.case.precision == precision and found
