@@ -48,10 +48,11 @@ def _bars(axes: Axes, rows: list[Json]) -> None:
     for place, row in enumerate(rows):
         ratio = f", {row['ratio']:.2f}x" if "ratio" in row else ""
         axes.annotate(
-            f"{speeds[place]:.3g}{ratio}", (speeds[place] + errors[place], place), (4, 0),
+            f"{speeds[place]:,.{0 if speeds[place] >= 100 else 1}f}{ratio}", (speeds[place] + errors[place], place), (4, 0),
             textcoords="offset points", va="center", fontsize=8,
         )  # fmt: skip
     axes.margins(x=0.15)
+    axes.set_xlim(left=0)
 
 
 def _lines(axes: Axes, content: Json, rows: list[Json], value: str, title: str) -> None:
