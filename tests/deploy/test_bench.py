@@ -67,7 +67,7 @@ def test_unknown_names_are_refused(plan: Plan, message: str) -> None:
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(FishnetError, match=r"openvino needs openvino: pip install 'fishnet-vision\[export\]'"):
+    with pytest.raises(FishnetError, match=r"openvino needs openvino: pip install 'fishnet-vision\[deploy\]'"):
         check_runtime("openvino")
 
 

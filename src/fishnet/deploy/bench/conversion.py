@@ -85,7 +85,7 @@ def quantize(model: object, images: Iterable[Tensor]) -> object:
     try:
         import nncf
     except ImportError:
-        raise FishnetError("int8 needs nncf: pip install 'fishnet-vision[export]'") from None
+        raise FishnetError("int8 needs nncf: pip install 'fishnet-vision[deploy]'") from None
     nncf.set_log_level(40)
     batches = [batch.numpy() for batch in images]
     return nncf.quantize(model, nncf.Dataset(batches), subset_size=len(batches), preset=nncf.QuantizationPreset.MIXED)

@@ -47,8 +47,9 @@ def _bars(axes: Axes, rows: list[Json]) -> None:
     axes.set_xlabel("images per second; the lines are half the distance between the quartiles")
     for place, row in enumerate(rows):
         ratio = f", {row['ratio']:.2f}x" if "ratio" in row else ""
+        digits = 0 if speeds[place] >= 100 else 1
         axes.annotate(
-            f"{speeds[place]:,.{0 if speeds[place] >= 100 else 1}f}{ratio}", (speeds[place] + errors[place], place), (4, 0),
+            f"{speeds[place]:,.{digits}f}{ratio}", (speeds[place] + errors[place], place), (4, 0),
             textcoords="offset points", va="center", fontsize=8,
         )  # fmt: skip
     axes.margins(x=0.15)

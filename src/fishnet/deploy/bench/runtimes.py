@@ -62,7 +62,7 @@ class Runtime:
     open: Callable[[Job], Opened]
     precisions: frozenset[str]
     needs: str = ""
-    """Package that it needs, of the extra `export`."""
+    """Package that it needs, of the extra `deploy`."""
     trains: bool = False
     cuda: bool = False
     """Whether it runs on GPUs."""
@@ -82,7 +82,7 @@ def check_runtime(name: str) -> None:
         raise UsageError(f"unknown runtime {name!r}.{did_you_mean(name, RUNTIMES)} Runtimes: {', '.join(RUNTIMES)}")
     needs = RUNTIMES[name].needs
     if needs and importlib.util.find_spec(needs) is None:
-        raise FishnetError(f"the runtime {name} needs {needs}: pip install 'fishnet-vision[export]'")
+        raise FishnetError(f"the runtime {name} needs {needs}: pip install 'fishnet-vision[deploy]'")
 
 
 def _open_torch(job: Job, channels_last: bool = True, fused: bool = False, compiled: bool = False) -> Opened:
