@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow test-lowest lint docs format timm-conformance figures tables trunks pictures results clean
+.PHONY: demo test test-slow test-lowest lint docs format timm-conformance figures tables trunks pictures results performance clean
 
 $(VENV)/.user: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "no Python >= 3.11 found; name one: make PYTHON=/path/to/python3"; exit 2; }
@@ -64,6 +64,9 @@ pictures: $(VENV)/.user  ## the pictures of README.md, from a demo
 
 results: $(VENV)/.developer  ## docs/results.md from what the benchmarks recorded
 	$(BIN)/python docs/make_results.py
+
+performance: $(VENV)/.developer  ## docs/performance.md from what benchmarks/performance.py and shrunk.py measured
+	$(BIN)/python docs/make_performance.py
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

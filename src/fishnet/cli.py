@@ -49,6 +49,14 @@ COMMANDS = {
     "predict": Command(
         "predict", "predict on images, folders, patterns and videos", {"run": None, "inputs": "+"}, "answer_options"
     ),
+    "bench": Command("bench", "measure how fast models run, side by side", {"models": "+"}),
+    "compare": Command(
+        "compare",
+        "train several models and seeds by one recipe, side by side",
+        {"task": None},
+        "compare_settings",
+        "--data DIR",
+    ),
     "convert": Command("convert", "read any known checkpoint and write another layout", {"source": None, "dest": None}),
     "data check": Command(
         "data_check", "find problems of a data set", {"task": None, "directory": "+"}, "check_options"

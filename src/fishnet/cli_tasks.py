@@ -59,9 +59,11 @@ class Settings(Extension):
 
     def groups(self) -> list[Group]:
         """Return the settings in groups, common ones first."""
-        options = {option.name: option for option in class_options(self.source)}
+        options = {option.name: option for option in class_options(self.source) if option.name not in self.skip}
         shared = {name for names in SETTING_GROUPS.values() for name in names}
-        first, *others = [Group(title, [options[n] for n in names]) for title, names in SETTING_GROUPS.items()]
+        first, *others = [
+            Group(title, [options[n] for n in names if n in options]) for title, names in SETTING_GROUPS.items()
+        ]
         own = [option for name, option in options.items() if name not in shared]
         return [first, Group(f"Settings of {self.task}", own), *others, *class_groups(self.source)]
 
@@ -176,6 +178,16 @@ def _settings(kind: TaskKind) -> Extension:
 def train_settings(arguments: Sequence[str], hints: Hints) -> Iterator[Extension]:
     """Yield the settings of the task that is trained."""
     yield _settings(get_task(task_argument(arguments, {**of_every_task(_settings), **hints})))
+
+
+_OF_A_COMPARISON = frozenset({"data", "model", "out", "seed"})
+"""Settings that a comparison sets for each of its runs, or has as options of its own."""
+
+
+def compare_settings(arguments: Sequence[str], hints: Hints) -> Iterator[Extension]:
+    """Yield the settings of the task that is compared on, but those that differ between the runs."""
+    kind = get_task(task_argument(arguments, {**of_every_task(_settings), **hints}))
+    yield Settings(kind.name, kind.config, _OF_A_COMPARISON)
 
 
 def _check(kind: TaskKind) -> Extension | None:

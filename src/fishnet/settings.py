@@ -13,6 +13,7 @@ import yaml
 from fishnet.config import TrainConfig
 from fishnet.errors import FishnetError, UsageError
 from fishnet.files import atomic_write
+from fishnet.models.config import VARIANTS, FishConfig
 from fishnet.models.create import PUBLISHED, published_weights
 from fishnet.preprocessing import model_of_weights, preprocessing_of_weights
 from fishnet.recipes import TASK_KEY, list_recipes, parse_settings, read_recipe
@@ -51,6 +52,7 @@ def resolve(kind: TaskKind, recipe: str | None, settings: Settings, base: Tree |
     if recipe and base:
         chosen = read_recipe(kind, recipe, {**base, **chosen, **settings})
     named, own = (chosen, {}) if recipe in list_recipes(kind) else ({}, chosen)
+    named = _without_fish_options(named, str(settings.get("model") or named.get("model") or ""))
     tree = merge(base or {}, named, own, settings)
     if base is None or recipe is not None:
         prepared = {"preprocess": weights_preprocessing(kind.config, tree)}
@@ -66,6 +68,15 @@ def resolve(kind: TaskKind, recipe: str | None, settings: Settings, base: Tree |
             check_values(build_config(kind.config, chosen, recipe), recipe)
         raise
     return config
+
+
+def _without_fish_options(recipe: Tree, model: str) -> Tree:
+    """Return a built-in recipe for a model: its options of a FishNet, such as the stem's stride, are not another's."""
+    if not model or model.partition(".")[0] in VARIANTS or "model_option" not in recipe:
+        return recipe
+    own = {field.name for field in dataclasses.fields(FishConfig)} - {"drop_path_rate"}
+    kept = {name: value for name, value in recipe["model_option"].items() if name not in own}
+    return {**recipe, "model_option": kept}
 
 
 def _model_and_weights(tree: Settings) -> tuple[str, str | None]:

@@ -62,6 +62,8 @@ def info(
         document = {"size": size, "models": family(size)}
         print(json_text(document) if json else _family_text(document))
         return Info(document)
+    from fishnet.models.specs import parse_specs
+
     options = dict(model_option or {})
     network = _build(model, weights, options)
     document = {"model": model, "model_option": options, **describe(network, size)}
@@ -69,7 +71,8 @@ def info(
         _draw_figure(network, model, Path(figure))
         document["figure"] = str(figure)
     if gradient_flow is not None:
-        others = [(label, _build(name, None, keywords)) for label, name, keywords in _parse_compare(compare or "")]
+        specs = parse_specs(compare or "", "--compare")
+        others = [(spec.label, _build(spec.name, None, spec.options)) for spec in specs]
         label = " ".join([model, *(f"{key}={value}" for key, value in options.items())])
         flows = _draw_gradient_flow([(label, network), *others], size, Path(gradient_flow))
         document["gradient_flow"] = [_flow_document(flow) for flow in flows]
@@ -275,23 +278,6 @@ def _draw_figure(network: nn.Module, name: str, path: Path) -> None:
     from fishnet.report.architecture import draw_fish
 
     save_figure(draw_fish(network, name), path, dpi=130)
-
-
-def _parse_compare(compare: str) -> list[tuple[str, str, Json]]:
-    """Return (label, name, options) of models written as NAME or NAME:KEY=VALUE:..., separated by commas."""
-    import yaml
-
-    found = []
-    for entry in filter(None, map(str.strip, compare.split(","))):
-        name, *settings = entry.split(":")
-        options = {}
-        for setting in settings:
-            key, equals, value = setting.partition("=")
-            if not (key and equals and value):
-                raise UsageError(f"--compare {entry}: options are written NAME:KEY=VALUE, not {setting!r}")
-            options[key] = yaml.safe_load(value)
-        found.append((" ".join([name, *settings]), name, options))
-    return found
 
 
 def _draw_gradient_flow(networks: Sequence[tuple[str, nn.Module]], size: int, path: Path) -> list[GradientFlow]:

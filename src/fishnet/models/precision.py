@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def cpu_flags() -> frozenset[str]:
+    """Return the instruction sets of the processor by the names of Linux; empty on other systems."""
+    try:
+        text = Path("/proc/cpuinfo").read_text("utf-8")
+    except OSError:
+        return frozenset()
+    lines = text.splitlines()
+    return frozenset(next((line for line in lines if line.startswith(("flags", "Features"))), "").split())
+
+
+def has_bf16() -> bool:
+    """Whether the processor has bf16 instructions (AVX-512 bf16, AMX, or those of Arm)."""
+    return bool({"avx512_bf16", "amx_bf16", "bf16"} & cpu_flags())
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:

@@ -14,6 +14,7 @@ from fishnet.config import TrainConfig
 from fishnet.environment import announce, is_main_process
 from fishnet.errors import UsageError
 from fishnet.files import atomic_path
+from fishnet.models.precision import has_bf16
 from fishnet.runs import RunFolder
 from fishnet.training.loggers import check_loggers, make_loggers
 from fishnet.training.optimizer import Checkpoint
@@ -47,16 +48,6 @@ class SafeCheckpointIO(CheckpointIO):
 def runs_on_cpu(config: TrainConfig) -> bool:
     """Whether the settings select the CPU of this machine."""
     return config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available())
-
-
-def has_bf16() -> bool:
-    """Whether the processor has bf16 instructions (AVX-512 bf16, AMX, or those of Arm)."""
-    try:
-        text = Path("/proc/cpuinfo").read_text("utf-8")
-    except OSError:
-        return False
-    flags = next((line for line in text.splitlines() if line.startswith(("flags", "Features"))), "").split()
-    return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags))
 
 
 def decide_precision(config: TrainConfig) -> TrainConfig:

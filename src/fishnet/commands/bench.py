@@ -1,0 +1,204 @@
+"""`fishnet bench`: how fast models run on this machine, in which runtime."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from fishnet.errors import UsageError
+from fishnet.files import Json, write_json
+
+if TYPE_CHECKING:
+    from fishnet.deploy.bench.cases import Case, Plan
+    from fishnet.deploy.bench.results import Results, Sweep
+
+SWEPT = {"size": (224, 288, 352, 416, 512), "batch": (1, 2, 4, 8, 16)}
+"""Values of a sweep if none are given."""
+
+
+@dataclass
+class Bench:
+    """Result of `bench`; `document` is what `--json` writes."""
+
+    document: Json
+    exit_code: int = 0
+
+
+def bench(
+    models: list[str],
+    batch_size: list[int] | None = None,
+    size: list[int] | None = None,
+    precision: list[str] | None = None,
+    runtime: list[str] | None = None,
+    train: bool = False,
+    sweep: Literal["size", "batch", "depth"] | None = None,
+    ratio_to: str | None = None,
+    calibration: str | None = None,
+    rounds: int = 10,
+    threads: int | None = None,
+    device: Literal["cpu", "cuda"] = "cpu",
+    peak: bool = True,
+    json: str | None = None,
+    picture: str | None = None,
+) -> Bench:
+    """Measure how fast models run: all combinations of model, batch, size, precision and runtime, in one table.
+
+    The rows take turns, each in a process of its own; figures are medians over the rounds.
+
+    Args:
+        models: FishNets, timm models, pytorchcv:NAME, with options as NAME:KEY=VALUE, or run folders, whose networks
+            run without decoding. MODEL@RUNTIME and MODEL@RUNTIME/PRECISION are measured in these only.
+        batch_size: Images in a batch (default: 1; of --train 16).
+        size: Heights and widths of the images in pixels (default: 224).
+        precision: fp32, bf16 (CPUs with bf16 instructions, GPUs), fp16 (GPUs), int8 (openvino) (default: fp32).
+        runtime: eager (default layout of PyTorch), channels_last, fused (fishnet.deploy.fuse), compile (torch.compile),
+            onnxruntime, openvino (plain conversion), openvino_fused (default: the first three and, if installed,
+            openvino; of --train the first two).
+        train: Measure training steps: forward, backward, SGD with momentum.
+        sweep: Fit the exponents of time and memory against the size, the batch, or the multiply-adds of models (depth).
+        ratio_to: Row that the speed of the others is divided by: MODEL, MODEL@RUNTIME or MODEL@RUNTIME/PRECISION.
+        calibration: Folder of photos for int8, at least 10.
+        rounds: Turns of every row.
+        threads: Threads of the arithmetic (default: one per core).
+        device: Where the models run.
+        peak: Measure what the machine can do with plain matrix products and convolutions, in the same rounds.
+        json: File to write everything to.
+        picture: Picture of it to write (.png, .svg, .pdf).
+
+    Raises:
+        UsageError: An unknown model, runtime or precision, or int8 without photos.
+        FishnetError: A package is missing.
+    """
+    from fishnet.deploy.bench.cases import Plan
+
+    batches = batch_size or (SWEPT["batch"] if sweep == "batch" else (16,) if train else (1,))
+    sides = size or (SWEPT["size"] if sweep == "size" else (224,))
+    runtimes = runtime or default_runtimes(train, device)
+    plan = Plan(models, batches, sides, precision or ("fp32",), runtimes, train, device)
+    results, cases = _set_up(plan, sweep, ratio_to, rounds, threads, picture)
+    check_calibration(cases, calibration)
+    complete = _measure(results, cases, peak, calibration)
+    return _finish(results.to_json(complete), json, picture)
+
+
+def _set_up(
+    plan: Plan, sweep: Sweep | None, ratio_to: str | None, rounds: int, threads: int | None, picture: str | None
+) -> tuple[Results, list[Case]]:
+    """Return the results to fill, and the rows that can be measured."""
+    from fishnet.deploy.bench.cases import check_numbers, find_base
+    from fishnet.deploy.bench.results import Results
+    from fishnet.drawing.style import check_picture
+
+    if picture is not None:
+        check_picture(Path(picture))
+    check_numbers("--rounds", [rounds])
+    check_numbers("--threads", [1 if threads is None else threads])
+    cases = plan.cases()
+    results = Results(sweep=sweep, threads=threads or _cores(), rounds=rounds, base_name=ratio_to)
+    results.base = find_base(cases, ratio_to) if ratio_to else {}
+    results.notes = {case: reason for case in cases if (reason := not_measurable(case))}
+    return results, [case for case in cases if case not in results.notes]
+
+
+def _finish(document: Json, json: str | None, picture: str | None) -> Bench:
+    """Print and write what was measured."""
+    from fishnet.deploy.bench.results import table
+
+    print(table(document), flush=True)
+    if json is not None:
+        write_json(json, document)
+    if picture is not None:
+        from fishnet.deploy.bench.picture import draw
+        from fishnet.drawing.style import save_figure
+
+        save_figure(draw(document), Path(picture))
+    failed = all("seconds" not in row for row in document["rows"])
+    return Bench(document, 130 if not document["complete"] else int(failed))
+
+
+def default_runtimes(train: bool, device: str) -> list[str]:
+    """Return the runtimes that are measured unless others are named: those of PyTorch, and openvino if it is there."""
+    import importlib.util
+
+    found = ["eager", "channels_last", *([] if train else ["fused"])]
+    has_openvino = importlib.util.find_spec("openvino") is not None
+    return [*found, "openvino"] if has_openvino and device == "cpu" and not train else found
+
+
+def not_measurable(case: Case) -> str | None:
+    """Return why a row cannot be measured on this machine, or None."""
+    import torch
+
+    from fishnet.models.precision import has_bf16
+
+    if case.device == "cuda":
+        if not torch.cuda.is_available():
+            return "not measurable: there is no GPU"
+        if case.precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+            return "not measurable: this GPU has no bf16 instructions"
+        return None
+    if case.precision == "bf16" and not has_bf16():
+        return "not measurable: this CPU has no bf16 instructions (AVX-512 bf16 or AMX)"
+    return None
+
+
+def check_calibration(cases: Sequence[Case], calibration: str | None) -> None:
+    """Refuse int8 without photos: the ranges of random data are not those of images.
+
+    Raises:
+        UsageError: A row is int8, and there are none.
+        BadImageError: One cannot be read.
+    """
+    from fishnet.data.images import read_image
+    from fishnet.deploy.bench.calibration import find_photos
+
+    if not any(case.precision == "int8" for case in cases):
+        return
+    if calibration is None:
+        raise UsageError("int8 needs --calibration DIR: a folder of photos like those that the model will run on")
+    for photo in find_photos(Path(calibration)):
+        read_image(photo)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _measure(results: Results, cases: Sequence[Case], peak: bool, calibration: str | None) -> bool:
+    """Fill the results; return whether nothing interrupted that."""
+    from fishnet.deploy.bench.cases import with_peaks
+    from fishnet.deploy.bench.rounds import Measurement
+
+    with _terminated_as_interrupted(), tempfile.TemporaryDirectory(prefix="fishnet_bench_") as folder:
+        found = Measurement(folder, results.threads, results.rounds, calibration, _say)
+        try:
+            for row in found.measure(with_peaks(cases) if peak else cases, results.sweep is not None):
+                results.rows.append(row)
+        except KeyboardInterrupt:
+            return False
+    return True
+
+
+def _say(text: str) -> None:
+    print(f"fishnet bench: {text}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Treat SIGTERM as Ctrl-C, so that it also keeps what was measured."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,45 @@
+"""Photos for the ranges of int8 values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+from fishnet.data.folders import image_files
+from fishnet.data.images import read_image
+from fishnet.errors import UsageError
+
+FEWEST, MOST = 10, 300
+
+
+def find_photos(folder: Path) -> list[Path]:
+    """Return up to 300 images in a folder and its folders, evenly spread over it.
+
+    Raises:
+        UsageError: There is no such folder, or it has fewer than 10 images.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"--calibration {folder} is not a folder; give one with photos like those it will run on")
+    found = sorted(image_files(folder))
+    if len(found) < FEWEST:
+        raise UsageError(f"--calibration {folder} has {len(found)} images; int8 needs at least {FEWEST}")
+    step = max(1, len(found) / MOST)
+    return [found[int(place * step)] for place in range(min(MOST, len(found)))]
+
+
+def batches(photos: list[Path], size: int) -> Iterator[Tensor]:
+    """Yield batches of one image (1, 3, size, size), normalized as those of ImageNet.
+
+    Raises:
+        BadImageError: An image cannot be read.
+    """
+    mean, std = (torch.tensor(value)[:, None, None] for value in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+    for photo in photos:
+        pixels = F.pil_to_tensor(read_image(photo))
+        pixels = F.center_crop(F.resize(pixels, [size], antialias=True), [size, size])
+        yield ((pixels / 255 - mean) / std)[None]

@@ -1,0 +1,197 @@
+"""Runtimes by name: what runs a network, in which precisions.
+
+A runtime of its own, such as that of an exported model, is one more entry of `RUNTIMES`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from fishnet.deploy.bench import conversion
+from fishnet.errors import FishnetError, UsageError, did_you_mean
+from fishnet.models.fusing.network import NotFused, fuse
+from fishnet.models.precision import autocast, guard_bf16_on_cpu
+
+Pass = Callable[[], object]
+"""One forward pass, or one training step."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a runtime is to run."""
+
+    network: Callable[[], nn.Module]
+    """Makes the network: (N, C, H, W) -> tensors."""
+    batch: int
+    size: tuple[int, ...]
+    """Shape of one image, (C, H, W), or of another input."""
+    precision: str
+    train: bool
+    device: torch.device
+    threads: int
+    convert: Callable[[conversion.Wanted], Path]
+    """Returns the file of a converted network."""
+
+    def images(self) -> Tensor:
+        """Return the batch: noise, the same each time."""
+        generator = torch.Generator().manual_seed(0)
+        return torch.randn(self.batch, *self.size, generator=generator).to(self.device)
+
+
+@dataclass
+class Opened:
+    """A network in a runtime, ready to run."""
+
+    run: Pass
+    compile_seconds: float | None = None
+    """Time that the runtime took to compile the network, if it does."""
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """How networks are run."""
+
+    open: Callable[[Job], Opened]
+    precisions: frozenset[str]
+    needs: str = ""
+    """Package that it needs, of the extra `deploy`."""
+    trains: bool = False
+    cuda: bool = False
+    """Whether it runs on GPUs."""
+    counts: bool = True
+    """Whether plain convolutions in it tell what the machine can do: it does every multiply-add that is counted, by
+    kernels that no other runtime with this mark has."""
+
+    def has(self, precision: str, train: bool, device: str) -> bool:
+        """Whether it runs networks in a precision, or trains them, on a device."""
+        known = self.precisions - ({"fp16"} if device == "cpu" else {"int8"})
+        return precision in known and (self.trains or not train) and (self.cuda or device == "cpu")
+
+
+def check_runtime(name: str) -> None:
+    """Raise UsageError for an unknown runtime, FishnetError for one whose package is not installed."""
+    if name not in RUNTIMES:
+        raise UsageError(f"unknown runtime {name!r}.{did_you_mean(name, RUNTIMES)} Runtimes: {', '.join(RUNTIMES)}")
+    needs = RUNTIMES[name].needs
+    if needs and importlib.util.find_spec(needs) is None:
+        raise FishnetError(f"the runtime {name} needs {needs}: pip install 'fishnet-vision[deploy]'")
+
+
+def _open_torch(job: Job, channels_last: bool = True, fused: bool = False, compiled: bool = False) -> Opened:
+    network = job.network().to(job.device)
+    images = job.images()
+    if channels_last and images.ndim == 4:
+        network = network.to(memory_format=torch.channels_last)
+        images = images.contiguous(memory_format=torch.channels_last)
+    if fused:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotFused)
+            network = fuse(network, eager=job.device.type == "cpu" and job.precision == "fp32", example=images[:1])
+    if job.precision == "bf16" and job.device.type == "cpu":
+        guard_bf16_on_cpu(network)
+    network.train(job.train)
+    if compiled:
+        network.compile()
+    step = _training_step(network, images, job) if job.train else _forward(network, images, job)
+    if not compiled:
+        return Opened(step)
+    begin = time.perf_counter()
+    step()
+    return Opened(step, time.perf_counter() - begin)
+
+
+def _forward(network: nn.Module, images: Tensor, job: Job) -> Pass:
+    def step() -> None:
+        with torch.inference_mode(), autocast(job.device, job.precision):
+            network(images)
+        _wait(job.device)
+
+    return step
+
+
+def _training_step(network: nn.Module, images: Tensor, job: Job) -> Pass:
+    """Return a step of SGD with momentum on random classes."""
+    with torch.no_grad(), autocast(job.device, job.precision):
+        classes = _first(network.eval()(images)).shape[1]
+    network.train()
+    targets = torch.randint(classes, (job.batch,), generator=torch.Generator().manual_seed(1)).to(job.device)
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9)
+    scaler = torch.amp.GradScaler(job.device.type, enabled=job.precision == "fp16")
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with autocast(job.device, job.precision):
+            logits = _first(network(images))
+        loss = nn.functional.cross_entropy(logits.float(), targets)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        _wait(job.device)
+
+    return step
+
+
+def _first(outputs: object) -> Tensor:
+    """Return the logits of a model that may return several tensors."""
+    while isinstance(outputs, tuple | list):
+        outputs = outputs[0]
+    assert isinstance(outputs, Tensor)
+    return outputs
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _open_openvino(job: Job, fused: bool = False) -> Opened:
+    import openvino
+
+    file = job.convert(conversion.Wanted("openvino", fused, job.precision == "int8"))
+    begin = time.perf_counter()
+    core = openvino.Core()
+    model = core.read_model(file)
+    model.reshape([job.batch, *job.size])
+    # What int8 leaves in float is computed in the fastest precision of the machine, as the runtime does by itself.
+    hint = {"fp32": {"INFERENCE_PRECISION_HINT": "f32"}, "bf16": {"INFERENCE_PRECISION_HINT": "bf16"}}
+    config = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1", "INFERENCE_NUM_THREADS": str(job.threads)}
+    request = core.compile_model(model, "CPU", {**config, **hint.get(job.precision, {})}).create_infer_request()
+    images = job.images().numpy()
+    return Opened(lambda: request.infer([images], share_inputs=True), time.perf_counter() - begin)
+
+
+def _open_onnxruntime(job: Job) -> Opened:
+    import onnxruntime
+
+    file = job.convert(conversion.Wanted("onnx", False, False))
+    begin = time.perf_counter()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = job.threads
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    feed = {session.get_inputs()[0].name: job.images().numpy()}
+    return Opened(lambda: session.run(None, feed), time.perf_counter() - begin)
+
+
+FLOATS = frozenset({"fp32", "bf16", "fp16"})
+RUNTIMES: dict[str, Runtime] = {
+    "eager": Runtime(lambda job: _open_torch(job, channels_last=False), FLOATS, trains=True, cuda=True, counts=False),
+    "channels_last": Runtime(_open_torch, FLOATS, trains=True, cuda=True),
+    "fused": Runtime(lambda job: _open_torch(job, fused=True), FLOATS, cuda=True, counts=False),
+    "compile": Runtime(lambda job: _open_torch(job, compiled=True), FLOATS, trains=True, cuda=True, counts=False),
+    "onnxruntime": Runtime(_open_onnxruntime, frozenset({"fp32"}), "onnxruntime"),
+    "openvino": Runtime(_open_openvino, frozenset({"fp32", "bf16", "int8"}), "openvino"),
+    "openvino_fused": Runtime(
+        lambda job: _open_openvino(job, fused=True), frozenset({"fp32", "bf16", "int8"}), "openvino", counts=False
+    ),
+}
+"""Runtimes by name: PyTorch in its default layout, in channels-last memory, after `fishnet.deploy.fuse`, compiled; the
+others with the untouched network, and with the fused one."""
