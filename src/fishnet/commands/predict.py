@@ -27,7 +27,7 @@ def predict(
     task: str | None = None,
     model: str | None = None,
     classes: str | None = None,
-    runtime: Literal["torch"] = "torch",
+    runtime: Literal["auto", "torch", "onnx", "openvino"] = "auto",
     compile: bool = False,
     insides: bool = False,
     **options: Any,
@@ -35,7 +35,7 @@ def predict(
     """Predict on images and videos; writes results.json and pictures.
 
     Args:
-        run: Run folder or weights file.
+        run: Run folder, weights file, or a folder that fishnet export wrote.
         inputs: Images, videos, folders (searched for images, with their subfolders), quoted patterns such as
             "photos/**/*.jpg", or - for paths of images on standard input, one per line.
         out: Folder to write results.json, the pictures and the files of videos to.
@@ -50,7 +50,7 @@ def predict(
         task: Task of a weights file that does not describe its network.
         model: Backbone of a weights file that does not describe its network.
         classes: Text file with a class name per line, for a weights file without class names.
-        runtime: Inference backend.
+        runtime: Inference backend; auto is that of an exported folder, and torch for everything else.
         compile: Compile the network with torch.compile at its first batch, which takes minutes.
         insides: Also draw what the layers of the network compute for each image, in OUT/insides.
         options: Prediction options of the task, such as `top` or `score`; see `fishnet predict --help`.

@@ -72,9 +72,7 @@ def _matrix(pixels: np.ndarray, weights: np.ndarray) -> tuple[int, np.ndarray]:
     return first, np.bincount(flat, weights.ravel(), bins * count).astype(np.float32).reshape(bins, count)
 
 
-def _along(
-    start: np.ndarray, end: np.ndarray, length: int, bins: int, samples: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _along(start: np.ndarray, end: np.ndarray, length: int, bins: int, samples: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the pixels along one side of the map, and their weights, for each bin of each region (R, bins, 2 S)."""
     step = (np.maximum(end - start, np.float32(1)) / np.float32(bins))[:, None, None]
     index = np.arange(bins, dtype=np.float32)[:, None]

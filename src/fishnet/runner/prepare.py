@@ -80,9 +80,10 @@ def padded(sizes: Sequence[Size], multiple: int) -> Size:
 
 
 def normalized(pixels: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
-    """Return (pixels / 255 - mean) / std as float32 (3, H, W), from uint8 (H, W, 3)."""
+    """Return (pixels / 255 - mean) / std as float32 (3, H, W), from uint8 (H, W, 3), or from floats in 0..1."""
     values = pixels.transpose(2, 0, 1).astype(np.float32, order="C")
-    values /= np.float32(255)
+    if pixels.dtype == np.uint8:
+        values /= np.float32(255)
     values -= np.array(mean, np.float32)[:, None, None]
     values /= np.array(std, np.float32)[:, None, None]
     return values
@@ -105,7 +106,7 @@ def square(image: Image.Image, size: int, crop_pct: float, interpolation: str) -
 
 
 def fitted(size: Size, short: int, longest: int) -> Size:
-    """Return a height and width whose shorter side is `short` and whose longer side is at most `longest`, at least 1."""
+    """Return the size whose shorter side is `short` pixels and whose longer side is at most `longest`, at least 1."""
     factor = min(short / min(size), longest / max(size))
     return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
 
