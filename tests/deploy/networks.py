@@ -46,6 +46,9 @@ def network_of(
     architecture = Architecture(backbone, plans)
     network = build_network(architecture).train()
     with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if name.endswith("bias"):  # those of trained networks are not zero
+                parameter.add_(0.05 * torch.randn(parameter.shape))
         for photo in photos:
             batch = network.batcher([photo, photo.flip(-1)])[0]
             network.raw(batch)

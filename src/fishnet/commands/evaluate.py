@@ -89,7 +89,7 @@ def evaluate(
     runner, card = load_runtime(run, runtime, device, precision, task=task, model=model, classes=names, size=size)
     (described, kind), where = _task_of(card, options), resolve_device(device)
     images = batch_size or described.batch_size
-    folders = list(dict.fromkeys([data or _data_of(run), *(also or [])]))
+    folders = list(dict.fromkeys([data or data_of(run), *(also or [])]))
     datasets = [kind.open_split(Path(folder), split, bad_images) for folder in folders]
     place = Path(out) if out is not None else Path(run) if Path(run).is_dir() else None
     reports: list[EvaluationReport] = []
@@ -129,7 +129,7 @@ def _document(
     return found | {"bad_images": bad, "card": card.to_dict()}
 
 
-def _data_of(run: str) -> str:
+def data_of(run: str) -> str:
     """Return the data folder that a run was trained on.
 
     Raises:

@@ -14,7 +14,11 @@ from fishnet.runs import RunFolder
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from fishnet.cards import ModelCard
+    from fishnet.deploy.export import Target
+    from fishnet.deploy.quantize import AccuracyControl
     from fishnet.deploy.verify import Difference
+    from fishnet.models.network import Network
 
 VERIFIED = 8
 """Images that an export is compared on, by default."""
@@ -37,6 +41,10 @@ def export(
     out: str,
     format: Literal["torch", "onnx", "openvino"] = "openvino",
     precision: Literal["fp32", "fp16", "bf16", "int8"] = "fp32",
+    calibration: str | None = None,
+    max_drop: float | None = None,
+    data: str | None = None,
+    split: str = "val",
     images: str | None = None,
     verify: int = VERIFIED,
     allow_fallback: bool = False,
@@ -55,7 +63,12 @@ def export(
         out: Folder to write.
         format: torch (a program of torch.export), onnx, or openvino.
         precision: Arithmetic of the exported network.
-        images: Folder of images to compare on; by default the validation images of the run.
+        calibration: Folder of images to calibrate int8 on, such as those of the training split.
+        max_drop: Largest loss of the task's main metric by int8, as a fraction, such as 0.005; layers stay in float
+            until it is kept. Without, the metric is not measured.
+        data: Data set to measure the metric on; by default that of the run.
+        split: Its split.
+        images: Folder of images to compare on; by default the validation images of the run, or those of --calibration.
         verify: Number of images to compare on.
         allow_fallback: Compute in fp32 on machines that lack the precision, this one included.
         overwrite: Replace an export in --out.
@@ -69,27 +82,45 @@ def export(
         FishnetError: The run is not finished, the network cannot be exported, or the result differs from PyTorch's.
     """
     from fishnet.commands.predict import read_names
-    from fishnet.deploy.export import Target, export_network, smallest_side
+    from fishnet.deploy.export import Target
     from fishnet.loading import load_model
-    from fishnet.tasks import make_task
 
-    place = Path(out)
-    check_out(place, overwrite)
-    if verify < 1:
-        raise UsageError(f"--verify must be at least 1 image, not {verify}")
+    check_out(Path(out), overwrite)
+    check_calibration(precision, calibration, max_drop, verify)
     target = Target(format, precision, allow_fallback)
     if reason := target.check():
         print(f"{reason}: the exported network computes in fp32 here", flush=True)
     check_finished(Path(run))
     network, card = load_model(run, task=task, model=model, classes=read_names(classes), size=size)
+    shown = read_images(verification_folder(run, images, calibration), verify)
+    measured = None if max_drop is None else accuracy_control(run, data, split, max_drop, card)
+    return _export(network, card, target, Path(out), shown, calibration, measured)
+
+
+def _export(
+    network: Network,
+    card: ModelCard,
+    target: Target,
+    out: Path,
+    images: list[Image],
+    calibration: str | None,
+    control: AccuracyControl | None,
+) -> Exported:
+    from fishnet.deploy.export import export_network, smallest_side
+    from fishnet.deploy.quantize import Accuracy, calibration_images
+    from fishnet.tasks import make_task
+
     if card.size < (least := smallest_side(network)):
         raise UsageError(f"--size {card.size} is too small: {card.model} takes images of at least {least} pixels")
-    shown = read_images(verification_folder(run, images), verify)
-    difference, description = export_network(network, card, make_task(card), target, place, shown)
+    samples = calibration_images(Path(calibration)) if calibration is not None else []
+    task = make_task(card)
+    difference, description = export_network(network, card, task, target, out, images, samples, control)
+    if accuracy := description.get("accuracy"):
+        print(Accuracy(**accuracy).describe())
     print(difference.describe())
-    print(f"written: {place}, which runs alone by: python {place / 'runner.py'} IMAGE")
-    suggest("predict", place, "IMAGES", "--out", "predictions")
-    return Exported(place, difference, description)
+    print(f"written: {out}, which runs alone by: python {out / 'runner.py'} IMAGE")
+    suggest("predict", out, "IMAGES", "--out", "predictions")
+    return Exported(out, difference, description)
 
 
 def check_out(out: Path, overwrite: bool) -> None:
@@ -124,7 +155,44 @@ def check_finished(run: Path) -> None:
         )
 
 
-def verification_folder(run: str, images: str | None) -> Path:
+def check_calibration(precision: str, calibration: str | None, max_drop: float | None, verify: int) -> None:
+    """Refuse int8 without calibration images, calibration without int8, and numbers that are out of range.
+
+    Raises:
+        UsageError: The options contradict each other.
+    """
+    if verify < 1:
+        raise UsageError(f"--verify must be at least 1 image, not {verify}")
+    if precision == "int8" and calibration is None:
+        raise UsageError(
+            "--precision int8 needs --calibration DIR, a folder of images such as the network will see: the ranges of "
+            "its values are measured on them, and random data has others"
+        )
+    for name, value in (("--calibration", calibration), ("--max-drop", max_drop)):
+        if precision != "int8" and value is not None:
+            raise UsageError(f"{name} is for --precision int8")
+    if max_drop is not None and not 0 <= max_drop <= 1:
+        raise UsageError(f"--max-drop must be between 0 and 1, not {max_drop}")
+
+
+def accuracy_control(run: str, data: str | None, split: str, max_drop: float, card: ModelCard) -> AccuracyControl:
+    """Return what measures the loss of accuracy.
+
+    Raises:
+        UsageError: It is not said on which data.
+        FishnetError: The data cannot be used.
+    """
+    from fishnet.commands.evaluate import data_of
+    from fishnet.deploy.quantize import AccuracyControl
+    from fishnet.tasks import get_task, make_task
+
+    task = make_task(card)
+    dataset = task.open_split(Path(data or data_of(run)), split, "skip")
+    metric = get_task(card.task).display.primary_of(dict.fromkeys(task.metrics, 0.0))
+    return AccuracyControl(max_drop, metric, task, dataset)
+
+
+def verification_folder(run: str, images: str | None, calibration: str | None) -> Path:
     """Return the folder of the images to compare on.
 
     Raises:
@@ -138,6 +206,8 @@ def verification_folder(run: str, images: str | None) -> Path:
     data = parse_settings(file.read_bytes(), str(file)).get("data") if file.is_file() else None
     root = Path(str(data)) if data else None
     if root is None or not root.is_dir():
+        if calibration is not None:
+            return Path(calibration)
         raise UsageError("an export is compared with PyTorch on real images: give a folder of them with --images")
     splits = sorted(path for path in root.glob("val*") if path.is_dir())
     return splits[0] if splits else root

@@ -7,7 +7,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from PIL import Image
@@ -18,14 +18,17 @@ from fishnet.config import PreprocessConfig
 from fishnet.deploy import convert, folder
 from fishnet.deploy.convert import HALF, Format, Precision
 from fishnet.deploy.parts import Part, head_specs, parts_of
+from fishnet.deploy.quantize import Accuracy, AccuracyControl, quantize
 from fishnet.deploy.verify import TOLERANCES, Difference, compare
 from fishnet.errors import FishnetError, UsageError
 from fishnet.exported import open_exported
 from fishnet.files import Json
 from fishnet.models.fusing.network import NotFused, fuse
 from fishnet.models.network import Network
-from fishnet.runner.engine import DENSE, FORMAT_VERSION
+from fishnet.runner.engine import DENSE, FORMAT_VERSION, Engine, head_of
 from fishnet.runner.graphs import PACKAGES, SUFFIXES, lacking
+from fishnet.runner.heads import Graph
+from fishnet.runner.prepare import Preparation
 from fishnet.tasks.base import AnyTask
 from fishnet.version import __version__
 
@@ -58,7 +61,14 @@ class Target:
 
 
 def export_network(
-    network: Network, card: ModelCard, task: AnyTask, target: Target, out: Path, images: Sequence[Image.Image]
+    network: Network,
+    card: ModelCard,
+    task: AnyTask,
+    target: Target,
+    out: Path,
+    images: Sequence[Image.Image],
+    calibration: Sequence[Image.Image] = (),
+    control: AccuracyControl | None = None,
 ) -> tuple[Difference, Json]:
     """Export a network and compare the result with it.
 
@@ -69,6 +79,8 @@ def export_network(
         target: Format and precision.
         out: Folder to write; it must not exist, or be an exported one.
         images: RGB images to compare on.
+        calibration: RGB images to calibrate int8 on.
+        control: Accuracy control of int8.
 
     Returns:
         The differences, and the content of export.json.
@@ -82,8 +94,13 @@ def export_network(
         warnings.simplefilter("ignore", NotFused)
         parts = parts_of(fuse(network), card)
     with staging(out) as staged:
-        paths, multiple = write_graphs(parts, target, staged)
-        content = description(network, card, task, target, multiple)
+        content = description(network, card, task, target)
+        if target.precision == "int8":
+            paths, multiple, accuracy = write_int8(parts, content, staged, calibration, control)
+            content["accuracy"] = None if accuracy is None else asdict(accuracy)
+        else:
+            paths, multiple = write_graphs(parts, target, staged)
+        content["input_multiple"] = multiple
         content["graphs"] = {name: folder.describe_graph(path) for name, path in paths.items()}
         return finish(staged, out, content, network, task, images), content
 
@@ -126,7 +143,33 @@ def write_graphs(parts: Mapping[str, Part], target: Target, staged: Path) -> tup
     return paths, multiple
 
 
-def description(network: Network, card: ModelCard, task: AnyTask, target: Target, multiple: int) -> Json:
+def write_int8(
+    parts: Mapping[str, Part],
+    content: Json,
+    staged: Path,
+    calibration: Sequence[Image.Image],
+    control: AccuracyControl | None,
+) -> tuple[dict[str, Path], int, Accuracy | None]:
+    """Quantize the graphs of a network and write them; see `write_graphs` and `quantize`."""
+    models, multiple = {}, 0
+    for name, part in parts.items():
+        program, own = convert.trace(part)
+        multiple = own if name == DENSE else multiple
+        models[name] = convert.to_openvino(program, part)
+    preparation = Preparation(**content["preprocessing"])
+    heads = {name: head_of(spec) for name, spec in content["heads"].items()}
+
+    def engine_of(graphs: Mapping[str, Graph]) -> Engine:
+        return Engine(preparation, heads, graphs)
+
+    found, accuracy = quantize(models, engine_of, [preparation(image) for image in calibration], control)
+    paths = {name: staged / f"{name}{SUFFIXES['openvino']}" for name in found}
+    for name, model in found.items():
+        convert.save_openvino(model, paths[name], half=False)
+    return paths, multiple, accuracy
+
+
+def description(network: Network, card: ModelCard, task: AnyTask, target: Target) -> Json:
     """Return the content of export.json, without graphs and verification."""
     return {
         "format_version": FORMAT_VERSION,
@@ -137,7 +180,6 @@ def description(network: Network, card: ModelCard, task: AnyTask, target: Target
         "precision": target.precision,
         "fallback": target.fallback,
         "preprocessing": _preprocessing(network, card, task),
-        "input_multiple": multiple,
         "heads": head_specs(network, card),
         "thresholds": {"top": 5, "threshold": 0.5, "score": 0.5, "max_detections": 100},
         "card": card.to_dict(),

@@ -29,13 +29,13 @@ class Tolerance:
 
     outputs: float
     """Root mean square of the difference of an output, relative to that of the output."""
-    score: float
+    score: float = float("inf")
     """Difference of scores."""
-    box: float
+    box: float = float("inf")
     """Difference of coordinates in pixels of the network's input."""
-    mask: float
+    mask: float = float("inf")
     """Difference of mask probabilities."""
-    agreement: float
+    agreement: float = 1.0
     """Least share of objects that are found in both, and of pixels with the same class.
 
     Also in fp32 it is below 1: of objects with equal scores, as in flat parts of an image, either may be the first.
@@ -46,9 +46,9 @@ class Tolerance:
 
 TOLERANCES = {
     "fp32": Tolerance(1e-3, 1e-3, 0.1, 1e-2, 0.98, 0.9),
-    "fp16": Tolerance(0.05, 0.05, 4, 0.5, 0.9),
-    "bf16": Tolerance(0.2, 0.2, 16, 1, 0.8),
-    "int8": Tolerance(0.5, 0.4, 32, 1, 0.6),
+    "fp16": Tolerance(0.05, agreement=0.9),
+    "bf16": Tolerance(0.2, agreement=0.8),
+    "int8": Tolerance(0.5, agreement=0.6),
 }
 """Tolerances by precision; those below fp32 only find what is broken, `--max-drop` says what is good enough."""
 
