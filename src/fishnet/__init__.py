@@ -15,6 +15,7 @@ from fishnet.version import __version__
 if TYPE_CHECKING:
     from fishnet.commands.convert import convert
     from fishnet.commands.evaluate import evaluate
+    from fishnet.commands.export import export
     from fishnet.commands.info import info
     from fishnet.commands.predict import predict
     from fishnet.commands.train import train
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 _LAZY = {
     "convert": "fishnet.commands.convert",
     "evaluate": "fishnet.commands.evaluate",
+    "export": "fishnet.commands.export",
     "info": "fishnet.commands.info",
     "load": "fishnet.loading",
     "predict": "fishnet.commands.predict",
@@ -34,8 +36,8 @@ _LAZY = {
 }
 
 __all__ = [
-    "Predictor", "__version__", "convert", "create_model", "evaluate", "info", "list_models", "load", "load_weights",
-    "predict", "train",
+    "Predictor", "__version__", "convert", "create_model", "evaluate", "export", "info", "list_models", "load",
+    "load_weights", "predict", "train",
 ]  # fmt: skip
 
 

@@ -57,6 +57,7 @@ COMMANDS = {
         "compare_settings",
         "--data DIR",
     ),
+    "export": Command("export", "export a run for onnxruntime, OpenVINO or torch.export", {"run": None}),
     "convert": Command("convert", "read any known checkpoint and write another layout", {"source": None, "dest": None}),
     "data check": Command(
         "data_check", "find problems of a data set", {"task": None, "directory": "+"}, "check_options"

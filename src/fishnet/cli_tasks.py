@@ -232,8 +232,14 @@ def of_all_tasks(
 def _task_of_model(source: str) -> str | None:
     """Return the task of a run folder or model file, or None if it does not say."""
     from fishnet.cards import read_card
+    from fishnet.exported import exported_card, is_exported
     from fishnet.runs import RunFolder
 
+    if is_exported(source):
+        try:
+            return exported_card(Path(source)).task
+        except FishnetError:  # said when the folder is loaded
+            return None
     path = RunFolder(Path(source)).model_file if Path(source).is_dir() else Path(source)
     try:
         card = read_card(path) if path.suffix == ".safetensors" and path.is_file() else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from fishnet.cards import ModelCard, read_card
 from fishnet.errors import FishnetError, UsageError
+from fishnet.exported import exported_card, exported_format, is_exported, open_exported
 from fishnet.models.build import build_network
 from fishnet.models.checkpoints.weights import locate_weights
 from fishnet.models.compilation import compile_network
@@ -26,8 +27,8 @@ from fishnet.runs import RunFolder
 from fishnet.tasks import get_task, make_task
 from fishnet.tasks.base import Runtime, TorchRuntime
 
-RuntimeName = Literal["torch"]
-"""Inference backends."""
+RuntimeName = Literal["auto", "torch", "onnx", "openvino"]
+"""Inference backends; auto is that of an exported folder, and torch for everything else."""
 
 
 def resolve_device(device: str = "auto") -> torch.device:
@@ -137,7 +138,7 @@ def load(
 
 def load_runtime(
     source: str | Path,
-    runtime: RuntimeName = "torch",
+    runtime: RuntimeName = "auto",
     device: str = "auto",
     precision: str = "fp32",
     task: str | None = None,
@@ -151,8 +152,8 @@ def load_runtime(
     The network is fused (`fishnet.deploy.fuse`): it computes the same to 1e-4, faster.
 
     Args:
-        source: See `load_model`.
-        runtime: Inference backend: `torch`.
+        source: See `load_model`, or a folder that `fishnet export` wrote.
+        runtime: Inference backend; `auto` is that of an exported folder, and `torch` for everything else.
         device: `auto` (a GPU where there is one), `cpu`, `cuda`, `cuda:1`, ...
         precision: Arithmetic: fp32, bf16, fp16, or auto for that of the validation during training.
         task: Task of a file without a card.
@@ -167,6 +168,11 @@ def load_runtime(
     """
     if runtime not in (known := get_args(RuntimeName)):
         raise UsageError(f"unknown runtime {runtime!r}; runtimes are {', '.join(known)}")
+    if is_exported(source := Path(source).expanduser() if Path(source).expanduser().exists() else source):
+        given = {"--task": task, "--model": model, "--classes": classes, "--size": size, "--compile": compile or None}
+        return _load_exported(Path(source), runtime, device, precision, given)
+    if runtime not in ("auto", "torch"):
+        raise UsageError(f"{source} is no export: make one with fishnet export {source} --format {runtime} --out DIR")
     target = resolve_device(device)
     network, card = load_model(source, device, task=task, model=model, classes=classes, size=size)
     precision = card.precision if precision == "auto" else precision
@@ -179,6 +185,23 @@ def load_runtime(
     if compile:
         compile_network(network, target, tqdm.write)
     return TorchRuntime(network, target, precision), card
+
+
+def _load_exported(
+    folder: Path, runtime: RuntimeName, device: str, precision: str, given: Mapping[str, object]
+) -> tuple[Runtime, ModelCard]:
+    """Return what runs an exported network; its size, arithmetic and device are those of the export."""
+    card, own = exported_card(folder), exported_format(folder)
+    for flag, value in given.items():
+        if value is not None:
+            raise UsageError(f"{flag} cannot change the exported network in {folder}; export it again")
+    if runtime not in ("auto", own):
+        raise UsageError(f"{folder} was exported for {own}; leave --runtime {runtime} out")
+    if device not in ("auto", "cpu"):
+        raise UsageError(f"the exported network in {folder} runs on the CPU; leave --device {device} out")
+    if precision not in ("auto", "fp32"):
+        raise UsageError(f"--precision cannot change the exported network in {folder}; export it again")
+    return open_exported(folder), card
 
 
 def _compare(flag: str, given: str | None, written: str, path: Path) -> None:

@@ -34,14 +34,15 @@ class Predictor:
         {'labels': ['siamese', 'birman', ...], 'scores': [0.97, 0.02, ...], 'indices': [2, 0, ...]}
 
     Args:
-        source: Run folder, model file, or any weights file (with `task` and `model`).
+        source: Run folder, model file, a folder that `fishnet export` wrote, or any weights file (with `task` and
+            `model`).
         device: `auto` (a GPU where there is one), `cpu`, `cuda`, ...
         task: Task of a weights file that does not describe its network.
         model: Backbone of a weights file that does not describe its network.
         classes: Class names of a weights file that has none.
         size: Input size in pixels instead of that of the model. For a detector it is the shorter side, and the maximum
             of the longer side is scaled with it.
-        runtime: Inference backend.
+        runtime: Inference backend; `auto` is that of an exported folder, and `torch` for everything else.
         compile: Compile the network with torch.compile at its first batch, and print how long that took.
         precision: Arithmetic: fp32, bf16, fp16, or auto for that of the validation during training.
         options: Prediction options of the task: `top` and `threshold` of a classifier, `score`, `max_detections`,
@@ -60,7 +61,7 @@ class Predictor:
         model: str | None = None,
         classes: Sequence[str] | None = None,
         size: int | None = None,
-        runtime: RuntimeName = "torch",
+        runtime: RuntimeName = "auto",
         compile: bool = False,
         precision: str = "fp32",
         **options: Any,

@@ -56,14 +56,14 @@ def evaluate(
     model: str | None = None,
     classes: str | None = None,
     out: str | None = None,
-    runtime: Literal["torch"] = "torch",
+    runtime: Literal["auto", "torch", "onnx", "openvino"] = "auto",
     also: list[str] | None = None,
     **options: object,
 ) -> EvaluationReport:
     """Evaluate a model on a split: metrics, a table per class, a picture, and a JSON file.
 
     Args:
-        run: Run folder or weights file.
+        run: Run folder, weights file, or a folder that fishnet export wrote.
         data: Folder of the data set; by default that of the run.
         split: Split to evaluate on.
         json: File for the metrics; by default evaluation_<split>.json in the folder of --out.
@@ -77,7 +77,7 @@ def evaluate(
         model: Backbone of a weights file that does not describe its network.
         classes: Text file with a class name per line, for a weights file without class names.
         out: Folder for pictures and JSON files; by default the run folder, if RUN is one.
-        runtime: Inference backend.
+        runtime: Inference backend; auto is that of an exported folder, and torch for everything else.
         also: Further folders, each evaluated alone; their names are added to the names of the files.
         options: Options of the task that change the metrics, such as `flip` and `scales` of segmentation.
     """
@@ -89,7 +89,7 @@ def evaluate(
     runner, card = load_runtime(run, runtime, device, precision, task=task, model=model, classes=names, size=size)
     (described, kind), where = _task_of(card, options), resolve_device(device)
     images = batch_size or described.batch_size
-    folders = list(dict.fromkeys([data or _data_of(run), *(also or [])]))
+    folders = list(dict.fromkeys([data or data_of(run), *(also or [])]))
     datasets = [kind.open_split(Path(folder), split, bad_images) for folder in folders]
     place = Path(out) if out is not None else Path(run) if Path(run).is_dir() else None
     reports: list[EvaluationReport] = []
@@ -139,7 +139,7 @@ def _title(model: str, document: Json) -> str:
     return f"{model} on {document['split']} of {document['data']}{half}"
 
 
-def _data_of(run: str) -> str:
+def data_of(run: str) -> str:
     """Return the data folder that a run was trained on.
 
     Raises:

@@ -27,7 +27,7 @@ def predict(
     task: str | None = None,
     model: str | None = None,
     classes: str | None = None,
-    runtime: Literal["torch"] = "torch",
+    runtime: Literal["auto", "torch", "onnx", "openvino"] = "auto",
     compile: bool = False,
     insides: bool = False,
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32",
@@ -36,7 +36,7 @@ def predict(
     """Predict on images and videos; writes results.json and pictures.
 
     Args:
-        run: Run folder or weights file.
+        run: Run folder, weights file or exported folder.
         inputs: Images, videos, folders of images, quoted patterns such as "photos/**/*.jpg", or - for paths on stdin.
         out: Folder to write results.json, the pictures and the files of videos to.
         device: auto, cpu, cuda, cuda:1, ...
@@ -50,7 +50,7 @@ def predict(
         task: Task of a weights file that does not describe its network.
         model: Backbone of a weights file that does not describe its network.
         classes: Text file with a class name per line, for a weights file without class names.
-        runtime: Inference backend.
+        runtime: Inference backend; auto is that of an exported folder, and torch for everything else.
         compile: Compile the network with torch.compile at its first batch, which takes minutes.
         precision: Arithmetic; auto uses that of the validation during training, as `fishnet evaluate` does.
         insides: Also draw what the layers of the network compute for each image, in OUT/insides.

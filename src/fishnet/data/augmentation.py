@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision import tv_tensors
@@ -20,6 +21,9 @@ from torchvision.transforms.v2 import functional as F2
 from fishnet.data import geometry
 from fishnet.data.geometry import IGNORE, VISIBILITY, Sample, canvas_size, mask_boxes, plain
 from fishnet.data.mirroring import mirrored_order
+from fishnet.models.heads.types import Size
+from fishnet.runner import prepare
+from fishnet.runner.prepare import fitted
 
 Draw = Callable[[], Sample]
 """Function that returns another untransformed sample, to mix in."""
@@ -50,8 +54,31 @@ class Resize:
 def resized(image: Tensor, short: int, longest: int) -> Tensor:
     """Resize a single image (3, H, W) in the same way as `eval_pipeline`."""
     before = image.shape[-2], image.shape[-1]
-    size = geometry.scaled_size(before, geometry.fit_factor(before, short, longest))
-    return image if size == before else F2.resize(image, list(size), antialias=True)
+    return resized_to(image, fitted(before, short, longest))
+
+
+def resized_to(image: Tensor, size: Size) -> Tensor:
+    """Resize a single image (3, H, W) to a height and width as evaluation, prediction and exported networks do it."""
+    if tuple(image.shape[-2:]) == size:
+        return image
+    if image.dtype != torch.uint8:
+        return F2.resize(image, list(size), antialias=True)
+    pixels = prepare.resized(plain(image).permute(1, 2, 0).contiguous().numpy(), size)
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+
+class Fit:
+    """Resize for evaluation: shorter side to `short` pixels, longer side to at most `longest`."""
+
+    def __init__(self, short: int, longest: int) -> None:
+        self.short, self.longest = short, longest
+
+    def __call__(self, sample: Sample) -> Sample:
+        """Resize the sample."""
+        return geometry.resize(sample, fitted(canvas_size(sample), self.short, self.longest), resized_to)
+
+    def __repr__(self) -> str:
+        return f"Fit(short={self.short}, longest={self.longest})"
 
 
 class ScaleJitter:
@@ -177,7 +204,7 @@ class Pipeline:
 
 def eval_pipeline(size: int, longest: int) -> Pipeline:
     """Return the transform for evaluation: shorter side to `size` pixels, longer side to at most `longest`."""
-    return Pipeline([Resize([size], longest)])
+    return Pipeline([Fit(size, longest)])
 
 
 def sanitize(sample: Sample) -> Sample:

@@ -48,11 +48,16 @@ def canvas_size(sample: Mapping[str, object]) -> Size:
     return found
 
 
-def resize(sample: Moved, size: Size) -> Moved:
+def resize(sample: Moved, size: Size, image: Callable[[Tensor, Size], Tensor] | None = None) -> Moved:
     """Resize to (height, width) pixels.
 
     Images are resized by antialiased bilinear interpolation; masks and label maps by NEAREST_EXACT, which takes the
     pixel at the center of the new one, so they stay aligned with the image.
+
+    Args:
+        sample: The sample.
+        size: Height and width in pixels.
+        image: Function that resizes an image (3, H, W) instead of torchvision's.
     """
     if tuple(size) == canvas_size(sample):
         return sample
@@ -60,6 +65,8 @@ def resize(sample: Moved, size: Size) -> Moved:
     def one(value: tv_tensors.TVTensor) -> Tensor:
         if isinstance(value, tv_tensors.Mask):
             return _resized_mask(value, size)
+        if image is not None and isinstance(value, tv_tensors.Image):
+            return tv_tensors.Image(image(value, size))
         return F2.resize(value, list(size), antialias=True)
 
     return apply(sample, one)

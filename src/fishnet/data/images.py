@@ -7,10 +7,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar, NamedTuple, TypeVar
 
-import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from fishnet.errors import FishnetError
+from fishnet.runner.images import explain, is_truncated, orientation_of, refuse_bomb, to_rgb
+
+__all__ = [
+    "IMAGE_EXTENSIONS", "MISSING", "BadImageError", "BadImageSkipper", "ImageShape", "bad_image", "explain",
+    "image_shape", "is_truncated", "read_image", "refuse_bomb", "to_rgb", "turned_box",
+]  # fmt: skip
 
 IMAGE_EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
@@ -21,8 +26,6 @@ IMAGE_EXTENSIONS = frozenset(
 MISSING = "there is no such file"
 _LONGEST_BAD_RUN = 1000
 Loaded = TypeVar("Loaded")
-_ORIENTATION_TAG = 0x0112
-_SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
 
 class BadImageError(FishnetError):
@@ -141,7 +144,7 @@ def image_shape(path: Path) -> ImageShape:
     """
     try:
         with Image.open(path) as image:
-            return ImageShape(image.size, _orientation(image))
+            return ImageShape(image.size, orientation_of(image))
     except Exception as error:  # decoders raise nearly any exception on damaged bytes
         reason = MISSING if isinstance(error, FileNotFoundError) else explain(error, b"?")
         raise bad_image(str(path), reason) from error
@@ -174,44 +177,6 @@ def turned_box(box: Sequence[float], stored: tuple[int, int], orientation: int) 
     return (across, down, h, w) if orientation >= 5 else (across, down, w, h)
 
 
-def to_rgb(image: Image.Image, upright: bool = True) -> Image.Image:
-    """Convert an opened image to 8-bit RGB, see `read_image`; decodes it, so decoding errors are raised here."""
-    image.load()
-    if upright and _orientation(image) != 1:
-        image = ImageOps.exif_transpose(image)
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode in _SIXTEEN_BIT_MODES:
-        values = np.asarray(image).clip(0, 65535).astype(np.uint32)
-        return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise ValueError("floating-point pixels have no defined range; save the image with 8 or 16 bits per channel")
-    if image.has_transparency_data:
-        opaque = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(opaque, image.convert("RGBA")).convert("RGB")
-    return image.convert("RGB")
-
-
-def explain(error: Exception, content: bytes) -> str:
-    """Return the reason, in a few words, why decoding `content` failed with `error`."""
-    if not content:
-        return "the file is empty"
-    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
-        return f"more than {Image.MAX_IMAGE_PIXELS:,} pixels (possibly a decompression bomb); scale it down"
-    if isinstance(error, UnidentifiedImageError):
-        return "it is not an image or has an unknown format"
-    if is_truncated(error):
-        return "the file is truncated or damaged"
-    text = " ".join(str(error).split())
-    return f"it cannot be decoded ({text or type(error).__name__})"
-
-
-def is_truncated(error: Exception) -> bool:
-    """Return whether an `error` of Pillow means that an image file is truncated."""
-    text = str(error).lower()
-    return isinstance(error, EOFError) or any(word in text for word in ("truncat", "broken", "unexpected end"))
-
-
 def _read_bytes(path: Path | str, label: str) -> bytes:
     try:
         with io.FileIO(path) as stream:  # Path.read_bytes would take much of the time for small images
@@ -220,19 +185,3 @@ def _read_bytes(path: Path | str, label: str) -> bytes:
         raise bad_image(label, MISSING) from None
     except OSError as error:
         raise bad_image(label, f"the file cannot be read ({error.strerror or error})") from error
-
-
-def refuse_bomb(image: Image.Image) -> None:
-    """Raise DecompressionBombError already above the limit at which Pillow only warns, to save memory."""
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and image.width * image.height > limit:
-        raise Image.DecompressionBombError
-
-
-def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation; 1 (upright) if there is none or the EXIF data is damaged."""
-    try:
-        orientation = int(image.getexif().get(_ORIENTATION_TAG, 1))
-        return orientation if 1 <= orientation <= 8 else 1
-    except Exception:  # damaged EXIF data does not make the pixels unusable
-        return 1

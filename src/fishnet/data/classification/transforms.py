@@ -6,7 +6,6 @@ and last random erasing, which fills its rectangle with normalized noise.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from fishnet.config import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, PROBABILITY, PreprocessConfig, Rules
 from fishnet.errors import UsageError
+from fishnet.runner.prepare import Preparation, normalized
 
 Transform = Callable[[Image.Image], Tensor]
 
@@ -119,9 +119,24 @@ def eval_transform(preprocess: PreprocessConfig, size: int) -> Transform:
         UsageError: A setting is out of range.
     """
     _check_preprocess(preprocess, size)
-    # the small constant keeps quotients such as 1 / 0.1 from falling just below a whole number
-    resized = math.floor(size / preprocess.crop_pct + 1e-6)
-    return Pipeline([Resize(resized, preprocess), v2.CenterCrop(size), ToTensor(), Normalize(preprocess)])
+    return Prepare(preprocess, size)
+
+
+class Prepare:
+    """Resize, center crop and normalization of evaluation and prediction; the code is that of exported networks."""
+
+    def __init__(self, preprocess: PreprocessConfig, size: int) -> None:
+        self.preparation = Preparation(
+            "square", size, preprocess.mean, preprocess.std, preprocess.crop_pct, preprocess.interpolation
+        )
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Return the normalized image, float (3, size, size)."""
+        how = self.preparation
+        return torch.from_numpy(normalized(how(image), how.mean, how.std))
+
+    def __repr__(self) -> str:
+        return repr(self.preparation)
 
 
 def denormalize(images: Tensor, preprocess: PreprocessConfig) -> Tensor:

@@ -1,0 +1,222 @@
+"""A trained network -> a folder with its graphs, what describes them, and what runs them without this library."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from PIL import Image
+from torch import nn
+
+from fishnet.cards import ModelCard
+from fishnet.config import PreprocessConfig
+from fishnet.deploy import convert, folder
+from fishnet.deploy.convert import HALF, Format, Precision
+from fishnet.deploy.parts import Part, head_specs, parts_of
+from fishnet.deploy.quantize import Accuracy, AccuracyControl, quantize
+from fishnet.deploy.verify import TOLERANCES, Difference, compare
+from fishnet.errors import FishnetError, UsageError
+from fishnet.exported import open_exported
+from fishnet.files import Json
+from fishnet.models.fusing.network import NotFused, fuse
+from fishnet.models.network import Network
+from fishnet.runner.engine import DENSE, FORMAT_VERSION, Engine, head_of
+from fishnet.runner.graphs import PACKAGES, SUFFIXES, lacking
+from fishnet.runner.heads import Graph
+from fishnet.runner.prepare import Preparation
+from fishnet.tasks.base import AnyTask
+from fishnet.version import __version__
+
+
+@dataclass(frozen=True)
+class Target:
+    """What to export to."""
+
+    form: Format
+    """torch, onnx or openvino."""
+    precision: Precision
+    """Arithmetic: fp32, fp16, bf16 or int8."""
+    fallback: bool = False
+    """Whether to compute in fp32 where a machine lacks the precision."""
+
+    def check(self) -> str | None:
+        """Return why the precision is replaced by fp32 on this machine, in a few words; None if it is not.
+
+        Raises:
+            UsageError: The combination does not exist, a package is missing, or this machine lacks the precision and
+                `fallback` is false.
+        """
+        if self.precision == "int8" and self.form != "openvino":
+            raise UsageError(f"--precision int8 is for --format openvino, not for {self.form}")
+        convert.check_packages(self.form, self.precision)
+        reason = lacking(self.form, self.precision)
+        if reason is not None and not self.fallback:
+            raise UsageError(f"{reason}; choose another --precision, or allow to compute in fp32 with --allow-fallback")
+        return reason
+
+
+def export_network(
+    network: Network,
+    card: ModelCard,
+    task: AnyTask,
+    target: Target,
+    out: Path,
+    images: Sequence[Image.Image],
+    calibration: Sequence[Image.Image] = (),
+    control: AccuracyControl | None = None,
+) -> tuple[Difference, Json]:
+    """Export a network and compare the result with it.
+
+    Args:
+        network: Network in eval mode, on the CPU.
+        card: Its card.
+        task: Its task.
+        target: Format and precision.
+        out: Folder to write; it must not exist, or be an exported one.
+        images: RGB images to compare on.
+        calibration: RGB images to calibrate int8 on.
+        control: Accuracy control of int8.
+
+    Returns:
+        The differences, and the content of export.json.
+
+    Raises:
+        FishnetError: The network cannot be exported, or the result differs from it; nothing is written then.
+    """
+    if not images:
+        raise UsageError("an export is compared with PyTorch on real images: give a folder of them with --images")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotFused)
+        parts = parts_of(fuse(network), card)
+    with staging(out) as staged:
+        content = description(network, card, task, target)
+        if target.precision == "int8":
+            paths, multiple, accuracy = write_int8(parts, content, staged, calibration, control)
+            content["accuracy"] = None if accuracy is None else asdict(accuracy)
+        else:
+            paths, multiple = write_graphs(parts, target, staged)
+        content["input_multiple"] = multiple
+        content["graphs"] = {name: folder.describe_graph(path) for name, path in paths.items()}
+        return finish(staged, out, content, network, task, images), content
+
+
+def finish(
+    staged: Path, out: Path, content: Json, network: Network, task: AnyTask, images: Sequence[Image.Image]
+) -> Difference:
+    """Compare the graphs in a folder with the network, complete the folder, and give it its final name."""
+    precision = str(content["precision"])
+    folder.write_description(staged, content)
+    found = compare(network, open_exported(staged), task, images, precision)
+    found.check(TOLERANCES[precision])
+    content["verification"] = found.to_dict()
+    folder.write_description(staged, content)
+    folder.write_runner(staged, PACKAGES[str(content["format"])])
+    folder.move_into_place(staged, out)
+    return found
+
+
+def write_graphs(parts: Mapping[str, Part], target: Target, staged: Path) -> tuple[dict[str, Path], int]:
+    """Write the graphs of a network; return their files, and the multiple of the sides of images (0: they are fixed).
+
+    A network in half precision has its weights in it; where the machine lacks it, the network computes in fp32.
+    """
+    paths: dict[str, Path] = {}
+    multiple = 0
+    half = target.precision in HALF and target.form != "openvino" and lacking(target.form, target.precision) is None
+    for name, part in parts.items():
+        if half:
+            part.module.to(HALF[target.precision])
+        program, own = convert.trace(part)
+        multiple = own if name == DENSE else multiple
+        path = paths[name] = staged / f"{name}{SUFFIXES[target.form]}"
+        if target.form == "torch":
+            convert.save_torch(program, path)
+        elif target.form == "onnx":
+            convert.save_onnx(program, part, path)
+        else:
+            convert.save_openvino(convert.to_openvino(program, part), path, target.precision == "fp16")
+    return paths, multiple
+
+
+def write_int8(
+    parts: Mapping[str, Part],
+    content: Json,
+    staged: Path,
+    calibration: Sequence[Image.Image],
+    control: AccuracyControl | None,
+) -> tuple[dict[str, Path], int, Accuracy | None]:
+    """Quantize the graphs of a network and write them; see `write_graphs` and `quantize`."""
+    models, multiple = {}, 0
+    for name, part in parts.items():
+        program, own = convert.trace(part)
+        multiple = own if name == DENSE else multiple
+        models[name] = convert.to_openvino(program, part)
+    preparation = Preparation(**content["preprocessing"])
+    heads = {name: head_of(spec) for name, spec in content["heads"].items()}
+
+    def engine_of(graphs: Mapping[str, Graph]) -> Engine:
+        return Engine(preparation, heads, graphs)
+
+    found, accuracy = quantize(models, engine_of, [preparation(image) for image in calibration], control)
+    paths = {name: staged / f"{name}{SUFFIXES['openvino']}" for name in found}
+    for name, model in found.items():
+        convert.save_openvino(model, paths[name], half=False)
+    return paths, multiple, accuracy
+
+
+def description(network: Network, card: ModelCard, task: AnyTask, target: Target) -> Json:
+    """Return the content of export.json, without graphs and verification."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "fishnet": __version__,
+        "task": card.task,
+        "model": card.model,
+        "format": target.form,
+        "precision": target.precision,
+        "fallback": target.fallback,
+        "preprocessing": _preprocessing(network, card, task),
+        "heads": head_specs(network, card),
+        "thresholds": {"top": 5, "threshold": 0.5, "score": 0.5, "max_detections": 100},
+        "card": card.to_dict(),
+    }
+
+
+def _preprocessing(network: Network, card: ModelCard, task: AnyTask) -> Json:
+    found: Json = {"size": card.size, "mean": list(network.batcher.mean), "std": list(network.batcher.std)}
+    if isinstance(card.preprocess, PreprocessConfig):
+        how = card.preprocess
+        return {"kind": "square", **found, "crop_pct": how.crop_pct, "interpolation": how.interpolation}
+    longest = getattr(task, "longest", None)
+    if longest is None:
+        raise UsageError(f"networks of the task {card.task} cannot be exported: it prepares images in a way of its own")
+    return {"kind": "fit", **found, "longest": longest, "multiple": network.batcher.stride}
+
+
+@contextmanager
+def staging(out: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside another one; it is removed if it was not moved away.
+
+    Raises:
+        FishnetError: The folder cannot be made.
+    """
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        staged = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    except OSError as error:
+        raise FishnetError(f"cannot write {out}: {error.strerror}") from error
+    try:
+        staged.chmod(0o755)
+        yield staged
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def smallest_side(network: nn.Module) -> int:
+    """Return the smallest height and width in pixels that a network takes; 1 if it does not say."""
+    found = getattr(getattr(network, "trunk", None), "min_size", 1)
+    return int(found)

@@ -1,0 +1,89 @@
+"""The folder of an exported network: its graphs, export.json, and what runs it without this library."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from importlib import resources
+from pathlib import Path
+
+from fishnet.files import Json, atomic_write, write_json
+from fishnet.runner.engine import EXPORT_JSON
+from fishnet.runner.graphs import fingerprint
+
+PACKAGE = "fishnet_runner"
+"""Folder with the copy of `fishnet.runner`."""
+RUNNER = '''\
+"""Run the exported network in this folder; needs NumPy, Pillow and {package}.
+
+    python runner.py IMAGE...            a line of JSON for each image
+    python runner.py --help              all options
+
+From Python, with this folder on the path:
+
+    from runner import Model
+    model = Model("{{folder}}")
+    model("photo.jpg")["predictions"]
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from fishnet_runner.command import main  # noqa: E402
+from fishnet_runner.model import Model  # noqa: E402
+
+__all__ = ["Model"]
+
+if __name__ == "__main__":
+    sys.exit(main(Path(__file__).resolve().parent))
+'''
+
+
+def write_runner(folder: Path, package: str) -> None:
+    """Write runner.py and the package that it imports.
+
+    Args:
+        folder: Exported folder.
+        package: What runs its graphs, such as onnxruntime.
+    """
+    source = resources.files("fishnet.runner")
+    for entry in source.iterdir():
+        if entry.name.endswith(".py"):
+            atomic_write(folder / PACKAGE / entry.name, entry.read_text("utf-8"))
+    atomic_write(folder / "runner.py", RUNNER.replace("{package}", package).replace("{{folder}}", "this folder"))
+
+
+def describe_graph(path: Path) -> Json:
+    """Return the entry of export.json for a graph: its file, and the sums of its files."""
+    files = [path, *(other for suffix in (".bin", ".onnx.data") if (other := path.with_suffix(suffix)).is_file())]
+    return {"file": path.name, "sha256": {file.name: fingerprint(file) for file in files}}
+
+
+def write_description(folder: Path, content: Json) -> None:
+    """Write export.json."""
+    write_json(folder / EXPORT_JSON, content)
+
+
+def move_into_place(staged: Path, out: Path) -> None:
+    """Move the files of a complete folder to their place; those of an older export there are replaced."""
+    if not out.exists():
+        staged.rename(out)
+        return
+    for name in _older(out):
+        (out / name).unlink(missing_ok=True)
+    for entry in sorted(staged.iterdir()):
+        place = out / entry.name
+        if place.is_dir():
+            shutil.rmtree(place)
+        entry.replace(place)
+
+
+def _older(out: Path) -> list[str]:
+    """Return the names of the graph files of an older export."""
+    try:
+        graphs = json.loads((out / EXPORT_JSON).read_text("utf-8"))["graphs"]
+        return [Path(name).name for graph in graphs.values() for name in graph["sha256"]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []

@@ -1,0 +1,259 @@
+"""Networks in int8 by NNCF: calibration on real images, and accuracy control with the evaluator of the task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image
+
+from fishnet.data.images import read_image
+from fishnet.deploy.convert import quiet
+from fishnet.errors import FishnetError, UsageError
+from fishnet.exported import ExportedRuntime
+from fishnet.runner.engine import DENSE, Engine
+from fishnet.runner.graphs import compiled, openvino_settings
+from fishnet.runner.heads import Arrays, Graph
+from fishnet.tasks.base import AnyTask, Batch, evaluate_network
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from openvino import Model, Node
+
+LEAST_IMAGES, MOST_IMAGES = 8, 300
+"""Number of calibration images that is refused below, and at most used."""
+REGIONS = 32
+"""Regions per image that the graphs of the region stage are calibrated on."""
+_WEIGHTED = ("Convolution", "GroupConvolution", "MatMul", "ConvolutionBackpropData")
+
+
+@dataclass(frozen=True)
+class AccuracyControl:
+    """Which loss of accuracy is accepted, and how accuracy is measured."""
+
+    max_drop: float
+    """Largest loss of the metric."""
+    metric: str
+    """Name of the metric of the task."""
+    task: AnyTask
+    """Task of the network."""
+    dataset: Sequence[object]
+    """Split to evaluate on, as `task.open_split` returns it."""
+
+    def batches(self, places: Iterable[int]) -> Iterator[Batch]:
+        """Yield samples of the split as batches of one."""
+        collate = self.task.collate or torch.utils.data.default_collate
+        for place in places:
+            yield collate([self.dataset[place]])
+
+    def measure(self, engine: Engine) -> float:
+        """Return the metric of a network on the split."""
+        evaluator = self.task.evaluator(self.dataset, torch.device("cpu"))
+        found = evaluate_network(self.task, ExportedRuntime(engine), self.batches(range(len(self.dataset))), evaluator)
+        return float(found.metrics[self.metric])
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Metric of a network before and after quantization."""
+
+    metric: str
+    before: float
+    after: float
+
+    def describe(self) -> str:
+        """Return it in one line."""
+        return f"{self.metric}: {self.before:.4f} in fp32, {self.after:.4f} in int8"
+
+
+def calibration_images(folder: Path) -> list[Image.Image]:
+    """Return the images of a calibration folder, spread over it.
+
+    Raises:
+        UsageError: The folder does not exist, or has too few images.
+        FishnetError: An image cannot be read.
+    """
+    from fishnet.data.folders import image_files
+
+    if not folder.is_dir():
+        raise UsageError(f"--calibration {folder} is not a folder")
+    files = [path for path in image_files(folder) if path.parent.name != "labels"]
+    if len(files) < LEAST_IMAGES:
+        raise UsageError(
+            f"--calibration {folder} has {len(files)} images: give at least {LEAST_IMAGES} of those that the network "
+            "will see, some hundreds are better"
+        )
+    chosen = [files[place] for place in np.linspace(0, len(files) - 1, min(len(files), MOST_IMAGES)).astype(int)]
+    return [read_image(path) for path in chosen]
+
+
+def quantize(
+    models: Mapping[str, Model],
+    engine_of: Callable[[Mapping[str, Graph]], Engine],
+    images: Sequence[np.ndarray],
+    control: AccuracyControl | None = None,
+) -> tuple[dict[str, Model], Accuracy | None]:
+    """Return the models in int8; their last layers stay in float, as the decoding does.
+
+    Args:
+        models: Models of OpenVINO in fp32 by name.
+        engine_of: Graphs by name -> network.
+        images: Calibration images, uint8 (h, w, 3) in the size of the network.
+        control: Accuracy control; layers of the dense graph stay in float until the metric is good enough, and the
+            region stage stays in float if it is not good enough with them.
+
+    Raises:
+        FishnetError: The accuracy cannot be kept.
+    """
+    plain = {name: _compiled(model) for name, model in models.items()}
+    preparation = engine_of(plain).preparation
+    regions = _region_inputs(engine_of, plain, images)
+    own = _dense(models[DENSE], images, lambda pixels: preparation.batch([pixels])[0], control, engine_of, plain)
+    found = {DENSE: own}
+    for name, samples in regions.items():
+        # a stage that no image reached has nothing to be calibrated on
+        found[name] = _quantized(models[name], samples, "pooled") if samples else models[name]
+    if control is None:
+        return found, None
+    before = control.measure(engine_of(plain))
+    after = control.measure(engine_of({name: _compiled(model) for name, model in found.items()}))
+    if before - after > control.max_drop and regions:
+        found |= {name: models[name] for name in regions}
+        after = control.measure(engine_of({name: _compiled(model) for name, model in found.items()}))
+    if before - after > control.max_drop:
+        raise FishnetError(
+            f"int8 loses too much: {control.metric} falls from {before:.4f} to {after:.4f}, --max-drop is "
+            f"{control.max_drop:g}; give more calibration images, or a higher --max-drop"
+        )
+    return found, Accuracy(control.metric, before, after)
+
+
+def _compiled(model: Model) -> Graph:
+    import openvino
+
+    return compiled(openvino.Core().compile_model(model, "CPU", openvino_settings("fp32")))
+
+
+def _region_inputs(
+    engine_of: Callable[[Mapping[str, Graph]], Engine], graphs: Mapping[str, Graph], images: Sequence[np.ndarray]
+) -> dict[str, list[np.ndarray]]:
+    """Return pooled maps of real regions for each graph of the region stage, some of each image."""
+    kept: dict[str, list[np.ndarray]] = {name: [] for name in graphs if name != DENSE}
+    if not kept:
+        return kept
+    generator = np.random.default_rng(0)
+
+    def recorded(name: str) -> Graph:
+        def run(inputs: Arrays) -> Arrays:
+            pooled = inputs["pooled"]
+            places = generator.permutation(len(pooled))[:REGIONS]
+            kept[name].append(pooled[np.sort(places)])
+            return graphs[name](inputs)
+
+        return run
+
+    engine = engine_of({name: graph if name == DENSE else recorded(name) for name, graph in graphs.items()})
+    for image in images:
+        engine.run([image])
+    return kept
+
+
+def _dense(
+    model: Model,
+    images: Sequence[np.ndarray],
+    batch_of: Callable[[np.ndarray], np.ndarray],
+    control: AccuracyControl | None,
+    engine_of: Callable[[Mapping[str, Graph]], Engine],
+    graphs: Mapping[str, Graph],
+) -> Model:
+    if control is None:
+        return _quantized(model, images, "images", batch_of)
+    import nncf
+
+    def inputs_of(place: int) -> Arrays:
+        (batch,) = control.batches([place])
+        images = control.task.network_inputs(batch)
+        if isinstance(images, torch.Tensor):
+            return {"images": images.numpy()}
+        return {"images": batch_of(images[0].permute(1, 2, 0).numpy())}
+
+    def validated(candidate: Callable[[Arrays], object], places: Iterable[int]) -> tuple[float, None]:
+        return control.measure(engine_of({**graphs, DENSE: compiled(candidate)})), None
+
+    with _calm():
+        return nncf.quantize_with_accuracy_control(
+            model,
+            calibration_dataset=nncf.Dataset(images, lambda pixels: {"images": batch_of(pixels)}),
+            validation_dataset=nncf.Dataset(range(len(control.dataset)), inputs_of),
+            validation_fn=validated,
+            max_drop=control.max_drop,
+            drop_type=nncf.DropType.ABSOLUTE,
+            preset=nncf.QuantizationPreset.MIXED,
+            subset_size=len(images),
+            ignored_scope=nncf.IgnoredScope(names=last_layers(model), validate=False),
+        )
+
+
+def _quantized(
+    model: Model,
+    samples: Sequence[np.ndarray],
+    name: str,
+    convert: Callable[[np.ndarray], np.ndarray] = lambda sample: sample,
+) -> Model:
+    """Return a model in int8, except for its last layers."""
+    import nncf
+
+    with _calm():
+        return nncf.quantize(
+            model,
+            nncf.Dataset(samples, lambda sample: {name: convert(sample)}),
+            preset=nncf.QuantizationPreset.MIXED,
+            subset_size=len(samples),
+            ignored_scope=nncf.IgnoredScope(names=last_layers(model), validate=False),
+        )
+
+
+def last_layers(model: Model) -> list[str]:
+    """Return the names of the last layers with weights before the outputs; maps of a pyramid are no outputs."""
+    found: dict[str, None] = {}
+    for result in model.get_results():
+        if not result.input_value(0).get_tensor().names or _is_map(result):
+            continue
+        for name in _above(result):
+            found[name] = None
+    return list(found)
+
+
+def _is_map(result: Node) -> bool:
+    return any(name.split("_")[1:2] == ["map"] for name in result.input_value(0).get_tensor().names)
+
+
+def _above(node: Node) -> Iterator[str]:
+    """Yield the nearest layers with weights above a node."""
+    waiting, seen = [value.get_node() for value in node.input_values()], set()
+    while waiting:
+        one = waiting.pop()
+        name = one.get_friendly_name()
+        if name in seen or one.get_type_name() in ("Constant", "Parameter", "ShapeOf"):
+            continue
+        seen.add(name)
+        if one.get_type_name() in _WEIGHTED:
+            yield name
+        else:
+            waiting += [value.get_node() for value in one.input_values()]
+
+
+@contextmanager
+def _calm() -> Iterator[None]:
+    """Silence progress bars and messages of NNCF."""
+    import nncf
+
+    with quiet():
+        nncf.set_log_level(40)
+        yield

@@ -1,0 +1,215 @@
+"""How far an exported network is from the one of PyTorch, on real images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.ops import box_iou
+
+from fishnet.deploy.parts import DenseGraph
+from fishnet.errors import FishnetError
+from fishnet.exported import ExportedRuntime
+from fishnet.files import Json
+from fishnet.models.network import Images, Network
+from fishnet.runner.engine import DENSE
+from fishnet.tasks.base import AnyTask, TorchRuntime
+
+STRONG = 0.5
+"""Score of the objects that are compared where arithmetic differs."""
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Largest differences of a precision."""
+
+    outputs: float
+    """Root mean square of the difference of an output, relative to that of the output."""
+    score: float = float("inf")
+    """Difference of scores."""
+    box: float = float("inf")
+    """Difference of coordinates in pixels of the network's input."""
+    mask: float = float("inf")
+    """Difference of mask probabilities."""
+    agreement: float = 1.0
+    """Least share of objects that are found in both, and of pixels with the same class.
+
+    Also in fp32 it is below 1: of objects with equal scores, as in flat parts of an image, either may be the first.
+    """
+    overlap: float = 0.5
+    """Least IoU of the boxes of an object that is found in both."""
+
+
+TOLERANCES = {
+    "fp32": Tolerance(1e-3, 1e-3, 0.1, 1e-2, 0.98, 0.9),
+    "fp16": Tolerance(0.05, agreement=0.9),
+    "bf16": Tolerance(0.2, agreement=0.8),
+    "int8": Tolerance(0.5, agreement=0.6),
+}
+"""Tolerances by precision; those below fp32 only find what is broken, `--max-drop` says what is good enough."""
+
+
+@dataclass
+class Difference:
+    """Differences between an exported network and PyTorch's, the worst over all images."""
+
+    images: int = 0
+    """Number of images."""
+    outputs: dict[str, float] = field(default_factory=dict)
+    """Of each output of the network, relative to its root mean square."""
+    score: float = 0.0
+    """Of scores."""
+    box: float = 0.0
+    """Of coordinates, in pixels of the network's input."""
+    mask: float = 0.0
+    """Of mask probabilities."""
+    keypoint: float = 0.0
+    """Of coordinates of keypoints, in pixels of the network's input."""
+    agreement: float = 1.0
+    """Share of objects found in both, over all images, or of pixels with the same class if that is lower."""
+    objects: int = 0
+    """Number of objects compared."""
+
+    def check(self, tolerance: Tolerance) -> None:
+        """Raise FishnetError if a difference is out of tolerance."""
+        worst = max(self.outputs.values(), default=0.0)
+        limits = [
+            ("outputs", worst, tolerance.outputs),
+            ("scores", self.score, tolerance.score),
+            ("boxes", self.box, tolerance.box),
+            ("masks", self.mask, tolerance.mask),
+            ("disagreement", 1 - self.agreement, 1 - tolerance.agreement),
+        ]
+        for name, value, limit in limits:
+            if not value <= limit:  # NaN is out of any tolerance
+                raise FishnetError(
+                    f"the exported network differs from PyTorch's: {name} {value:.2g}, at most {limit:.2g} is allowed; "
+                    "nothing was written. Try another --format or --precision"
+                )
+
+    def describe(self) -> str:
+        """Return the differences in one line."""
+        parts = [f"outputs {max(self.outputs.values(), default=0.0):.1e}", f"scores {self.score:.1e}"]
+        if self.objects:
+            parts += [f"boxes {self.box:.1e} px", f"masks {self.mask:.1e}", f"of {self.objects} objects"]
+        parts.append(f"{100 * self.agreement:.2f} % agree")
+        return f"largest differences from PyTorch on {self.images} images: " + ", ".join(parts)
+
+    def to_dict(self) -> Json:
+        """Return the differences as JSON values."""
+        return {
+            "images": self.images,
+            "outputs": {name: float(f"{value:.3g}") for name, value in self.outputs.items()},
+            "score": float(f"{self.score:.3g}"),
+            "box": float(f"{self.box:.3g}"),
+            "mask": float(f"{self.mask:.3g}"),
+            "keypoint": float(f"{self.keypoint:.3g}"),
+            "agreement": self.agreement,
+            "objects": self.objects,
+        }
+
+
+def compare(
+    network: Network, exported: ExportedRuntime, task: AnyTask, images: Sequence[Image.Image], precision: str
+) -> Difference:
+    """Return the differences on images, each in a batch of its own.
+
+    Args:
+        network: Network of PyTorch in fp32 and eval mode, on the CPU.
+        exported: The exported one.
+        task: Task of the network.
+        images: RGB images.
+        precision: Arithmetic of the exported network. In fp32 all objects above the threshold of the detector are
+            compared, else those with a score of 0.5.
+
+    Raises:
+        FishnetError: The preprocessing of both is not identical, or the exported network does not run.
+    """
+    try:
+        return _compare(network, exported, task, images, precision)
+    except FishnetError:
+        raise
+    except Exception as error:  # every runtime raises its own errors
+        text = " ".join(str(error).split())
+        raise FishnetError(
+            f"the exported network does not run: {type(error).__name__}: {text[:200]}; nothing was written. Try "
+            "another --format"
+        ) from error
+
+
+def _compare(
+    network: Network, exported: ExportedRuntime, task: AnyTask, images: Sequence[Image.Image], precision: str
+) -> Difference:
+    reference, dense = TorchRuntime(network, torch.device("cpu")), DenseGraph(network).eval()
+    found, found_objects = Difference(), 0
+    for image in images:
+        inputs, batch = _inputs(network, exported, task, image)
+        with torch.inference_mode():
+            wanted = dense(batch)
+        for name, value in exported.engine.graphs[DENSE]({"images": batch.numpy()}).items():
+            found.outputs[name] = max(found.outputs.get(name, 0.0), _relative(value, wanted[name].numpy()))
+        for name, (answer,) in reference(inputs).items():
+            found_objects += _compare_answer(found, answer, exported(inputs)[name][0], precision)
+        found.images += 1
+    if found.objects:
+        found.agreement = min(found.agreement, found_objects / found.objects)
+    return found
+
+
+def _inputs(network: Network, exported: ExportedRuntime, task: AnyTask, image: Image.Image) -> tuple[Images, Tensor]:
+    """Return an image as the runtimes take it, and as a normalized batch; checks that both prepare it alike."""
+    shown = task.transform(image)
+    inputs: Images = [shown] if shown.dtype == torch.uint8 else shown[None]
+    batch = network.batcher(inputs)[0].contiguous() if isinstance(inputs, list) else shown[None]
+    own = exported.engine.preparation
+    if not np.array_equal(own.batch([own(image)])[0], batch.numpy()):
+        raise FishnetError("the exported network prepares images unlike this library: it cannot be exported")
+    return inputs, batch
+
+
+def _relative(value: np.ndarray, wanted: np.ndarray) -> float:
+    size = float(np.sqrt(np.square(wanted, dtype=np.float64).mean()))
+    return float(np.sqrt(np.square(value - wanted, dtype=np.float64).mean())) / max(size, 1e-12)
+
+
+def _compare_answer(found: Difference, wanted: object, got: object, precision: str) -> int:
+    """Add the differences of an answer of one head, and return the number of objects found in both."""
+    if isinstance(wanted, Mapping) and isinstance(got, Mapping):
+        return _compare_objects(found, wanted, got, precision)
+    assert isinstance(wanted, Tensor)
+    assert isinstance(got, Tensor)
+    if wanted.ndim == 1:
+        for score in (torch.softmax, lambda value, dim: value.sigmoid()):
+            found.score = max(found.score, float((score(wanted, 0) - score(got, 0)).abs().max()))
+    else:
+        found.agreement = min(found.agreement, float((wanted.argmax(0) == got.argmax(0)).float().mean()))
+    return 0
+
+
+def _compare_objects(found: Difference, wanted: Mapping[str, Tensor], got: Mapping[str, Tensor], precision: str) -> int:
+    """Match the objects of two answers by class and IoU, and add the differences of those that are matched."""
+    scores, least = wanted["scores"], TOLERANCES[precision].overlap
+    # the weakest may fall below the threshold, or behind the last place, by rounding
+    chosen = scores > (scores.min() + 2e-3 if precision == "fp32" else STRONG) if len(scores) else scores > 1
+    overlap = box_iou(wanted["boxes"], got["boxes"]) * (wanted["labels"][:, None] == got["labels"])
+    matched = 0
+    for place in chosen.nonzero().flatten().tolist():
+        found.objects += 1
+        if not overlap.shape[1] or float(overlap[place].max()) < least:
+            continue
+        other = int(overlap[place].argmax())
+        overlap[:, other] = 0
+        matched += 1
+
+        def difference(name: str, one: int = place, two: int = other) -> float:
+            return float((wanted[name][one] - got[name][two]).abs().max()) if name in wanted else 0.0
+
+        found.score = max(found.score, difference("scores"))
+        found.box = max(found.box, difference("boxes"))
+        found.mask = max(found.mask, difference("masks"))
+        found.keypoint = max(found.keypoint, difference("keypoints"))
+    return matched

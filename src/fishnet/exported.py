@@ -1,0 +1,85 @@
+"""Exported networks as runtimes: `fishnet export` writes their folders, evaluation and prediction use them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fishnet.cards import ModelCard
+from fishnet.errors import FishnetError
+from fishnet.models.heads.types import Answers
+from fishnet.models.network import Images
+from fishnet.runner.engine import EXPORT_JSON, Engine, open_engine, read_description
+from fishnet.runner.errors import RunnerError
+
+
+class ExportedRuntime:
+    """Runs an exported network on the CPU; answers are tensors, as those of PyTorch.
+
+    Args:
+        engine: Graphs and decoders.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    def __call__(self, images: Images) -> Answers:
+        """Return the answers by head, each with an entry per image."""
+        if isinstance(images, Tensor):
+            batch = images.float().cpu().numpy()
+            size = batch.shape[2], batch.shape[3]
+            found = self.engine.decode(self.engine.raw(batch), size, [size] * len(batch))
+        else:
+            found = self.engine.run([image.cpu().permute(1, 2, 0).numpy() for image in images])
+        return {name: [_tensors(answer) for answer in answers] for name, answers in found.items()}
+
+
+def _tensors(answer: object) -> object:
+    """Return an answer with tensors in the place of arrays."""
+    if isinstance(answer, Mapping):
+        return {name: _tensors(value) for name, value in answer.items()}
+    return torch.from_numpy(np.ascontiguousarray(answer))
+
+
+def is_exported(source: str | Path) -> bool:
+    """Return whether a folder was written by `fishnet export`."""
+    return (Path(source) / EXPORT_JSON).is_file()
+
+
+def exported_card(folder: Path) -> ModelCard:
+    """Return the card of the network that was exported.
+
+    Raises:
+        FishnetError: The folder is damaged.
+    """
+    try:
+        found = read_description(folder)
+    except RunnerError as error:
+        raise FishnetError(str(error)) from error
+    return ModelCard.from_json(json.dumps(found.get("card")), folder / EXPORT_JSON)
+
+
+def exported_format(folder: Path) -> str:
+    """Return the format of an exported network: torch, onnx or openvino."""
+    try:
+        return str(read_description(folder).get("format"))
+    except RunnerError as error:
+        raise FishnetError(str(error)) from error
+
+
+def open_exported(folder: Path) -> ExportedRuntime:
+    """Return what runs an exported network.
+
+    Raises:
+        FishnetError: The folder is incomplete or damaged, the package that runs it is missing, or the machine lacks
+            the precision.
+    """
+    try:
+        return ExportedRuntime(open_engine(folder))
+    except RunnerError as error:
+        raise FishnetError(str(error)) from error

@@ -1,0 +1,129 @@
+"""Files of graphs -> functions from arrays to arrays, by onnxruntime, OpenVINO or PyTorch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from .errors import RunnerError
+from .heads import Arrays, Graph
+
+FORMATS = ("torch", "onnx", "openvino")
+"""Formats of graphs."""
+SUFFIXES = {"torch": ".pt2", "onnx": ".onnx", "openvino": ".xml"}
+"""File name extension of each format."""
+PACKAGES = {"torch": "torch", "onnx": "onnxruntime", "openvino": "openvino"}
+"""What runs each format."""
+_HINTS = {"fp32": "f32", "int8": "f32", "bf16": "bf16", "fp16": "f16"}
+_CAPABILITIES = {"fp32": "FP32", "int8": "INT8", "bf16": "BF16", "fp16": "FP16"}
+
+
+def lacking(form: str, precision: str) -> str | None:
+    """Return why this machine cannot compute in a precision, in a few words; None if it can.
+
+    Args:
+        form: torch, onnx or openvino.
+        precision: fp32, fp16, bf16 or int8.
+    """
+    if precision == "fp32":
+        return None
+    if form == "openvino":
+        from openvino import Core
+
+        found = Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        if _CAPABILITIES[precision] in found:
+            return None
+        return f"OpenVINO has no {precision} arithmetic on this CPU"
+    if form == "onnx":
+        return f"onnxruntime has no {precision} arithmetic on CPUs"
+    import torch
+
+    if precision == "bf16" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+        return None
+    return f"PyTorch has no fast {precision} arithmetic on this CPU"
+
+
+def open_graph(path: Path, form: str, precision: str) -> Graph:
+    """Return the function of a graph file.
+
+    Args:
+        path: File.
+        form: torch, onnx or openvino.
+        precision: Arithmetic of OpenVINO; the other formats have it in the graph.
+
+    Raises:
+        RunnerError: The package that runs it is missing, or the file is damaged.
+    """
+    openers: dict[str, Callable[[Path, str], Graph]] = {"torch": _torch, "onnx": _onnx, "openvino": _openvino}
+    try:
+        return openers[form](path, precision)
+    except ImportError as error:
+        raise RunnerError(f"{path} needs {PACKAGES[form]}: pip install {PACKAGES[form]} ({error})") from error
+    except Exception as error:  # every runtime raises its own errors for files that it cannot read
+        text = " ".join(str(error).split())
+        raise RunnerError(f"cannot read {path}: {text[:200]}; export the model again") from error
+
+
+def fingerprint(path: Path) -> str:
+    """Return the SHA-256 of a file.
+
+    Raises:
+        RunnerError: The file cannot be read.
+    """
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise RunnerError(f"cannot read {path}: {error.strerror}; the folder is incomplete, export it again") from error
+
+
+def _onnx(path: Path, precision: str) -> Graph:
+    import onnxruntime
+
+    onnxruntime.set_default_logger_severity(3)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+
+    def run(inputs: Arrays) -> Arrays:
+        return dict(zip(names, session.run(names, inputs), strict=True))
+
+    return run
+
+
+def _openvino(path: Path, precision: str) -> Graph:
+    from openvino import Core
+
+    core = Core()
+    return compiled(core.compile_model(core.read_model(str(path)), "CPU", openvino_settings(precision)))
+
+
+def openvino_settings(precision: str) -> dict[str, str]:
+    """Return what OpenVINO is told: without it, CPUs with bf16 instructions compute in bf16 by themselves."""
+    return {"INFERENCE_PRECISION_HINT": _HINTS[precision]}
+
+
+def compiled(model: Callable[[Arrays], object]) -> Graph:
+    """Return the function of a compiled model of OpenVINO."""
+
+    def run(inputs: Arrays) -> Arrays:
+        outputs = model(inputs)
+        return {key.get_any_name(): value for key, value in outputs.items()}  # type: ignore[attr-defined]
+
+    return run
+
+
+def _torch(path: Path, precision: str) -> Graph:
+    import torch
+
+    # guards would refuse maps of one pixel, which these programs compute as any other
+    program = torch.export.load(path).module(check_guards=False)
+
+    def run(inputs: Arrays) -> Arrays:
+        with torch.inference_mode():
+            outputs = program(*[torch.from_numpy(np.ascontiguousarray(value)) for value in inputs.values()])
+        return {name: value.numpy() for name, value in outputs.items()}
+
+    return run
