@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import json
 import statistics
-import time
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,25 +31,60 @@ class Ratio(NamedTuple):
         return f"{self.median:.2f}x (quartiles {self.low:.2f} to {self.high:.2f})"
 
 
-def take_turns(
-    candidates: Mapping[str, Callable[[], object]], rounds: int, clock: Callable[[], float] = time.perf_counter
-) -> dict[str, list[float]]:
-    """Return the seconds of every candidate in every round; one more round before these warms up.
+class Worker:
+    """A candidate in a process of its own, which runs a script with `serve` and takes its turn when it is told to.
 
     Args:
-        candidates: What to time, by name; each runs once per round, in this order.
-        rounds: Number of rounds that count.
-        clock: `time.perf_counter`, or `time.process_time` for the processor time on a machine that others use too.
+        script: Script of the benchmark.
+        arguments: Its arguments.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+
+    def __init__(self, script: str, *arguments: str) -> None:
+        command = [sys.executable, script, *arguments]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def __call__(self) -> dict[str, float]:
+        """Run one turn and return its figures."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{' '.join(self._process.args[1:])} ended with {self._process.wait()}")
+        return {name: float(value) for name, value in json.loads(line).items()}
+
+    def stop(self) -> None:
+        """End the process."""
+        self._process.communicate()
+
+
+def serve(turn: Callable[[], dict[str, float]]) -> None:
+    """Run a turn for every line on standard input and print its figures, for a `Worker`."""
+    for _ in sys.stdin:
+        gc.collect()
+        print(json.dumps(turn()), flush=True)
+
+
+def take_turns(workers: Mapping[str, Callable[[], dict[str, float]]], rounds: int) -> dict[str, list[dict[str, float]]]:
+    """Return the figures of every candidate in every round; one more round before these warms up.
+
+    Args:
+        workers: Candidates by name; each runs once per round, in this order.
+        rounds: Number of rounds that count.
+    """
+    figures: dict[str, list[dict[str, float]]] = {name: [] for name in workers}
     for turn in range(rounds + 1):
-        for name, run in candidates.items():
-            gc.collect()
-            begin = clock()
-            run()
+        for name, run in workers.items():
+            found = run()
             if turn:
-                seconds[name].append(clock() - begin)
-    return seconds
+                figures[name].append(found)
+    return figures
+
+
+def seconds_of(figures: Mapping[str, list[dict[str, float]]]) -> dict[str, list[float]]:
+    """Return the seconds of every candidate in every round."""
+    return {name: [turn["seconds"] for turn in turns] for name, turns in figures.items()}
 
 
 def ratio(slow: list[float], fast: list[float]) -> Ratio:

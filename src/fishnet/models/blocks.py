@@ -13,7 +13,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from fishnet.models.config import FishInputError
-from fishnet.models.recompute import MaxPool2d, after_norm_relu
+from fishnet.models.recompute import MaxPool2d, after_norm_relu, plus
 
 # ReLU is in place throughout: its input is always the output of a norm that does not need it in the backward pass.
 
@@ -38,6 +38,11 @@ class Recomputing(nn.Module):
     def recomputed(self, norm: nn.Module, conv: nn.Module, x: Tensor) -> Tensor:
         """Return conv(ReLU(norm(x))), keeping only x for the backward pass."""
         return after_norm_relu(norm, conv, x)
+
+    @torch.jit.ignore
+    def sum(self, y: Tensor, shortcut: Tensor) -> Tensor:
+        """Return the sum in the memory of y, which leaves no hole between the maps that are kept."""
+        return plus(y, shortcut)
 
 
 class Projection(Recomputing):
@@ -127,10 +132,10 @@ class Block(Recomputing):
             y = self.recomputed(self.norm1, self.conv1, x)
             y = self.recomputed(self.norm2, self.conv2, y)
             y = self.recomputed(self.norm3, self.conv3, y)
-        else:
-            y = self.conv1(F.relu(self.norm1(x), inplace=True))
-            y = self.conv2(F.relu(self.norm2(y), inplace=True))
-            y = self.conv3(F.relu(self.norm3(y), inplace=True))
+            return self.sum(self.drop_path(y), self.reduce(self.shortcut(x)))
+        y = self.conv1(F.relu(self.norm1(x), inplace=True))
+        y = self.conv2(F.relu(self.norm2(y), inplace=True))
+        y = self.conv3(F.relu(self.norm3(y), inplace=True))
         return self.drop_path(y) + self.reduce(self.shortcut(x))
 
 

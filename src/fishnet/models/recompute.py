@@ -6,6 +6,8 @@ BatchNorm keeps x too. Here only x is kept: one scale and shift per channel give
 
 from __future__ import annotations
 
+import threading
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -33,6 +35,43 @@ class _PoolNode(FunctionCtx):
     order: torch.memory_format
 
 
+class _Scratch(threading.local):
+    """Memory for the output of a norm, which lives from the norm to the convolution behind it only.
+
+    Taking and freeing as much for every norm would leave holes between the maps that are kept, and the process would
+    need twice the memory that its tensors have.
+    """
+
+    def __init__(self) -> None:
+        self.buffer = torch.empty(0, dtype=torch.uint8)
+        self.owner: object = None
+
+    def like(self, x: Tensor, owner: object) -> Tensor | None:
+        """Return an uninitialized tensor for an owner, who loses it to the next one; None if x does not suit."""
+        dense = x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
+        if x.device.type != "cpu" or not dense:
+            return None
+        size = x.numel() * x.element_size()
+        if self.buffer.numel() < size:
+            self.buffer = torch.empty(size, dtype=torch.uint8)
+        self.owner = owner
+        return x.new_empty(0).set_(self.buffer.untyped_storage(), 0, x.shape, x.stride())
+
+
+_scratch = _Scratch()
+
+
+def _normalized(x: Tensor, out: Tensor | None, *settings: object) -> tuple[Tensor, Tensor, Tensor]:
+    """Return ReLU(BN(x)) in `out`, if it is given, with the mean and the inverse deviation of the batch."""
+    if out is None:
+        y, mean, spread = torch.native_batch_norm(x, *settings)
+    else:
+        like = next((value for value in settings if isinstance(value, Tensor)), x)
+        mean, spread = like.new_empty(0), like.new_empty(0)
+        y, mean, spread = torch.native_batch_norm(x, *settings, out=(out, mean, spread))
+    return y.relu_(), mean, spread
+
+
 class _NormRelu(torch.autograd.Function):
     """ReLU(BN(x)), which keeps x only."""
 
@@ -46,8 +85,10 @@ class _NormRelu(torch.autograd.Function):
         batch_statistics: bool,
         momentum: float,
         eps: float,
+        passing: bool,
     ) -> Tensor:
-        y, mean, spread = torch.native_batch_norm(x, weight, bias, *running, batch_statistics, momentum, eps)
+        out = _scratch.like(x, None) if passing else None
+        y, mean, spread = _normalized(x, out, weight, bias, *running, batch_statistics, momentum, eps)
         if not batch_statistics:
             assert running[0] is not None
             assert running[1] is not None
@@ -55,7 +96,7 @@ class _NormRelu(torch.autograd.Function):
         ctx.save_for_backward(x, weight, bias, mean, spread)  # type: ignore[arg-type]  # takes None
         ctx.batch_statistics, ctx.eps = batch_statistics, eps
         ctx.output = ctx.inputs = None
-        return y.relu_()
+        return y
 
     @staticmethod
     @once_differentiable
@@ -64,7 +105,10 @@ class _NormRelu(torch.autograd.Function):
         assert ctx.inputs is not None
         x, weight, _, mean, spread = ctx.inputs
         ctx.output = ctx.inputs = None
-        gradient = torch.ops.aten.threshold_backward(gradient, y, 0)
+        if y.dtype == gradient.dtype and y.stride() == gradient.stride():
+            gradient = torch.ops.aten.threshold_backward.grad_input(gradient, y, 0, grad_input=y)
+        else:
+            gradient = torch.ops.aten.threshold_backward(gradient, y, 0)
         batch = (None, None, mean, spread)
         frozen = (mean, spread, None, None)
         found = torch.ops.aten.native_batch_norm_backward(
@@ -76,22 +120,23 @@ class _NormRelu(torch.autograd.Function):
             ctx.eps,
             [ctx.needs_input_grad[0], weight is not None, weight is not None],
         )
-        return (*found, None, None, None, None)
+        return (*found, None, None, None, None, None)
 
 
 def _output_of(node: _Node) -> Tensor:
-    """Return the output again; it is kept until the backward pass of the node."""
-    if node.output is None:
-        # read once: under activation checkpointing it cannot be read twice
-        x, weight, bias, mean, spread = node.inputs = node.saved_tensors
+    """Return the output again; it is kept until the backward pass of the node, unless another node needs the memory."""
+    if node.output is None or _scratch.owner is not node:
+        if node.inputs is None:
+            node.inputs = node.saved_tensors  # read once: under activation checkpointing it cannot be read twice
+        x, weight, bias, mean, spread = node.inputs
+        out = _scratch.like(x, node)
         if node.batch_statistics:
             # PyTorch multiplies by weight / deviation; as weight of a norm with deviation 1 it gives the same product
             scale = spread if weight is None else spread * weight
-            one = torch.ones_like(mean)
-            y = torch.native_batch_norm(x, scale, bias, mean, one, False, 0.0, 0.0)[0]
+            settings = (scale, bias, mean, torch.ones_like(mean), False, 0.0, 0.0)
         else:
-            y = torch.native_batch_norm(x, weight, bias, mean, spread, False, 0.0, node.eps)[0]
-        node.output = y.relu_()
+            settings = (weight, bias, mean, spread, False, 0.0, node.eps)
+        node.output = _normalized(x, out, *settings)[0]
     return node.output
 
 
@@ -111,9 +156,10 @@ def after_norm_relu(norm: nn.Module, module: nn.Module, x: Tensor) -> Tensor:
         if isinstance(norm, nn.GroupNorm):  # without statistics of its own
             return checkpoint(plain, norm, module, x, use_reentrant=False, preserve_rng_state=False)
         return plain(norm, module, x)
-    y = _NormRelu.apply(x, norm.weight, norm.bias, *_settings(norm))
-    if not y.requires_grad:
-        return module(y)
+    if not any(tensor is not None and tensor.requires_grad for tensor in (x, norm.weight, norm.bias)):
+        return plain(norm, module, x)  # the backward pass does not come here, and the module keeps its input
+    passing = isinstance(module, nn.Conv2d | nn.ConvTranspose2d)  # a ReLU returns its input
+    y = _NormRelu.apply(x, norm.weight, norm.bias, *_settings(norm), passing)
     pointer, shape, dtype = y.data_ptr(), y.shape, y.dtype
     node: _Node = y.grad_fn
     weight = getattr(module, "weight", None)
@@ -129,6 +175,11 @@ def after_norm_relu(norm: nn.Module, module: nn.Module, x: Tensor) -> Tensor:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         return module(y)
+
+
+def plus(y: Tensor, shortcut: Tensor) -> Tensor:
+    """Return y + shortcut, in the memory of y; what y was must not be needed."""
+    return y.add_(shortcut) if y.dtype == shortcut.dtype else y + shortcut
 
 
 def plain(norm: nn.Module, module: nn.Module, x: Tensor) -> Tensor:
