@@ -25,7 +25,7 @@ import fishnet
 from fishnet.config import TrainConfig
 from fishnet.models.checkpoints.weights import convert_state
 from fishnet.models.precision import autocast, guard_bf16_on_cpu
-from fishnet.training.allocator import freed_memory_kept
+from fishnet.training.allocator import allocation_for
 from fishnet.training.optimizer import build_optimizer
 from fishnet.training.trainer import has_bf16
 
@@ -81,7 +81,7 @@ def work(candidate: str, batch: int, clock: Callable[[], float]) -> None:
         loss = step()
         return {"seconds": clock() - begin, "loss": loss}
 
-    with freed_memory_kept(name == OURS):
+    with allocation_for("fast", name == OURS):
         serve(turn)
 
 

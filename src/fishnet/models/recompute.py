@@ -7,6 +7,7 @@ BatchNorm keeps x too. Here only x is kept: one scale and shift per channel give
 from __future__ import annotations
 
 import threading
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -61,12 +62,24 @@ class _Scratch(threading.local):
 _scratch = _Scratch()
 
 
-def _normalized(x: Tensor, out: Tensor | None, *settings: object) -> tuple[Tensor, Tensor, Tensor]:
+class _Settings(NamedTuple):
+    """What BatchNorm takes besides its input, in PyTorch's order."""
+
+    weight: Tensor | None
+    bias: Tensor | None
+    mean: Tensor | None
+    variance: Tensor | None
+    batch_statistics: bool
+    momentum: float
+    eps: float
+
+
+def _normalized(x: Tensor, out: Tensor | None, settings: _Settings) -> tuple[Tensor, Tensor, Tensor]:
     """Return ReLU(BN(x)) in `out`, if it is given, with the mean and the inverse deviation of the batch."""
     if out is None:
         y, mean, spread = torch.native_batch_norm(x, *settings)
     else:
-        like = next((value for value in settings if isinstance(value, Tensor)), x)
+        like = next((value for value in settings[:4] if value is not None), x)
         mean, spread = like.new_empty(0), like.new_empty(0)
         y, mean, spread = torch.native_batch_norm(x, *settings, out=(out, mean, spread))
     return y.relu_(), mean, spread
@@ -77,24 +90,16 @@ class _NormRelu(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: _Node,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        running: tuple[Tensor | None, Tensor | None],
-        batch_statistics: bool,
-        momentum: float,
-        eps: float,
-        passing: bool,
+        ctx: _Node, x: Tensor, weight: Tensor | None, bias: Tensor | None, settings: _Settings, passing: bool
     ) -> Tensor:
         out = _scratch.like(x, None) if passing else None
-        y, mean, spread = _normalized(x, out, weight, bias, *running, batch_statistics, momentum, eps)
-        if not batch_statistics:
-            assert running[0] is not None
-            assert running[1] is not None
-            mean, spread = running[0], running[1]
+        y, mean, spread = _normalized(x, out, settings)
+        if not settings.batch_statistics:
+            assert settings.mean is not None
+            assert settings.variance is not None
+            mean, spread = settings.mean, settings.variance
         ctx.save_for_backward(x, weight, bias, mean, spread)  # type: ignore[arg-type]  # takes None
-        ctx.batch_statistics, ctx.eps = batch_statistics, eps
+        ctx.batch_statistics, ctx.eps = settings.batch_statistics, settings.eps
         ctx.output = ctx.inputs = None
         return y
 
@@ -120,7 +125,7 @@ class _NormRelu(torch.autograd.Function):
             ctx.eps,
             [ctx.needs_input_grad[0], weight is not None, weight is not None],
         )
-        return (*found, None, None, None, None, None)
+        return (*found, None, None)
 
 
 def _output_of(node: _Node) -> Tensor:
@@ -133,10 +138,10 @@ def _output_of(node: _Node) -> Tensor:
         if node.batch_statistics:
             # PyTorch multiplies by weight / deviation; as weight of a norm with deviation 1 it gives the same product
             scale = spread if weight is None else spread * weight
-            settings = (scale, bias, mean, torch.ones_like(mean), False, 0.0, 0.0)
+            settings = _Settings(scale, bias, mean, torch.ones_like(mean), False, 0.0, 0.0)
         else:
-            settings = (weight, bias, mean, spread, False, 0.0, node.eps)
-        node.output = _normalized(x, out, *settings)[0]
+            settings = _Settings(weight, bias, mean, spread, False, 0.0, node.eps)
+        node.output = _normalized(x, out, settings)[0]
     return node.output
 
 
@@ -159,7 +164,7 @@ def after_norm_relu(norm: nn.Module, module: nn.Module, x: Tensor) -> Tensor:
     if not any(tensor is not None and tensor.requires_grad for tensor in (x, norm.weight, norm.bias)):
         return plain(norm, module, x)  # the backward pass does not come here, and the module keeps its input
     passing = isinstance(module, nn.Conv2d | nn.ConvTranspose2d)  # a ReLU returns its input
-    y = _NormRelu.apply(x, norm.weight, norm.bias, *_settings(norm), passing)
+    y = _NormRelu.apply(x, norm.weight, norm.bias, _settings(norm), passing)
     pointer, shape, dtype = y.data_ptr(), y.shape, y.dtype
     node: _Node = y.grad_fn
     weight = getattr(module, "weight", None)
@@ -189,8 +194,8 @@ def plain(norm: nn.Module, module: nn.Module, x: Tensor) -> Tensor:
     return module(F.relu(norm(x), inplace=True))
 
 
-def _settings(norm: nn.BatchNorm2d) -> tuple[tuple[Tensor | None, Tensor | None], bool, float, float]:
-    """Return running statistics, whether those of the batch are used, momentum and epsilon; count the batch."""
+def _settings(norm: nn.BatchNorm2d) -> _Settings:
+    """Return the settings of a BatchNorm for one batch, and count the batch."""
     momentum = norm.momentum
     if norm.training and norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
@@ -199,7 +204,8 @@ def _settings(norm: nn.BatchNorm2d) -> tuple[tuple[Tensor | None, Tensor | None]
     running = norm.running_mean, norm.running_var
     if norm.training and not norm.track_running_stats:
         running = None, None
-    return running, norm.training or norm.running_mean is None, momentum or 0.0, norm.eps
+    batch_statistics = norm.training or norm.running_mean is None
+    return _Settings(norm.weight, norm.bias, *running, batch_statistics, momentum or 0.0, norm.eps)
 
 
 class _MaxPool(torch.autograd.Function):

@@ -1,4 +1,4 @@
-"""Memory that a training on a CPU frees stays with the process, for the next step."""
+"""What becomes of memory that a training on a CPU frees."""
 
 from __future__ import annotations
 
@@ -8,30 +8,36 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from fishnet.models.config import Memory
+
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """Numbers of the parameters of glibc's mallopt."""
-_NEVER, _LARGEST_BLOCK = (1 << 31) - 1, 1 << 30
+_NEVER, _ANY_BLOCK = (1 << 31) - 1, 1 << 30
 _USUAL_BLOCK = 32 << 20
 """Where glibc's own adjustment of the threshold ends."""
+_LARGE_BLOCK = 16 << 20
 
 
 @contextmanager
-def freed_memory_kept(wanted: bool = True) -> Iterator[None]:
-    """Let glibc reuse the memory of large tensors instead of returning it to the system after each use.
+def allocation_for(memory: Memory, wanted: bool = True) -> Iterator[None]:
+    """Let glibc treat the memory of large tensors as a training on a CPU needs it.
 
-    A step of training allocates the same tensors again and again. By default each is mapped anew, and the system clears
-    it page by page, which takes 5 to 10 % of the step. The memory is returned at the end. Without glibc, or if the
-    environment adjusts its allocator, nothing is changed.
+    A step allocates the same tensors again and again. By default each large one is mapped anew, and the system clears
+    it page by page, which takes 5 to 10 % of the step. In the modes `fast` and `balanced` freed memory stays with the
+    process instead, and is returned at the end. With `saver` tensors of 16 MiB and more are returned at once, since
+    holes between tensors of different sizes would otherwise take twice the memory. Without glibc, or if the environment
+    adjusts the allocator, nothing is changed.
 
     Args:
+        memory: Memory mode of the training.
         wanted: False changes nothing.
     """
     library = ctypes.CDLL(None) if wanted and _is_adjustable() else None
     if library is None:
         yield
         return
-    library.mallopt(_MMAP_THRESHOLD, _LARGEST_BLOCK)
-    library.mallopt(_TRIM_THRESHOLD, _NEVER)
+    library.mallopt(_MMAP_THRESHOLD, _LARGE_BLOCK if memory == "saver" else _ANY_BLOCK)
+    library.mallopt(_TRIM_THRESHOLD, _LARGE_BLOCK if memory == "saver" else _NEVER)
     try:
         yield
     finally:

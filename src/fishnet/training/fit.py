@@ -21,7 +21,7 @@ from fishnet.metrics import MetricsFile
 from fishnet.models.network import Images
 from fishnet.runs import RunFolder
 from fishnet.tasks.base import TorchRuntime, Training
-from fishnet.training.allocator import freed_memory_kept
+from fishnet.training.allocator import allocation_for
 from fishnet.training.checkpoints import RunKeeper
 from fishnet.training.module import TrainingModule
 from fishnet.training.progress import progress_bars
@@ -69,7 +69,7 @@ def fit(module: TrainingModule, resume: bool = False) -> None:
             print(f"resuming at step {step}" if checkpoint else f"writing to {run.path}", flush=True)
             if epochs == config.epochs:
                 announce(f"all {epochs} epochs are trained; --epochs {2 * epochs} --allow-changes trains further")
-        with freed_memory_kept(runs_on_cpu(config)):
+        with allocation_for(config.memory, runs_on_cpu(config)):
             trainer.fit(module, ckpt_path=checkpoint)
         keeper.finish(trainer, module)
         if trainer.is_global_zero:
