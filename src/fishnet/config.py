@@ -153,8 +153,9 @@ class TrainConfig:
     """Compile the network with torch.compile at the first batch, which takes minutes; losses are not compiled."""
     channels_last: bool = True
     """Keep images and weights in NHWC memory format."""
-    checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    memory: Literal["fast", "balanced", "saver"] = "fast"
+    """What the trunk keeps for the backward pass: everything (fast), all but what is cheap to compute again (balanced),
+    or the inputs of its stages (saver: least memory, a quarter to half more time)."""
     workers: int = 2
     """Worker processes that load images, per device."""
     worker_start: Literal["default", "fork", "spawn", "forkserver"] = "default"
@@ -205,7 +206,7 @@ SETTING_GROUPS = {
         "best", "patience", "validate_every", "log_every", "checkpoint_minutes", "save_every", "loggers",
     ),
     "Hardware and data loading": (
-        "nodes", "compile", "channels_last", "checkpointing", "workers", "worker_start", "bad_images",
+        "nodes", "compile", "channels_last", "memory", "workers", "worker_start", "bad_images",
     ),
 }  # fmt: skip
 """How `fishnet train TASK --help` groups the fields of `TrainConfig`."""

@@ -147,7 +147,7 @@ def test_stages_of_a_wrapped_network_are_layers_and_recompute() -> None:
     for name, _ in trunk.named_parameters():
         assert sum(bool(re.match(p, f"trunk.{name}")) for p in groups.values()) == 1, name
     plain, recomputing = deepcopy(trunk).train(), deepcopy(trunk).train()
-    recomputing.set_grad_checkpointing(True)
+    recomputing.set_memory("saver")
     gradients = []
     for model in (plain, recomputing):
         torch.manual_seed(0)

@@ -59,6 +59,30 @@ def fit(photos: Path, out: Path, **settings: Any) -> RunFolder:
     return train("classification", data=str(photos), out=str(out), optim=optim, **{**SMALL, **settings})
 
 
+def weights(run: RunFolder) -> dict[str, torch.Tensor]:
+    return torch.load(run.last, weights_only=True)["state_dict"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_memory_modes_train_the_same_network(photos: Path, tmp_path: Path, precision: str) -> None:
+    """With dropped paths, accumulated batches and moving averages."""
+    model_option = {"stem_stride": 2, "drop_path_rate": 0.2}
+    settings = {"model_option": model_option, "epochs": 1, "accumulate": 2, "ema": 0.9, "precision": precision}
+    fast, *others = (
+        weights(fit(photos, tmp_path / memory, memory=memory, **settings)) for memory in ("fast", "balanced", "saver")
+    )
+    for found in others:
+        assert found.keys() == fast.keys()
+        for name, value in found.items():
+            assert torch.equal(value, fast[name]), name
+
+
+def test_a_network_that_cannot_recompute_says_so(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--memory saver needs a FishNet or a network with"):
+        fit(photos, tmp_path / "run", model="dla34", model_option={}, memory="saver")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_leaves_what_the_contract_names(photos: Path, tmp_path: Path) -> None:
     run = fit(photos, tmp_path / "run", ema=0.9)
     for path in (

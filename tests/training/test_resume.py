@@ -74,9 +74,11 @@ def kill_and_resume(data: Path, straight: Path, out: Path, step: int) -> None:
 def test_a_run_that_is_stopped_and_killed_resumes_bit_identical(data: Path, straight: Path, tmp_path: Path) -> None:
     out, resume = tmp_path / "run", []
     kill = signal.SIGKILL
-    for step, signum, code in (
-        (4, signal.SIGTERM, 143), (STEPS_PER_EPOCH + 3, signal.SIGINT, 130), (STEPS - 5, kill, -kill),
-    ):  # fmt: skip
+    for step, signum, code, memory in (
+        (4, signal.SIGTERM, 143, "saver"),
+        (STEPS_PER_EPOCH + 3, signal.SIGINT, 130, "balanced"),
+        (STEPS - 5, kill, -kill, "fast"),
+    ):
         stopped = start(*train(data, out, *resume))
         output = signal_at_step(stopped, out / "metrics.csv", step, signum)
         assert stopped.returncode == code, output
@@ -85,7 +87,7 @@ def test_a_run_that_is_stopped_and_killed_resumes_bit_identical(data: Path, stra
             assert "Traceback" not in output
         logged = [int(row["step"]) for row in MetricsFile(out / "metrics.csv").read() if row["split"] == "train"]
         assert step <= max(logged) < step + 5
-        resume = ["--resume"]
+        resume = ["--resume", "--memory", memory]  # which changes no bit
     run(*train(data, out, *resume))
     assert_equal_runs(straight, out, STEPS)
 

@@ -31,7 +31,7 @@ from fishnet.tasks import get_task
 from fishnet.tasks.base import RecipeChoice, TaskKind, Training
 
 # Settings that change where and how fast a run computes, but not its result; a resumed run may change them.
-FREE_TO_CHANGE = {"workers", "worker_start", "checkpoint_minutes", "save_every", "loggers", "compile", "out"}
+FREE_TO_CHANGE = {"workers", "worker_start", "checkpoint_minutes", "save_every", "loggers", "compile", "memory", "out"}
 OUT = "FISHNET_OUT"
 """Environment variable with the run folder that the main process chose."""
 # A checkpoint contains tensors that fit these only, and what the task adds.

@@ -13,6 +13,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from fishnet.models.config import FishInputError
+from fishnet.models.recompute import MaxPool2d, after_norm_relu, plus
 
 # ReLU is in place throughout: its input is always the output of a norm that does not need it in the backward pass.
 
@@ -26,7 +27,25 @@ class FactoryKwargs(TypedDict, total=False):
     dtype: torch.dtype | None
 
 
-class Projection(nn.Module):
+class Recomputing(nn.Module):
+    """Base class of modules that compute ReLU(BN(x)) again in the backward pass if `recompute` is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.recompute = False
+
+    @torch.jit.ignore
+    def recomputed(self, norm: nn.Module, conv: nn.Module, x: Tensor) -> Tensor:
+        """Return conv(ReLU(norm(x))), keeping only x for the backward pass."""
+        return after_norm_relu(norm, conv, x)
+
+    @torch.jit.ignore
+    def sum(self, y: Tensor, shortcut: Tensor) -> Tensor:
+        """Return the sum in the memory of y, which leaves no hole between the maps that are kept."""
+        return plus(y, shortcut)
+
+
+class Projection(Recomputing):
     """Shortcut of a block that changes the number of channels: p(x) = w * n(x), a 1x1 convolution.
 
     (N, in_channels, H, W) -> (N, out_channels, H, W)
@@ -41,6 +60,8 @@ class Projection(nn.Module):
         self.conv = nn.Conv2d(in_channels, out_channels, 1, bias=False, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.recompute and not torch.jit.is_scripting():
+            return self.recomputed(self.norm, self.conv, x)
         return self.conv(F.relu(self.norm(x), inplace=True))
 
 
@@ -66,7 +87,7 @@ class ChannelSum(nn.Module):
         return f"k={self.k}"
 
 
-class Block(nn.Module):
+class Block(Recomputing):
     """Pre-activation bottleneck: f(x) = s(x) + w3 * n3(w2 * n2(w1 * n1(x))), w1 and w3 1x1, w2 3x3.
 
     s is the identity; if the number of channels changes, a `Projection` (`shortcut`) or, in the first block of a body
@@ -107,6 +128,11 @@ class Block(nn.Module):
                 self.shortcut = Projection(in_channels, out_channels, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.recompute and not torch.jit.is_scripting():
+            y = self.recomputed(self.norm1, self.conv1, x)
+            y = self.recomputed(self.norm2, self.conv2, y)
+            y = self.recomputed(self.norm3, self.conv3, y)
+            return self.sum(self.drop_path(y), self.reduce(self.shortcut(x)))
         y = self.conv1(F.relu(self.norm1(x), inplace=True))
         y = self.conv2(F.relu(self.norm2(y), inplace=True))
         y = self.conv3(F.relu(self.norm3(y), inplace=True))
@@ -135,7 +161,7 @@ class Gate(nn.Module):
         return torch.sigmoid(self.conv2(F.relu(self.conv1(m), inplace=True)))
 
 
-class ConvDown(nn.Module):
+class ConvDown(Recomputing):
     """Downsampling ablation: d(x) = w * n(x), a 3x3 convolution of stride 2.
 
     (N, C, H, W) -> (N, C, ceil(H/2), ceil(W/2))
@@ -148,10 +174,12 @@ class ConvDown(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1, bias=False, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.recompute and not torch.jit.is_scripting():
+            return self.recomputed(self.norm, self.conv, x)
         return self.conv(F.relu(self.norm(x), inplace=True))
 
 
-class DeconvUp(nn.Module):
+class DeconvUp(Recomputing):
     """Upsampling ablation: u(x) = w^T * n(x), a 2x2 transposed convolution of stride 2.
 
     (N, C, H, W) -> (N, C, 2 H, 2 W)
@@ -164,6 +192,8 @@ class DeconvUp(nn.Module):
         self.conv = nn.ConvTranspose2d(channels, channels, 2, stride=2, bias=False, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.recompute and not torch.jit.is_scripting():
+            return self.recomputed(self.norm, self.conv, x)
         return self.conv(F.relu(self.norm(x), inplace=True))
 
 
@@ -171,7 +201,7 @@ def make_down(kind: str, channels: int, **dd: Unpack[FactoryKwargs]) -> nn.Modul
     """Return the module that halves height and width of a map: `max2`, `max3`, `avg` or `conv`."""
     if kind == "conv":
         return ConvDown(channels, **dd)
-    pools = {"max2": nn.MaxPool2d(2), "max3": nn.MaxPool2d(3, stride=2, padding=1), "avg": nn.AvgPool2d(2)}
+    pools = {"max2": MaxPool2d(2, 2), "max3": MaxPool2d(3, 2, padding=1), "avg": nn.AvgPool2d(2)}
     return pools[kind]
 
 

@@ -10,6 +10,8 @@ from fishnet.errors import FishnetError, UsageError, did_you_mean
 Downsample = Literal["max2", "max3", "avg", "conv"]
 Upsample = Literal["nearest", "bilinear", "deconv"]
 Reduction = Literal["sum", "conv1x1"]
+Memory = Literal["fast", "balanced", "saver"]
+"""What training keeps for the backward pass: everything, less, or as little as possible."""
 
 STAGES = ("stem_conv", "stem", "t1", "t2", "t3", "bridge", "b1", "b2", "b3", "h1", "h2", "h3")
 """Stages in the order of the forward pass; `stem_conv` is the stem before its pool."""

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from fishnet.models.blocks import Block, Device, FactoryKwargs
 from fishnet.models.checkpoints.pretrained import PACKAGED, PRETRAINED
 from fishnet.models.config import STAGES, VARIANTS, FishConfig, too_small
-from fishnet.models.stages import Body, Bridge, Head, Stem, Tail, set_stage_checkpointing
+from fishnet.models.stages import Body, Bridge, Head, Stem, Tail, set_memory
 from fishnet.models.timm_types import LayerGroups, ModelOptions, Pattern
 
 TAPS = ("stem_conv", "b3", "h1", "h2", "h3")
@@ -145,8 +145,8 @@ class FishNet(nn.Module):
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute the activations of each stage in the backward pass: less memory, about a third more time."""
-        set_stage_checkpointing(self, enable)
+        """Recompute the activations of each stage in the backward pass: least memory, a third more time or so."""
+        set_memory(self, "saver" if enable else "fast")
 
     @torch.jit.ignore
     def get_classifier(self) -> nn.Module:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, overload
 import torch
 from torch import Tensor, nn
 
+from fishnet.models.config import Memory
 from fishnet.models.distributed import balanced, largest
 from fishnet.models.heads.types import Answers, Frame, Losses, Maps, Mean, Raw, Size, Targets
 from fishnet.models.pyramid import Pyramid
@@ -268,6 +269,10 @@ class Network(nn.Module):
         own = {f"log_variances.{name}" for name in self.log_variances or ()}
         return own | {f"trunk.{name}" for name in self.trunk.no_weight_decay()}
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute the trunk's activations in the backward pass: less memory, about a third more time."""
-        self.trunk.set_grad_checkpointing(enable)
+    def set_memory(self, memory: Memory) -> None:
+        """Set what the trunk keeps for the backward pass: everything (`fast`), less (`balanced`), or little (`saver`).
+
+        Raises:
+            UsageError: The trunk cannot recompute anything.
+        """
+        self.trunk.set_memory(memory)

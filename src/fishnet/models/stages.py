@@ -14,8 +14,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fishnet.models.blocks import Block, DeconvUp, Device, FactoryKwargs, Gate, check_norm_input, make_down
-from fishnet.models.config import SKIPS, STAGES, FishConfig
+from fishnet.models.blocks import (
+    Block,
+    DeconvUp,
+    Device,
+    FactoryKwargs,
+    Gate,
+    Recomputing,
+    check_norm_input,
+    make_down,
+)
+from fishnet.models.config import SKIPS, STAGES, FishConfig, Memory
+from fishnet.models.recompute import MaxPool2d, after_norm_relu
 
 
 @contextmanager
@@ -92,7 +102,7 @@ def _down(config: FishConfig, name: str, channels: int, **dd: Unpack[FactoryKwar
     return make_down(config.downsample, channels, **dd)
 
 
-class Stem(nn.Module):
+class Stem(Stage):
     """Three 3x3 convolutions with BN and ReLU, then a 3x3 max-pool of stride 2.
 
     (N, in_chans, H, W) -> (N, stem_width, H/s, W/s), rounded up, s = stem_stride. With s = 2 there is no
@@ -104,6 +114,7 @@ class Stem(nn.Module):
     ) -> None:
         dd: FactoryKwargs = {"device": device, "dtype": dtype}
         super().__init__()
+        self.recompute = False
         width, half = config.stem_width, config.stem_width // 2
         stride = config.strides["stem_conv"]
         self.conv1 = nn.Conv2d(in_chans, half, 3, stride=stride, padding=1, bias=False, **dd)
@@ -113,16 +124,31 @@ class Stem(nn.Module):
         self.conv3 = nn.Conv2d(half, width, 3, padding=1, bias=False, **dd)
         self.norm3 = nn.BatchNorm2d(width, **dd)
         self.relu = nn.ReLU(inplace=True)
-        self.pool = nn.MaxPool2d(3, stride=2, padding=1) if config.stem_stride == 4 else nn.Identity()
+        self.pool = MaxPool2d(3, 2, padding=1) if config.stem_stride == 4 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.pool(self.convs(x))
 
     def convs(self, x: Tensor) -> Tensor:
         """Return the map before the pool."""
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            return self.recomputed(self.run, [x])
+        return self.run(x)
+
+    def run(self, x: Tensor) -> Tensor:
+        """Return the map before the pool, without recomputation of all of it."""
+        if self.recompute and not torch.jit.is_scripting():
+            return self.lean(x)
         x = F.relu(self.norm1(self.conv1(x)), inplace=True)
         x = F.relu(self.norm2(self.conv2(x)), inplace=True)
         return self.relu(self.norm3(self.conv3(x)))
+
+    @torch.jit.ignore
+    def lean(self, x: Tensor) -> Tensor:
+        """Return the map before the pool; outputs of the norms are computed again in the backward pass."""
+        x = after_norm_relu(self.norm1, self.conv2, self.conv1(x))
+        x = after_norm_relu(self.norm2, self.conv3, x)
+        return after_norm_relu(self.norm3, self.relu, x)
 
 
 class TailStage(Stage):
@@ -284,8 +310,16 @@ class Head(nn.Module):
         return outputs
 
 
-def set_stage_checkpointing(module: nn.Module, enable: bool) -> None:
-    """Set whether the stages in a module recompute their activations in the backward pass."""
+def set_memory(module: nn.Module, memory: Memory) -> None:
+    """Set what the stages in a module keep for the backward pass.
+
+    Args:
+        module: FishNet, or a part of one.
+        memory: `fast`: everything. `balanced`: not the outputs of BatchNorms and the inputs of max-pools. `saver`: of
+            every stage its input only; in the backward pass it runs again, and then keeps what `balanced` keeps.
+    """
     for part in module.modules():
         if isinstance(part, Stage):
-            part.grad_checkpointing = enable
+            part.grad_checkpointing = memory == "saver"
+        if isinstance(part, Recomputing | Stem | MaxPool2d):
+            part.recompute = memory != "fast"

@@ -13,6 +13,7 @@ from timm.models import FeatureInfo
 from torch import Tensor, nn
 
 from fishnet.errors import UsageError
+from fishnet.models.config import Memory
 from fishnet.models.create import check_name, create_model
 from fishnet.models.norms import count_batches_once
 from fishnet.models.timm_types import LayerGroups, ModelOptions, TimmClassifier, TimmFeatures
@@ -74,10 +75,9 @@ class WholeTrunk(Trunk):
         """Return the names defined by the timm network."""
         return no_weight_decay_of(self.network, "network.")
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute activations in the backward pass, if the timm network supports it."""
-        self.network.set_grad_checkpointing(enable)
-        count_batches_once(self)
+    def set_memory(self, memory: Memory) -> None:
+        """Recompute activations in the backward pass unless `fast`, as the timm network does it."""
+        _recompute(self, self.network, memory)
 
 
 def no_weight_decay_of(network: nn.Module, prefix: str) -> set[str]:
@@ -141,12 +141,11 @@ class TimmTrunk(Trunk):
         whole = self._whole
         return no_weight_decay_of(whole[1], f"network.{whole[0]}.") if whole else set()
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute activations in the backward pass, if the timm network supports it."""
+    def set_memory(self, memory: Memory) -> None:
+        """Recompute activations in the backward pass unless `fast`, as the timm network does it."""
         whole = self._whole  # timm's feature getter does not have the method
         owner = whole[1] if whole and not hasattr(self.network, "set_grad_checkpointing") else self.network
-        owner.set_grad_checkpointing(enable)  # type: ignore[operator]
-        count_batches_once(self)
+        _recompute(self, owner, memory)
 
     @property
     def _whole(self) -> tuple[str, nn.Module] | None:
@@ -154,6 +153,25 @@ class TimmTrunk(Trunk):
         parts = dict(self.network.named_children())
         ((name, inner), *more) = parts.items()
         return (name, inner) if not more and name in WRAPPED else None
+
+
+def _recompute(trunk: Trunk, network: nn.Module, memory: Memory) -> None:
+    """Set timm's activation checkpointing, in whose recomputation a batch is not counted again.
+
+    Raises:
+        UsageError: The network does not have it.
+    """
+    try:
+        network.set_grad_checkpointing(memory != "fast")  # type: ignore[operator]
+    except (AttributeError, AssertionError, NotImplementedError):  # timm's networks raise any of these
+        if memory == "fast":
+            return
+        raise UsageError(
+            f"{type(network).__name__} of timm cannot recompute activations: --memory {memory} needs a FishNet or a "
+            "network with timm's grad checkpointing, such as resnet50; use --memory fast and a smaller --batch-size"
+        ) from None
+    if memory != "fast":
+        count_batches_once(trunk)
 
 
 def _build_features(name: str, options: ModelOptions) -> TimmFeatures:

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fishnet.errors import UsageError
-from fishnet.models.config import too_small
+from fishnet.models.config import Memory, too_small
 from fishnet.models.fishnet import FishNet
-from fishnet.models.stages import set_stage_checkpointing
+from fishnet.models.stages import set_memory
 from fishnet.models.timm_types import LayerGroups, Pattern
 from fishnet.models.trials import freeze_idle
 
@@ -83,8 +83,14 @@ class Trunk(nn.Module):
         """Return the names of the parameters that the network exempts from weight decay."""
         return set()
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute activations in the backward pass: less memory, about a third more time."""
+    def set_memory(self, memory: Memory) -> None:
+        """Set what is kept for the backward pass: everything (`fast`), less (`balanced`), or little (`saver`).
+
+        What is not kept is computed again, to the same gradients and running statistics.
+
+        Raises:
+            UsageError: The network cannot recompute anything.
+        """
         raise NotImplementedError
 
     def freeze_idle(self, first: int, in_chans: int = 3) -> None:
@@ -158,9 +164,9 @@ class FishTrunk(Trunk):
         """Return the stages of the FishNet as groups if the trunk gives maps, else its blocks."""
         return with_prefix(self._matchers[bool(self.taps)], prefix)
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute the activations of every stage in the backward pass."""
-        set_stage_checkpointing(self, enable)
+    def set_memory(self, memory: Memory) -> None:
+        """Set what is kept for the backward pass (`fishnet.models.stages.set_memory`)."""
+        set_memory(self, memory)
 
     def freeze_idle(self, first: int, in_chans: int = 3) -> None:
         """Disable the gradients of parameters that only an unused first map depends on."""

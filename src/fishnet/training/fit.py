@@ -21,10 +21,11 @@ from fishnet.metrics import MetricsFile
 from fishnet.models.network import Images
 from fishnet.runs import RunFolder
 from fishnet.tasks.base import TorchRuntime, Training
+from fishnet.training.allocator import allocation_for
 from fishnet.training.checkpoints import RunKeeper
 from fishnet.training.module import TrainingModule
 from fishnet.training.progress import progress_bars
-from fishnet.training.trainer import build_trainer, check_devices
+from fishnet.training.trainer import build_trainer, check_devices, runs_on_cpu
 
 
 def build_module(job: Training, run: RunFolder, resume: bool = False) -> TrainingModule:
@@ -68,7 +69,8 @@ def fit(module: TrainingModule, resume: bool = False) -> None:
             print(f"resuming at step {step}" if checkpoint else f"writing to {run.path}", flush=True)
             if epochs == config.epochs:
                 announce(f"all {epochs} epochs are trained; --epochs {2 * epochs} --allow-changes trains further")
-        trainer.fit(module, ckpt_path=checkpoint)
+        with allocation_for(config.memory, runs_on_cpu(config)):
+            trainer.fit(module, ckpt_path=checkpoint)
         keeper.finish(trainer, module)
         if trainer.is_global_zero:
             finish_report(job, run)

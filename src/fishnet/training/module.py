@@ -111,11 +111,7 @@ class TrainingModule(pl.LightningModule):
             apply_norm_policy(self.model, config.norm)
         if not any(parameter.requires_grad for parameter in self.model.parameters()):
             raise UsageError("freeze: all parameters are frozen; at least one must be trained")
-        if config.checkpointing:
-            try:
-                self.model.set_grad_checkpointing(True)
-            except (AttributeError, AssertionError, NotImplementedError):  # timm's networks raise any of these
-                raise UsageError(f"{config.model} does not support --checkpointing; leave it out") from None
+        self.model.set_memory(config.memory)
         if config.channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)
         if config.precision == "bf16" and runs_on_cpu(config):

@@ -312,7 +312,7 @@ def test_recomputed_activations_give_the_same_gradients(model: str) -> None:
     found = []
     for recompute in (False, True):
         network = detector("fcos", model, group_norm=True).train()
-        network.set_grad_checkpointing(recompute)
+        network.set_memory("saver" if recompute else "fast")
         torch.stack(list(losses_of(network, *batch).values())).sum().backward()
         found.append([p.grad for p in network.parameters()])
     for one, other in zip(*found, strict=True):
@@ -326,7 +326,7 @@ def test_recomputed_activations_count_a_batch_once(model: str) -> None:
     found = []
     for recompute in (False, True):
         network = detector("faster_rcnn", model).train()
-        network.set_grad_checkpointing(recompute)
+        network.set_memory("saver" if recompute else "fast")
         for _ in range(2):
             losses = losses_of(network, images((64, 96)), [target([[8, 10, 40, 50]], (64, 96))])
             torch.stack(list(losses.values())).sum().backward()
