@@ -19,6 +19,7 @@ from fishnet.exported import ExportedRuntime
 from fishnet.runner.engine import DENSE, Engine
 from fishnet.runner.graphs import compiled, openvino_settings
 from fishnet.runner.heads import Arrays, Graph
+from fishnet.runner.signals import signal_stack_kept
 from fishnet.tasks.base import AnyTask, Batch, evaluate_network
 
 if TYPE_CHECKING:
@@ -137,7 +138,8 @@ def quantize(
 def _compiled(model: Model) -> Graph:
     import openvino
 
-    return compiled(openvino.Core().compile_model(model, "CPU", openvino_settings("fp32")))
+    with signal_stack_kept():
+        return compiled(openvino.Core().compile_model(model, "CPU", openvino_settings("fp32")))
 
 
 def _region_inputs(
@@ -186,7 +188,7 @@ def _dense(
     def validated(candidate: Callable[[Arrays], object], places: Iterable[int]) -> tuple[float, None]:
         return control.measure(engine_of({**graphs, DENSE: compiled(candidate)})), None
 
-    with _calm():
+    with _calm(), signal_stack_kept():
         return nncf.quantize_with_accuracy_control(
             model,
             calibration_dataset=nncf.Dataset(images, lambda pixels: {"images": batch_of(pixels)}),
@@ -209,7 +211,7 @@ def _quantized(
     """Return a model in int8, except for its last layers."""
     import nncf
 
-    with _calm():
+    with _calm(), signal_stack_kept():
         return nncf.quantize(
             model,
             nncf.Dataset(samples, lambda sample: {name: convert(sample)}),

@@ -10,6 +10,7 @@ import numpy as np
 
 from .errors import RunnerError
 from .heads import Arrays, Graph
+from .signals import signal_stack_kept
 
 FORMATS = ("torch", "onnx", "openvino")
 """Formats of graphs."""
@@ -97,7 +98,8 @@ def _openvino(path: Path, precision: str) -> Graph:
     from openvino import Core
 
     core = Core()
-    return compiled(core.compile_model(core.read_model(str(path)), "CPU", openvino_settings(precision)))
+    with signal_stack_kept():
+        return compiled(core.compile_model(core.read_model(str(path)), "CPU", openvino_settings(precision)))
 
 
 def openvino_settings(precision: str) -> dict[str, str]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fishnet.errors import FishnetError
 from fishnet.models.fusing.network import NotFused, fuse
+from fishnet.runner.signals import signal_stack_kept
 
 
 class Wanted(NamedTuple):
@@ -88,4 +89,6 @@ def quantize(model: object, images: Iterable[Tensor]) -> object:
         raise FishnetError("int8 needs nncf: pip install 'fishnet-vision[deploy]'") from None
     nncf.set_log_level(40)
     batches = [batch.numpy() for batch in images]
-    return nncf.quantize(model, nncf.Dataset(batches), subset_size=len(batches), preset=nncf.QuantizationPreset.MIXED)
+    dataset, preset = nncf.Dataset(batches), nncf.QuantizationPreset.MIXED
+    with signal_stack_kept():
+        return nncf.quantize(model, dataset, subset_size=len(batches), preset=preset)

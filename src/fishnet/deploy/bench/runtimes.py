@@ -19,6 +19,7 @@ from fishnet.deploy.bench import conversion
 from fishnet.errors import FishnetError, UsageError, did_you_mean
 from fishnet.models.fusing.network import NotFused, fuse
 from fishnet.models.precision import autocast, guard_bf16_on_cpu
+from fishnet.runner.signals import signal_stack_kept
 
 Pass = Callable[[], object]
 """One forward pass, or one training step."""
@@ -163,7 +164,8 @@ def _open_openvino(job: Job, fused: bool = False) -> Opened:
     # What int8 leaves in float is computed in the fastest precision of the machine, as the runtime does by itself.
     hint = {"fp32": {"INFERENCE_PRECISION_HINT": "f32"}, "bf16": {"INFERENCE_PRECISION_HINT": "bf16"}}
     config = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1", "INFERENCE_NUM_THREADS": str(job.threads)}
-    request = core.compile_model(model, "CPU", {**config, **hint.get(job.precision, {})}).create_infer_request()
+    with signal_stack_kept():
+        request = core.compile_model(model, "CPU", {**config, **hint.get(job.precision, {})}).create_infer_request()
     images = job.images().numpy()
     return Opened(lambda: request.infer([images], share_inputs=True), time.perf_counter() - begin)
 

@@ -1,0 +1,33 @@
+"""The memory on which a thread handles signals."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class _Stack(ctypes.Structure):
+    """`stack_t` of Linux."""
+
+    _fields_ = (("start", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+@contextmanager
+def signal_stack_kept() -> Iterator[None]:
+    """Give the calling thread the signal stack back that it had before.
+
+    OpenVINO sets a stack of its own where it compiles a model, and frees it with the model. The next signal that
+    Python handles, such as the end of a worker process of a data loader, would then end the process by a segmentation
+    fault. Does nothing on other systems than Linux.
+    """
+    library = ctypes.CDLL(None) if platform.system() == "Linux" else None
+    before = _Stack()
+    if library is None or library.sigaltstack(None, ctypes.byref(before)):
+        yield
+        return
+    try:
+        yield
+    finally:
+        library.sigaltstack(ctypes.byref(before), None)
