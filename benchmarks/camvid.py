@@ -17,7 +17,7 @@ from pathlib import Path
 
 from record import RESULTS, record
 from runs import parse
-from trials import Trial, Trials, sizes_of
+from trials import Trial, Trials, cost_of, sizes_of
 
 FIGURES = ("miou", "boundary_iou", "pixel_accuracy")
 SIZE = (176, 240)
@@ -69,7 +69,7 @@ def tables() -> None:
             "test mIoU 0.50 within 40 minutes on a processor with bf16, 90 without",
             f"mIoU {found['miou']:.3f} in {found['minutes']:.0f} minutes, {found['jobs']} runs side by side",
             found["miou"] >= 0.5 and found["minutes"] <= 90,
-            [{**row, "minutes": f"{found['minutes']:.0f}"}],
+            [{**row, **cost_of([found])}],
             note=f"{note}; published from scratch at full size: SegNet 0.464, ENet 0.513, FC-DenseNet103 0.669",
         )
     lines, means = [], {}
@@ -79,8 +79,7 @@ def tables() -> None:
             continue
         means[name] = statistics.fmean(one["miou"] for one in runs)
         figures = {n.replace("_", " "): " / ".join(f"{one[n]:.3f}" for one in runs) for n in FIGURES}
-        minutes = {"minutes": " / ".join(f"{one['minutes']:.0f}" for one in runs)}
-        lines.append({"decoder and network": name, **figures, **sizes_of(runs[0]), **minutes})
+        lines.append({"decoder and network": name, **figures, **sizes_of(runs[0]), **cost_of(runs)})
     if {"fish on fishnet_tiny", "smp FPN on resnet18"} <= means.keys():
         fish, peer = means["fish on fishnet_tiny"], means["smp FPN on resnet18"]
         record(

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from record import RESULTS, record
 from runs import parse
-from trials import COUNTED_AT, Trial, Trials, sizes_of
+from trials import COUNTED_AT, Trial, Trials, cost_of, sizes_of
 
 FIGURES = ("box_ap50", "box_ap", "mask_ap50", "mask_ap")
 FLOOR = {"box_ap50": 0.70, "mask_ap50": 0.65}
@@ -95,7 +95,7 @@ def rows(table: str) -> list[dict[str, Any]]:
                         "zero start": "on" if zero else "off",
                         **figures,
                         **sizes_of(found[0]),
-                        "minutes": " / ".join(f"{one['minutes']:.1f}" for one in found),
+                        **cost_of(found),
                     }
                 )
     return lines

@@ -1,6 +1,6 @@
 """Which part of a FishNet the maps of a detector are worth taking from: head, body or tail, by the size of the objects.
 
-python benchmarks/taps.py run COCO --weights RUN [--jobs 2] [train options]
+python benchmarks/taps.py run COCO --weights RUN [--jobs 2] [--only TEXT] [train options]
 python benchmarks/taps.py table
 
 COCO is the embedded subset (`unpack.py DEST coco`: 343 images to train on, 206 to evaluate on), with all 80 classes
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from record import RESULTS, record
 from runs import parse
-from trials import COUNTED_AT, Trial, Trials, sizes_of
+from trials import COUNTED_AT, Trial, Trials, cost_of, sizes_of
 
 FIGURES = ("box_ap", "box_ap50", "box_ap_small", "box_ap_medium", "box_ap_large")
 RUNS = Trials(RESULTS / "runs" / "taps.json", FIGURES)
@@ -70,8 +70,7 @@ def table() -> None:
             if not found:
                 continue
             figures = {n.replace("_", " "): " / ".join(f"{one[n]:.3f}" for one in found) for n in FIGURES}
-            minutes = {"minutes": " / ".join(f"{one['minutes']:.1f}" for one in found)}
-            lines.append({"start": start, "taps": taps, **figures, **sizes_of(found[0]), **minutes})
+            lines.append({"start": start, "taps": taps, **figures, **sizes_of(found[0]), **cost_of(found)})
             said.append(f"{taps} from {start}: box AP {statistics.fmean(one['box_ap'] for one in found):.3f}")
     record(
         "25b_taps",
@@ -92,6 +91,7 @@ def main() -> None:
     parser.add_argument("data", type=Path, nargs="?")
     parser.add_argument("--weights", type=Path, help="classification run whose trunk the detectors start from")
     parser.add_argument("--out", type=Path, default=Path("runs/taps"))
+    parser.add_argument("--only", default="", help="train only runs whose name contains this")
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side, which share the cores")
     arguments, more = parse(parser)
     if arguments.what == "table":
@@ -100,7 +100,8 @@ def main() -> None:
         parser.error("run needs COCO")
     else:
         data = one_class(arguments.data, arguments.out / "data")
-        RUNS.train(list(trials(more)), data, arguments.out, arguments.weights, arguments.jobs)
+        chosen = [one for one in trials(more) if arguments.only in one.key]
+        RUNS.train(chosen, data, arguments.out, arguments.weights, arguments.jobs)
 
 
 if __name__ == "__main__":

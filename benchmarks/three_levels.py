@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from record import RESULTS, record
 from runs import parse
-from trials import Trial, Trials
+from trials import Trial, Trials, cost_of
 
 from fishnet.loading import load_model
 from fishnet.models.complexity import count
@@ -134,9 +134,8 @@ def table(data: str) -> tuple[list[dict[str, str]], dict[str, float], dict[str, 
             if found:
                 means[level] = statistics.fmean(run[figure] for run in found)
                 shown = " / ".join(f"{run[figure]:.3f}" for run in found)
-                minutes = " / ".join(f"{run['minutes']:.0f}" for run in found)
                 title = f"{level}: {figure.replace('_', ' ')}"
-                lines.append({"labels": data, "figure": title, "networks": name, "seeds": shown, "minutes": minutes})
+                lines.append({"labels": data, "figure": title, "networks": name, "seeds": shown, **cost_of(found)})
     return lines, one, three
 
 

@@ -128,6 +128,16 @@ class Trials:
         return {name: found[name] for name in self.figures}
 
 
+def cost_of(runs: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Return precision and minutes of runs that differ in the seed as columns of a table."""
+    words = [run["options"].split() for run in runs]
+    names = [one[one.index("--precision") + 1] if "--precision" in one else "fp32" for one in words]
+    return {
+        "precision": names[0] if len(set(names)) == 1 else " / ".join(names),
+        "minutes": " / ".join(f"{run['minutes']:.1f}" for run in runs),
+    }
+
+
 def sizes_of(run: dict[str, Any]) -> dict[str, str]:
     """Return parameters and multiply-adds of a finished run as columns of a table."""
     return {
