@@ -34,6 +34,7 @@ from fishnet.tasks.classification.options import ClassificationConfig
 from fishnet.tasks.classification.training import ClassificationTraining, grown_size
 from fishnet.training.module import freeze, hold_norms
 from fishnet.training.optimizer import base_lr, build_optimizer, lr_share, optimizer_names
+from fishnet.training.progress import duration
 
 SMALL: dict[str, Any] = {
     "model": "fishnet_nano", "model_option": {"stem_stride": 2}, "size": 32, "batch_size": 20, "epochs": 2,
@@ -554,9 +555,19 @@ def test_a_part_that_is_named_loss_does_not_hide_the_total(
 def test_the_line_of_an_epoch_shows_metrics_as_they_are_declared(
     photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    fit(photos, tmp_path / "run", epochs=1)
-    line = next(line for line in capfd.readouterr().out.splitlines() if line.startswith("epoch 1/1"))
-    assert re.match(r"epoch 1/1  top-1 [0-9.]+ %  loss [0-9.]+  best [0-9.]+ % \(epoch 1\)", line), line
+    """Without a terminal, every epoch prints a line, also one that is not validated."""
+    fit(photos, tmp_path / "run", epochs=2, validate_every=2)
+    one, two = (line for line in capfd.readouterr().out.splitlines() if line.startswith("epoch "))
+    pattern = r"epoch 1/2  training loss [0-9.]+ at the last step  [0-9.]+ images/s  [0-9]+ (s|min) left"
+    assert re.fullmatch(pattern, one), one
+    pattern = r"epoch 2/2  top-1 [0-9.]+ %  loss [0-9.]+  best [0-9.]+ % \(epoch 2\)  [0-9.]+ images/s"
+    assert re.fullmatch(pattern, two), two
+
+
+def test_a_time_is_told_in_rounded_words() -> None:
+    assert [duration(seconds) for seconds in (0, 59, 60, 3599, 3600, 12000)] == [
+        "0 s", "59 s", "1 min", "1 h 0 min", "1 h 0 min", "3 h 20 min",
+    ]  # fmt: skip
 
 
 def test_a_run_whose_best_metric_is_nan_ends_and_says_so(

@@ -19,7 +19,7 @@ from fishnet.runs import RunFolder
 from fishnet.tasks.base import Batch
 from fishnet.training.module import TrainingModule, share_buffers
 from fishnet.training.optimizer import Checkpoint
-from fishnet.training.progress import Stopwatch
+from fishnet.training.progress import Stopwatch, duration
 from fishnet.training.signals import SignalWatch, resume_command
 
 
@@ -43,6 +43,8 @@ class RunKeeper(pl.Callback):
         self.best_epoch = -1
         self.worse = 0  # validations since the best one
         self.validated = True
+        self.speed: float | None = None  # images per second of the latest epoch
+        self.seconds_per_epoch = 0.0
         self._saved_step = -1
         self._saved_at = time.monotonic()
 
@@ -128,6 +130,7 @@ class RunKeeper(pl.Callback):
         if signum := self._agreed_signal(trainer):
             raise Interrupted(signum, resume_command(self.run))
         if not due:
+            self._tell_epoch(trainer, pl_module, epoch)
             return
         self._validate(trainer, pl_module, epoch)
         if signum := self._agreed_signal(trainer):
@@ -151,7 +154,7 @@ class RunKeeper(pl.Callback):
         watch, batches = self.stopwatch, module.trainer.fit_loop.epoch_loop.batch_progress.current.completed
         seconds = max(1e-9, watch.mark - watch.begin)
         images = batches * module.config.batch_size / module.config.accumulate
-        self.speed = images / seconds
+        self.speed, self.seconds_per_epoch = images / seconds, seconds
         if trainer.is_global_zero:
             values = {"seconds": seconds, "images_per_second": self.speed, "data_wait_share": watch.waited / seconds}
             self.timing.write(trainer.global_step, trainer.current_epoch + 1, "train", values)
@@ -195,8 +198,21 @@ class RunKeeper(pl.Callback):
         shown = [name for name in display.order(list(metrics)) if name in (primary, "loss")]
         figures = "  ".join(f"{display.title(name)} {display.text(name, metrics[name])}" for name in shown)
         best = f"best {display.text(primary, self.best)} (epoch {self.best_epoch + 1})"
-        speed = f"  {self.speed:.0f} images/s" if hasattr(self, "speed") else ""
-        print(f"epoch {epoch + 1}/{trainer.max_epochs}  {figures}  {best}{speed}", flush=True)
+        print(f"epoch {epoch + 1}/{trainer.max_epochs}  {figures}  {best}{self._pace(trainer, epoch)}", flush=True)
+
+    def _tell_epoch(self, trainer: pl.Trainer, module: TrainingModule, epoch: int) -> None:
+        """Print a line for an epoch without validation, unless there is a progress bar."""
+        if trainer.is_global_zero and trainer.progress_bar_callback is None:
+            loss = f"training loss {module.recent_loss():.3f} at the last step"
+            print(f"epoch {epoch + 1}/{trainer.max_epochs}  {loss}{self._pace(trainer, epoch)}", flush=True)
+
+    def _pace(self, trainer: pl.Trainer, epoch: int) -> str:
+        """Return images per second, and the time that the training of the remaining epochs takes at this pace."""
+        if self.speed is None:
+            return ""
+        remaining = (trainer.max_epochs or 0) - epoch - 1
+        left = f"  {duration(remaining * self.seconds_per_epoch)} left" if remaining else ""
+        return f"  {self.speed:{'.0f' if self.speed >= 10 else '.1f'}} images/s{left}"
 
     def finish(self, trainer: pl.Trainer, module: TrainingModule) -> None:
         """Run a validation that was missed at the end, and save the network of a run that was cut short."""

@@ -33,6 +33,14 @@ class Stopwatch:
         self.mark = time.perf_counter()
 
 
+def duration(seconds: float) -> str:
+    """Return a time in rounded words, such as `45 s`, `12 min` or `3 h 20 min`."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
 def with_progress(items: Iterator[Item], total: int, what: str, enabled: bool) -> Iterator[Item]:
     """Iterate over items with a progress bar that is removed at the end."""
     from tqdm import tqdm
