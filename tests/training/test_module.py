@@ -234,7 +234,7 @@ def test_the_model_of_a_run_need_not_be_named_again(
     settings = {**SMALL, "weights": str(first.path), "epochs": 1}
     del settings["model"]
     second = train("classification", data=str(photos), out=str(tmp_path / "second"), **settings)
-    assert "model fishnet_nano: that of the weights" in capsys.readouterr().out
+    assert "model fishnet_nano: taken from the weights" in capsys.readouterr().out
     assert load_model(second.path)[1].model == "fishnet_nano"
 
 

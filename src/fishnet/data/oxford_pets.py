@@ -98,7 +98,7 @@ def _unpack(out: Path, name: str) -> None:
         extract_archive(out / name, staging)
         (staging / folder).rename(out / folder)
     except (OSError, RuntimeError) as error:
-        raise FishnetError(f"cannot unpack {out / name}: {error}; make room or choose another folder") from error
+        raise FishnetError(f"cannot unpack {out / name}: {error}; free disk space or choose another folder") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     (out / name).unlink()

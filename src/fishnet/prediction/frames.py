@@ -116,7 +116,7 @@ class FrameSink:
             self._lines.flush()
         except OSError as error:
             raise FishnetError(
-                f"cannot write {self.job.lines}: {error.strerror}; make room, or choose another --out"
+                f"cannot write {self.job.lines}: {error.strerror}; free disk space or choose another --out"
             ) from error
         if self._video is not None:
             self._video.add(self.painter.frame(loaded.picture, answer), loaded.facts["time"])

@@ -78,7 +78,7 @@ class Results:
             self._stream.flush()
         except OSError as error:
             raise FishnetError(
-                f"cannot write {self.lines}: {error.strerror}; make room or choose another --out"
+                f"cannot write {self.lines}: {error.strerror}; free disk space or choose another --out"
             ) from error
 
     @property

@@ -260,5 +260,5 @@ class VideoWriter:
 
     def _failed(self, failure: OSError) -> FishnetError:
         return FishnetError(
-            f"cannot write {self.path}: {failure.strerror or failure}; make room, or choose another --out"
+            f"cannot write {self.path}: {failure.strerror or failure}; free disk space or choose another --out"
         )
