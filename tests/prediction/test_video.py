@@ -175,7 +175,7 @@ def test_what_is_no_video_is_an_error_or_skipped(run: str, tmp_path: Path) -> No
         container.mux(stream.encode(None))
     whole = make(tmp_path / "whole.mov").read_bytes()
     cut.write_bytes(whole[: len(whole) // 2])  # its index would follow
-    for path, reason in ((text, "not a video"), (sound, "no pictures, only sound"), (cut, "cut off before its index")):
+    for path, reason in ((text, "not a video"), (sound, "no video stream"), (cut, "cut off before its index")):
         with pytest.raises(FishnetError, match=rf"cannot use the video .*{path.name}: .*{reason}.*--bad-images skip"):
             predict(run, [str(path)], str(tmp_path / "out"), device="cpu")
         assert not list((tmp_path / "out").rglob("*.*"))

@@ -57,8 +57,7 @@ def predict(
         options: Prediction options of the task, such as `top` or `score`; see `fishnet predict --help`.
 
     Raises:
-        FishnetError: An input cannot be read; results.json contains the predictions so far.
-        Interrupted: A signal was received; results.json contains the predictions so far.
+        FishnetError: An input cannot be read; results.json has the predictions so far, as after `Interrupted`.
     """
     given = {**locals(), **options}
     from fishnet.prediction.images import Loading

@@ -104,7 +104,7 @@ def save_figure(figure: Figure, path: Path, dpi: int = 150) -> Path:
 
 
 def save_picture(picture: Image.Image, path: Path, quality: int = 92) -> Path:
-    """Save a picture as PNG or JPEG, as the suffix says.
+    """Save a picture as PNG or JPEG, depending on the suffix.
 
     Raises:
         UsageError: The suffix is none of .png, .jpg and .jpeg.

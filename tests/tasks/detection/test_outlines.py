@@ -52,7 +52,7 @@ def test_without_outlines_in_val_boxes_decide(mini: Callable[[str], Path], tmp_p
     found = run(data, tmp_path / "run", detector="mask_rcnn")
     assert "box_ap" in found
     assert "mask_ap" not in found
-    with pytest.raises(FishnetError, match="nothing to compute 'mask_ap' from"):
+    with pytest.raises(FishnetError, match="'mask_ap' cannot be computed"):
         run(data, tmp_path / "best", detector="mask_rcnn", best="mask_ap")
 
 
