@@ -121,7 +121,7 @@ class Comparison:
                 changed.append(f"{name}: {old.get(name)} -> {new.get(name)}")
         if changed:
             raise UsageError(
-                f"{self.out} contains runs of another comparison ({'; '.join(changed)}); use another --out, or --overwrite"
+                f"{self.out} has runs of another comparison ({'; '.join(changed)}); choose another --out or --overwrite"
             )
 
 
