@@ -258,7 +258,7 @@ def test_a_picture_never_replaces_an_input(run: str, photos: Path, tmp_path: Pat
     image = tmp_path / "out" / "contact_sheet.jpg"
     image.parent.mkdir()
     Image.new("RGB", (40, 30), "red").save(image)
-    with pytest.raises(UsageError, match=r"where the input .*contact_sheet.jpg is; choose another --out"):
+    with pytest.raises(UsageError, match=r"overwrite the input .*contact_sheet.jpg; choose another --out"):
         predict(run, [str(image)], str(image.parent), device="cpu", overwrite=True)
     assert size_of(image) == (40, 30)
 

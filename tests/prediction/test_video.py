@@ -207,7 +207,7 @@ def test_a_video_is_never_read_and_written_in_one_place(run: str, tmp_path: Path
     (tmp_path / "videos").mkdir()
     clip = make(tmp_path / "videos" / "a.mp4", 3)
     content = clip.read_bytes()
-    with pytest.raises(UsageError, match=r"where the input .*a\.mp4 is; choose another --out"):
+    with pytest.raises(UsageError, match=r"overwrite the input .*a\.mp4; choose another --out"):
         predict(run, [str(clip)], str(tmp_path), device="cpu", overwrite=True)
     other = make(tmp_path / "a.mov", 3)
     with pytest.raises(UsageError, match=r"videos/a\.mp4 is not from an earlier predict"):
