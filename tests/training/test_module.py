@@ -618,7 +618,7 @@ def test_the_best_epoch_is_that_of_the_named_metric_and_every_second_one_is_kept
     assert set(best["metrics"]) == set(Predictor(run.path, device="cpu").task.metrics)
     assert best["epoch"] == min(losses, key=lambda epoch: losses[epoch])
     assert best["metrics"]["loss"] == pytest.approx(min(losses.values()))
-    with pytest.raises(UsageError, match=r"the validation computes no 'top-1'.*Did you mean 'top1'"):
+    with pytest.raises(UsageError, match=r"the validation does not compute 'top-1'.*Did you mean 'top1'"):
         fit(photos, tmp_path / "other", best="top-1")
     assert not (tmp_path / "other").exists()
     kept = sorted(path.name for path in run.checkpoints.glob("epoch_*"))
