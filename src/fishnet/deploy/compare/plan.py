@@ -59,7 +59,7 @@ class Comparison:
             if not values:
                 raise UsageError(f"{flag} is missing: give one or more, separated by commas")
             if twice := [value for value in values if values.count(value) > 1]:
-                raise UsageError(f"{flag} contains {twice[0]} twice")
+                raise UsageError(f"{flag} has {twice[0]} twice")
         for name in ("model", "seed"):
             if name in self.settings:
                 raise UsageError(f"--{name} differs between the runs of a comparison: use --{name}s")
