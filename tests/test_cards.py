@@ -256,7 +256,7 @@ def test_absent_sources(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     run.checkpoints.mkdir()
     run.last.write_bytes(b"x")
-    with pytest.raises(FishnetError, match=r"no epoch is finished.*last\.ckpt"):
+    with pytest.raises(FishnetError, match=r"no epoch has finished.*last\.ckpt"):
         load_model(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Model cards: everything that evaluation, prediction and export need to know of a network.
+"""Model cards: everything that evaluation, prediction and export need to know about a network.
 
 `model.safetensors` contains the weights and, in its header under `model.json`, the `ModelCard`.
 """
@@ -35,7 +35,7 @@ class HeadCard:
     classes: list[str] = field(default_factory=list)
     """Names in the order of the head's outputs; empty if it does not predict classes."""
     details: Json = field(default_factory=dict)
-    """What the task of the head adds, as JSON values; free for whoever wrote the file."""
+    """Further values that the task of the head stores, as JSON values."""
 
 
 @dataclass
@@ -45,17 +45,17 @@ class ModelCard:
     task: str
     """Name of the task."""
     architecture: Architecture
-    """What builds the network."""
+    """Architecture that the network is built from."""
     heads: dict[str, HeadCard]
-    """An entry per head, by the head's name."""
+    """Descriptions of the heads, by name."""
     size: int
-    """Side of the input in pixels, as the task understands it."""
+    """Input size in pixels; the task defines which side it is."""
     preprocess: NormalizeConfig = field(default_factory=NormalizeConfig)
     """How images are prepared; a `PreprocessConfig` for a network of square inputs."""
     precision: str = "fp32"
-    """Arithmetic with which the network was validated in training."""
+    """Numerical precision that the network was validated in during training."""
     details: Json = field(default_factory=dict)
-    """What the task adds, as JSON values."""
+    """Further values that the task stores, as JSON values."""
     format_version: int = FORMAT_VERSION
 
     @property
@@ -134,7 +134,7 @@ class ModelCard:
     def check(self) -> None:
         """Raise ValueError if the fields contradict each other."""
         if not isinstance(self.task, str) or not self.task:
-            raise ValueError(f"{self.task!r} is not a name of a task")
+            raise ValueError(f"{self.task!r} is not the name of a task")
         if not isinstance(self.model, str) or ":" in self.model:
             raise ValueError(f"{self.model!r} is not the name of a model")
         numbers = {"size": self.size, "in_chans": self.architecture.in_chans, "format_version": self.format_version}
@@ -144,7 +144,8 @@ class ModelCard:
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} is {value!r}, not a positive integer")
         if self.heads.keys() != self.architecture.heads.keys():
-            raise ValueError(f"heads {sorted(self.heads)} are described, {sorted(self.architecture.heads)} are built")
+            described, built = sorted(self.heads), sorted(self.architecture.heads)
+            raise ValueError(f"the card describes the heads {described}, but the architecture has {built}")
         for name, head in self.heads.items():
             if not all(isinstance(text, str) for text in head.classes):
                 raise ValueError("class names must be strings")
@@ -175,7 +176,7 @@ def save_model(path: Path, model: nn.Module | Mapping[str, Tensor], card: ModelC
         tensors[name.replace("_orig_mod.", "")] = tensor
     try:
         with atomic_path(Path(path)) as beside:
-            # only one key: the order of several changes from call to call, but equal models must give equal files
+            # a single key: safetensors does not keep the order of several, and equal models must give identical files
             save_file(tensors, beside, metadata={CARD_KEY: card.to_json()})
     except SafetensorError as error:
         raise FishnetError(f"cannot write {path}: {error}") from error

@@ -1,6 +1,6 @@
 """The command line: parsing only.
 
-The options of a command are the signature of its function in `fishnet.commands`, and what the task adds to it.
+The options of a command are the parameters of its function in `fishnet.commands`, and those that the task adds.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ COMMANDS = {
     "predict": Command(
         "predict", "predict on images, folders, patterns and videos", {"run": None, "inputs": "+"}, "answer_options"
     ),
-    "bench": Command("bench", "measure how fast models run, side by side", {"models": "+"}),
+    "bench": Command("bench", "measure and compare the speed of models", {"models": "+"}),
     "compare": Command(
         "compare",
-        "train several models and seeds by one recipe, side by side",
+        "train and compare several models and seeds with one recipe",
         {"task": None},
         "compare_settings",
         "--data DIR",
@@ -60,13 +60,16 @@ COMMANDS = {
     "export": Command("export", "export a run for onnxruntime, OpenVINO or torch.export", {"run": None}),
     "convert": Command("convert", "read any known checkpoint and write another layout", {"source": None, "dest": None}),
     "data check": Command(
-        "data_check", "find problems of a data set", {"task": None, "directory": "+"}, "check_options"
+        "data_check", "find problems in a data set", {"task": None, "directory": "+"}, "check_options"
     ),
     "data convert oxford-pets": Command(
-        "data_convert_pets", "the Oxford-IIIT Pet data set as one for all tasks", {"source": None, "dest": None}
+        "data_convert_pets", "convert the Oxford-IIIT Pet data set for all tasks", {"source": None, "dest": None}
     ),
     "data convert": Command(
-        "data_convert", "boxes between COCO, VOC and YOLO layouts", {"source": None, "dest": None}, "convert_options"
+        "data_convert",
+        "convert a data set to another layout, such as VOC or YOLO to COCO",
+        {"source": None, "dest": None},
+        "convert_options",
     ),
     "data split": Command("data_split", "make a stratified validation split", {"directory": None}, "split_options"),
     "data make": Command("data_make", "generate a data set for all tasks", {"name": None, "directory": None}),
@@ -99,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def plain_warnings() -> Iterator[None]:
-    """Print the warnings of this package as one line, without the line of code that they come from."""
+    """Print the warnings of this package as one line, without their source line."""
     original = warnings.formatwarning
 
     def one_line(
@@ -149,7 +152,7 @@ def run(arguments: list[str]) -> int:
 
 
 def resume_by_folder(arguments: list[str]) -> list[str]:
-    """Return `--resume RUN` as the options that it stands for: the task of the run, and its folder as --out."""
+    """Expand `--resume RUN` into the task of the run and `--out RUN --resume`."""
     arguments = [part for argument in arguments for part in _split_resume(argument)]
     place = arguments.index("--resume") + 1 if "--resume" in arguments else len(arguments)
     if place == len(arguments) or arguments[place].startswith("-") or arguments[place] in ("true", "false"):
@@ -228,7 +231,7 @@ def parse(name: str, command: Command, function: Function, arguments: list[str])
         hints = {**extension.hints(), **hints}
         extension.add_to(parser)
     try:
-        # Defaults are left to the function; so a resumed run can tell what was asked for from what was not.
+        # Defaults are left to the function, so that a resumed run can distinguish explicit options from defaults.
         namespace = parser.parse_args(normalize(arguments, hints), defaults=False)
     except ArgumentError as error:
         raise UsageError(explain(str(error), parser)) from None
@@ -261,7 +264,7 @@ def command_help(name: str, command: Command, function: Function, extensions: li
     forms = {"+": "{} [{} ...]", "?": "[{}]", None: "{}"}
     words = [forms[command.positional[one.name]].replace("{}", one.name.upper()) for one in positional]
     words += [f"{option.flag} {option.name.upper()}" for option in own.options if option.is_required]
-    summary = (function.__doc__ or "").strip().split("\n\n")[0]
+    summary = " ".join((function.__doc__ or "").strip().split("\n\n")[0].split())
     required = [command.required] if command.required else []
     usage = " ".join(["fishnet", name, *([task] if task else []), *words, *required, "[options]"])
     groups = [group for extension in extensions for group in extension.groups()]
@@ -270,7 +273,7 @@ def command_help(name: str, command: Command, function: Function, extensions: li
 
 
 def explain(message: str, parser: ArgumentParser) -> str:
-    """Return a parser's message as one line; for an unknown option with the nearest one, or the task that has it."""
+    """Return a parser's message as one line; for an unknown option, suggest the nearest one or the task that has it."""
     line = " ".join(message.split())
     line = re.sub(r"<class '(\w+)'>", r"\1", line).replace("typing.", "")
     if match := re.search(r"unrecognized arguments: --([\w.]+)", line):
@@ -298,11 +301,11 @@ SYNONYMS = {
     "mixup": "augment.mixup", "cutmix": "augment.cutmix", "flip": "augment.flip", "fliplr": "augment.flip",
     "smoothing": "label_smoothing", "drop": "drop_rate", "grad_accum_steps": "accumulate", "source": "inputs",
 }  # fmt: skip
-"""Options of ultralytics, timm and rf-detr, and those of this library that do the same."""
+"""Options of ultralytics, timm and rf-detr, and the equivalent options of this library."""
 
 
 def _advice(option: str, parser: ArgumentParser) -> str:
-    """Return which option is meant by an unknown one, or which task has it."""
+    """Return a suggestion for an unknown option: the nearest one, or the task that has it."""
     from fishnet.schema import owners_of
 
     if parser.prog == "fishnet train" and (owners := owners_of(option)):

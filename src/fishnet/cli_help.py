@@ -19,9 +19,9 @@ def render(usage: str, summary: str, groups: Sequence[Group], positional: Sequen
     """Return the help of a command as text.
 
     Args:
-        usage: How it is called.
-        summary: What it does.
-        groups: Options, the most common first.
+        usage: Usage line.
+        summary: Description of the command.
+        groups: Groups of options, the most common first.
         positional: Positional arguments.
     """
     width = max(60, min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns))
@@ -37,6 +37,9 @@ def render(usage: str, summary: str, groups: Sequence[Group], positional: Sequen
     return "\n".join(lines)
 
 
+_PLACEHOLDERS = {(int, int): "HEIGHT,WIDTH", (float, float): "LOW,HIGH"}
+
+
 def _entry(left: str, text: str, width: int) -> list[str]:
     wrapped = textwrap.wrap(text, width - _INDENT, break_on_hyphens=False) or [""]
     if len(left) + 4 > _INDENT:
@@ -45,7 +48,7 @@ def _entry(left: str, text: str, width: int) -> list[str]:
 
 
 def _value(option: Option) -> list[str]:
-    """Return what stands behind an option: its choices, or the kind of its value."""
+    """Return the placeholder of an option's value: its choices, or the type."""
     hint = option.hint
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         hint = next(inner for inner in typing.get_args(hint) if inner is not type(None))
@@ -57,12 +60,12 @@ def _value(option: Option) -> list[str]:
     if origin is dict:
         return ["KEY=VALUE"]
     if origin in (list, tuple):
-        return ["A,B,..." if origin is list else "LOW,HIGH" if len(typing.get_args(hint)) == 2 else "R,G,B"]
+        return ["A,B,..." if origin is list else _PLACEHOLDERS.get(typing.get_args(hint), "R,G,B")]
     return {bool: [], int: ["N"], float: ["X"]}.get(origin, ["TEXT"])
 
 
 def _default(option: Option) -> str:
-    """Return the default as it stands behind the text of an option."""
+    """Return the default in parentheses, to be appended to the text of an option."""
     default = option.default
     if default is inspect.Parameter.empty or default is None or default in ("", [], {}):
         return ""

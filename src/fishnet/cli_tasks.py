@@ -1,4 +1,4 @@
-"""Options that tasks add to commands: settings, options of answers, of checks, of splits and of conversions."""
+"""Options that tasks add to commands: training settings, and options of prediction, checks, splits and conversions."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ class Extension:
         if not isinstance(self.source, type):
             options = function_options(self.source).values()
             return [Group(title, [option for option in options if option.name not in self.skip])]
-        return [Group(title, list(class_options(self.source))), *class_groups(self.source)]
+        groups = [Group(title, list(class_options(self.source))), *class_groups(self.source)]
+        return [group for group in groups if group.options]
 
     def hints(self) -> Hints:
         """Return the types of the options by their full names, such as optim.lr."""
@@ -46,7 +47,7 @@ class Extension:
         return {name: option.hint for name, option in function_options(self.source).items() if name not in self.skip}
 
     def add_to(self, parser: ArgumentParser) -> None:
-        """Add the options to a parser, except those of a name that it knows already."""
+        """Add the options to a parser, except those whose names it already has."""
         known: set[str | int] = {*(action.dest.partition(".")[0] for action in parser._actions), *self.skip}
         if isinstance(self.source, type):
             parser.add_class_arguments(self.source, as_group=False, skip=known)
@@ -82,10 +83,10 @@ def class_hints(kind: type, prefix: str = "") -> Hints:
 def normalize(arguments: Sequence[str], hints: Hints) -> list[str]:
     """Normalize command-line arguments for jsonargparse.
 
-    `--batch-size 8` becomes `--batch_size=8`, a yes/no option alone means yes, `--no-NAME` means no, `None` means null
-    where an option may have no value, lists need no brackets (`--freeze stem,tail`), and of options that
-    take keyword arguments `--model-option KEY=VALUE` becomes `--model_option.KEY=VALUE`. Several arguments NAME=VALUE
-    behind an option of text are one value: `--data image=DIR1 region=DIR2`.
+    `--batch-size 8` becomes `--batch_size=8`; a yes/no option without a value means yes, and `--no-NAME` means no;
+    `None` means null for options that may be null; lists need no brackets (`--freeze stem,tail`). For options that
+    take keyword arguments, `--model-option KEY=VALUE` becomes `--model_option.KEY=VALUE`. Several NAME=VALUE
+    arguments after an option of type str are joined into one value: `--data image=DIR1 region=DIR2`.
 
     Args:
         arguments: Command line.
@@ -123,7 +124,7 @@ _NAMED = re.compile(r"\w+=.")
 
 
 def spell_value(text: str, hint: Any) -> str:
-    """Return the value of an option as the parser takes it; `hint` is its type."""
+    """Return the value of an option in the form that the parser expects; `hint` is the type of the option."""
     origins = _origins(hint)
     if type(None) in origins and text.lower() == "none":
         return "null"
@@ -131,14 +132,14 @@ def spell_value(text: str, hint: Any) -> str:
 
 
 def _origins(hint: object) -> set[object]:
-    """Return the types that values of a type may have, without their parameters: int | list[str] gives int and list."""
+    """Return the members of a union without type parameters: `int | list[str]` gives `int` and `list`."""
     kinds = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     return {typing.get_origin(kind) or kind for kind in kinds}
 
 
 def positional(arguments: Sequence[str], hints: Hints) -> list[str]:
     """Return the positional arguments of a command line; `hints` has the types of the options by name."""
-    spelled = normalize(arguments, hints)  # a value stands behind its option with "=", unless the option is unknown
+    spelled = normalize(arguments, hints)  # a value is joined to its option by "=", unless the option is unknown
     free = [not before.startswith("--") or "=" in before for before in ["", *spelled]]
     return [argument for argument, alone in zip(spelled, free, strict=False) if alone and not argument.startswith("-")]
 
@@ -176,16 +177,16 @@ def _settings(kind: TaskKind) -> Extension:
 
 
 def train_settings(arguments: Sequence[str], hints: Hints) -> Iterator[Extension]:
-    """Yield the settings of the task that is trained."""
+    """Yield the settings of the task to train."""
     yield _settings(get_task(task_argument(arguments, {**of_every_task(_settings), **hints})))
 
 
 _OF_A_COMPARISON = frozenset({"data", "model", "out", "seed"})
-"""Settings that a comparison sets for each of its runs, or has as options of its own."""
+"""Settings that a comparison sets for each of its runs, or that are options of the command itself."""
 
 
 def compare_settings(arguments: Sequence[str], hints: Hints) -> Iterator[Extension]:
-    """Yield the settings of the task that is compared on, but those that differ between the runs."""
+    """Yield the settings of the task, except those that differ between runs."""
     kind = get_task(task_argument(arguments, {**of_every_task(_settings), **hints}))
     yield Settings(kind.name, kind.config, _OF_A_COMPARISON)
 
@@ -195,7 +196,7 @@ def _check(kind: TaskKind) -> Extension | None:
 
 
 def check_options(arguments: Sequence[str], hints: Hints) -> Iterator[Extension]:
-    """Yield the options of the data check of the task that is named."""
+    """Yield the options of the data check of the given task."""
     kind = get_task(task_argument(arguments, {**of_every_task(_check), **hints}))
     if (found := _check(kind)) is not None:
         yield found
@@ -204,11 +205,13 @@ def check_options(arguments: Sequence[str], hints: Hints) -> Iterator[Extension]
 def of_all_tasks(
     part: Callable[[TaskKind], Any], pick: Callable[[str], str | None], *skip: str
 ) -> Callable[[Sequence[str], Hints], Iterator[Extension]]:
-    """Return what yields the options of a part of every task; where names clash, those of the task at hand count.
+    """Return a function that yields the options of a part of every task.
+
+    If names clash, the options of the current task take precedence.
 
     Args:
         part: Task -> dataclass or function with the options, or None.
-        pick: First positional argument of the command -> task that it is for, or None if it does not say.
+        pick: First positional argument of the command -> task that it is for, or None if unknown.
         skip: Parameters that are not options.
     """
 
@@ -230,7 +233,7 @@ def of_all_tasks(
 
 
 def _task_of_model(source: str) -> str | None:
-    """Return the task of a run folder or model file, or None if it does not say."""
+    """Return the task of a run folder or model file, or None if it is not recorded."""
     from fishnet.cards import read_card
     from fishnet.exported import exported_card, is_exported
     from fishnet.runs import RunFolder
@@ -238,12 +241,12 @@ def _task_of_model(source: str) -> str | None:
     if is_exported(source):
         try:
             return exported_card(Path(source)).task
-        except FishnetError:  # said when the folder is loaded
+        except FishnetError:  # reported when the folder is loaded
             return None
     path = RunFolder(Path(source)).model_file if Path(source).is_dir() else Path(source)
     try:
         card = read_card(path) if path.suffix == ".safetensors" and path.is_file() else None
-    except FishnetError:  # said when the file is loaded
+    except FishnetError:  # reported when the file is loaded
         return None
     return None if card is None else card.task
 

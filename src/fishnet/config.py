@@ -1,4 +1,4 @@
-"""The settings that every training run shares, as plain typed dataclasses.
+"""Settings that all training runs share, as typed dataclasses.
 
 A task adds its own settings in a subclass of `TrainConfig`. Recipes are YAML files of these fields and name no class to
 import; every field can be overridden from the command line (`--optim.lr 0.2`).
@@ -18,15 +18,15 @@ Keywords = dict[str, Any]
 
 
 class Rule(NamedTuple):
-    """What must hold for a number, and for every number of a list."""
+    """Constraint on a number, or on every number of a list."""
 
     text: str
-    """Rest of the message: "it ..."."""
+    """End of the error message "it ..."."""
     holds: Callable[[float], bool]
 
 
 Rules = Mapping[Rule, str]
-"""Rules of a dataclass: the names of the fields that each applies to, separated by spaces."""
+"""Rules of a dataclass, with the names of the fields that each applies to, separated by spaces."""
 AT_LEAST_1 = Rule("must be at least 1", lambda value: value >= 1)
 NOT_NEGATIVE = Rule("must not be negative", lambda value: value >= 0)
 POSITIVE = Rule("must be positive", lambda value: value > 0)
@@ -64,7 +64,7 @@ class PyramidConfig:
     neck: Literal["fpn", "none"] = "fpn"
     """fpn: feature pyramid network; none: 1x1 projections only."""
     norm_relu: bool | None = None
-    """BatchNorm and ReLU before the neck; None: if the maps are raw sums, as those of a FishNet."""
+    """BatchNorm and ReLU before the neck; None: only if the maps are raw sums, as those of a FishNet."""
 
 
 @dataclass
@@ -77,7 +77,7 @@ class OptimConfig:
     """Learning rate for a batch of 256 images, scaled linearly with the batch size; --lr sets the final rate
     instead."""
     momentum: float = 0.9
-    """Momentum of optimizers that have one, such as SGD, or else their first beta."""
+    """Momentum of the optimizer, such as SGD; beta1 of optimizers of the Adam family."""
     nesterov: bool = False
     """Nesterov momentum (SGD)."""
     weight_decay: float = 1e-4
@@ -89,17 +89,17 @@ class OptimConfig:
     warmup_epochs: float = 0.0
     """Epochs of linear warm-up from near zero."""
     final_lr: float = 0.0
-    """Fraction of the base rate at which cosine and poly end."""
+    """Final learning rate of cosine and poly, as a fraction of the base rate."""
     power: float = 0.9
     """Exponent of the poly schedule."""
     step_epochs: int = 30
-    """Epochs between two drops of the step schedule."""
+    """Epochs between two decays of the step schedule."""
     step_at: list[int] = field(default_factory=list)
-    """Epochs after which the step schedule drops, instead of every step_epochs."""
+    """Epochs after which the step schedule decays, instead of every step_epochs."""
     step_gamma: float = 0.1
-    """Factor of each drop of the step schedule."""
+    """Factor of each decay of the step schedule."""
     layer_decay: float | None = None
-    """Factor of the rate per layer group, from the last layer down to the stem; None: one rate for all."""
+    """Layer-wise learning rate decay: factor per layer group, from the last layer to the stem; None disables it."""
     clip_grad: float | None = None
     """Maximum norm of the gradient; None disables clipping."""
 
@@ -148,24 +148,25 @@ class TrainConfig:
     nodes: int = 1
     """Number of machines; torchrun or SLURM starts the command on each."""
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
-    """Arithmetic of the forward and backward pass; weights stay in fp32. auto picks what is fastest on this machine."""
+    """Numerical precision of the forward and backward pass; weights stay in fp32. auto selects the fastest on this
+    machine."""
     compile: bool = False
     """Compile the network with torch.compile at the first batch, which takes minutes; losses are not compiled."""
     channels_last: bool = True
     """Keep images and weights in NHWC memory format."""
     memory: Literal["fast", "balanced", "saver"] = "fast"
-    """What the trunk keeps for the backward pass: everything (fast), all but what is cheap to compute again (balanced),
-    or the inputs of its stages (saver: least memory, a quarter to half more time)."""
+    """Activations that the trunk keeps for the backward pass: all (fast), those that are expensive to recompute
+    (balanced), or only the inputs of its stages (saver: least memory, 25 to 50 percent slower)."""
     workers: int = 2
     """Worker processes that load images, per device."""
     worker_start: Literal["default", "fork", "spawn", "forkserver"] = "default"
     """How worker processes are started."""
     bad_images: Literal["stop", "skip"] = "stop"
-    """stop at an image that cannot be read, or skip it and list it in bad_images.txt."""
+    """Unreadable images: stop at the first, or skip them and list them in bad_images.txt."""
     ema: float | None = None
     """EMA decay of the weights per optimizer step, such as 0.999; None disables it."""
     norm: Literal["train", "frozen", "sync", "group"] = "train"
-    """BatchNorm layers: train them; freeze those that came with weights; synchronize them over GPUs; or use
+    """BatchNorm layers: train them; freeze those with loaded weights; synchronize them across GPUs; or replace them by
     GroupNorm."""
     checkpoint_minutes: float = 5.0
     """Maximum time between two checkpoints, in minutes."""
@@ -177,11 +178,11 @@ class TrainConfig:
     """Validation metric used to select the best epoch, such as loss or box_ap50; None: the main one of the task, such
     as top1 or mask_ap."""
     patience: int | None = None
-    """Stop after this number of validations without a better one; None trains all epochs."""
+    """Early stopping: number of validations without improvement; None trains all epochs."""
     max_steps: int | None = None
-    """Stop after this number of optimizer steps, for trials; None trains all epochs."""
+    """Stop after this number of optimizer steps, for short trials; None trains all epochs."""
     save_every: int | None = None
-    """Keep the weights of every N-th epoch in RUN/checkpoints/epoch_NNN.safetensors; None keeps the best one."""
+    """Save the weights of every N-th epoch to RUN/checkpoints/epoch_NNN.safetensors; None keeps only the best."""
     loggers: list[Literal["tensorboard", "wandb", "mlflow"]] = field(default_factory=list)
     """Tools that metrics are logged to besides metrics.csv; each needs the extra of its name."""
     preprocess: NormalizeConfig = field(default_factory=NormalizeConfig)

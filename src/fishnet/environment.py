@@ -1,4 +1,4 @@
-"""Hardware and software of a run, and which of several processes this is."""
+"""Hardware and software of a run, and its main process."""
 
 from __future__ import annotations
 
@@ -42,10 +42,15 @@ def describe_hardware() -> Json:
     return {
         "platform": platform.platform(),
         "processor": processor_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": available_cores(),
         "torch_threads": torch.get_num_threads(),
         "gpus": gpus,
     }
+
+
+def available_cores() -> int:
+    """Return the number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def processor_name() -> str:
@@ -70,7 +75,7 @@ def source_commit() -> str | None:
 
 
 def write_environment(path: Path, data: Json, resumed: bool) -> None:
-    """Write the environment; that of a resumed run is added, so that all parts of a run are recorded."""
+    """Write the environment; a resumed run appends its own, so that all sessions of a run are recorded."""
     before: list[Json] = []
     if resumed and path.exists():
         old = json.loads(path.read_text("utf-8"))
@@ -80,7 +85,7 @@ def write_environment(path: Path, data: Json, resumed: bool) -> None:
 
 
 def is_main_process() -> bool:
-    """Whether this is the main process, which writes files and prints, of those that a trainer or cluster started."""
+    """Whether this is the main process (rank 0), the only one that writes files and prints."""
     return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "RANK", "SLURM_PROCID"))
 
 

@@ -23,18 +23,18 @@ class Interrupted(Exception):
     """A signal stopped the run; its state is saved. The exit code is that of the shell: 130 or 143."""
 
     def __init__(self, signum: int, command: str):
-        """Say which command continues the run."""
+        """Set the message, with the command that continues the run."""
         super().__init__(f"stopped by {signal.Signals(signum).name}; the state is saved, continue with: {command}")
         self.exit_code = 128 + signum
 
 
 def refuse_options(given: Iterable[str], known: Iterable[str], owner: str) -> None:
-    """Refuse options that do not exist.
+    """Reject unknown options.
 
     Args:
-        given: Names of options in Python, such as max_detections.
-        known: Names of the options that exist.
-        owner: What has them, for the message.
+        given: Names of the given options, such as max_detections.
+        known: Names of the existing options.
+        owner: Command or part that has the options, for the message.
 
     Raises:
         UsageError: An option that `owner` does not have.

@@ -19,7 +19,7 @@ from fishnet.runner.errors import RunnerError
 
 
 class ExportedRuntime:
-    """Runs an exported network on the CPU; answers are tensors, as those of PyTorch.
+    """Runs an exported network on the CPU; its outputs are tensors, like those of PyTorch.
 
     Args:
         engine: Graphs and decoders.
@@ -29,7 +29,7 @@ class ExportedRuntime:
         self.engine = engine
 
     def __call__(self, images: Images) -> Answers:
-        """Return the answers by head, each with an entry per image."""
+        """Return the predictions by head, each with an entry per image."""
         if isinstance(images, Tensor):
             batch = images.float().cpu().numpy()
             size = batch.shape[2], batch.shape[3]
@@ -40,7 +40,7 @@ class ExportedRuntime:
 
 
 def _tensors(answer: object) -> object:
-    """Return an answer with tensors in the place of arrays."""
+    """Return a prediction with its arrays converted to tensors."""
     if isinstance(answer, Mapping):
         return {name: _tensors(value) for name, value in answer.items()}
     return torch.from_numpy(np.ascontiguousarray(answer))
@@ -73,7 +73,7 @@ def exported_format(folder: Path) -> str:
 
 
 def open_exported(folder: Path) -> ExportedRuntime:
-    """Return what runs an exported network.
+    """Open an exported network as a runtime.
 
     Raises:
         FishnetError: The folder is incomplete or damaged, the package that runs it is missing, or the machine lacks

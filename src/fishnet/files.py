@@ -97,7 +97,7 @@ def _cannot_write(target: Path, reason: str) -> FishnetError:
     kept = "nothing was written"
     with suppress(OSError):  # a folder without read permission
         kept = "the file that was there is unchanged" if target.exists() else kept
-    return FishnetError(f"cannot write {target}: {reason}; {kept}. Make room or choose another folder.")
+    return FishnetError(f"cannot write {target}: {reason}; {kept}. Free disk space or choose another folder.")
 
 
 def _concerns(error: OSError, target: Path) -> bool:
@@ -123,13 +123,13 @@ def _flush_folder(folder: Path) -> None:
 
 
 class UniqueStems:
-    """Names for the files that are made of others: their stems, with a number behind those that are taken."""
+    """Unique names for output files: the stems of the input files, with a number appended if a stem is taken."""
 
     def __init__(self) -> None:
         self._taken: set[str] = set()
 
     def of(self, file: str) -> str:
-        """Return the stem of a file, or STEM_2, STEM_3, ... if it is taken, upper case or not."""
+        """Return the stem of a file, or STEM_2, STEM_3, ... if it is taken, ignoring case."""
         stem = Path(file).stem
         name, number = stem, 1
         while name.lower() in self._taken:
@@ -140,7 +140,7 @@ class UniqueStems:
 
 
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg")
-"""Lower-case endings of the names of pictures that can be written."""
+"""File name suffixes of the image formats that can be written, in lower case."""
 
 
 def check_picture_name(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Run, model file, weights file or tag -> network and card, or what runs the network."""
+"""Load a network and its card, or a runtime, from a run folder, model file, weights file or tag."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from fishnet.tasks import get_task, make_task
 from fishnet.tasks.base import Runtime, TorchRuntime
 
 RuntimeName = Literal["auto", "torch", "onnx", "openvino"]
-"""Inference backends; auto is that of an exported folder, and torch for everything else."""
+"""Inference backends; auto selects that of an exported folder, or torch."""
 
 
 def resolve_device(device: str = "auto") -> torch.device:
@@ -91,17 +91,18 @@ def load_model(
 
 
 class LoadedModel(NamedTuple):
-    """A trained network for use in own code."""
+    """A trained network with everything needed to call it."""
 
     network: Network
-    """Network in eval mode: a batch (N, 3, H, W) or a list of images -> answers by head, one per image. Of a classifier
-    these are logits under `image`, of a detector boxes, labels and scores in pixels of its input under `region`."""
+    """Network in eval mode. It takes a batch (N, 3, H, W) or a list of images, and returns predictions by head, one per
+    image: logits under `image` for a classifier; boxes, labels and scores in pixels of its input under `region` for a
+    detector."""
     transform: Callable[[Image.Image], Tensor]
     """Function from an RGB image to an input of the network."""
     classes: list[str]
-    """Class names in the order of the network's outputs; of several heads, those of the first."""
+    """Class names in the order of the network's outputs; with several heads, those of the first."""
     card: ModelCard
-    """What the model file says about the network."""
+    """Card of the model file."""
 
 
 def load(
@@ -112,7 +113,9 @@ def load(
     classes: Sequence[str] | None = None,
     size: int | None = None,
 ) -> LoadedModel:
-    """Load a trained network with its transform and class names; `fishnet.Predictor` also does the rest.
+    """Load a trained network with its transform and class names.
+
+    `fishnet.Predictor` also prepares images and decodes outputs.
 
     Examples:
         >>> network, transform, classes, _ = fishnet.load("runs/pets")  # doctest: +SKIP
@@ -147,15 +150,15 @@ def load_runtime(
     size: int | None = None,
     compile: bool = False,
 ) -> tuple[Runtime, ModelCard]:
-    """Return what runs a network, and the card of the network.
+    """Load a network as a runtime, with its card.
 
-    The network is fused (`fishnet.deploy.fuse`): it computes the same to 1e-4, faster.
+    The network is fused (`fishnet.deploy.fuse`): it is faster, and its outputs agree to 1e-4.
 
     Args:
         source: See `load_model`, or a folder that `fishnet export` wrote.
-        runtime: Inference backend; `auto` is that of an exported folder, and `torch` for everything else.
+        runtime: Inference backend; `auto` selects that of an exported folder, or `torch`.
         device: `auto` (a GPU where there is one), `cpu`, `cuda`, `cuda:1`, ...
-        precision: Arithmetic: fp32, bf16, fp16, or auto for that of the validation during training.
+        precision: Numerical precision: fp32, bf16, fp16, or auto for that of the validation during training.
         task: Task of a file without a card.
         model: Backbone of a file without a card.
         classes: Class names of a file without a card.
@@ -164,7 +167,7 @@ def load_runtime(
 
     Raises:
         FishnetError: The file is missing, damaged, or does not fit the architecture.
-        UsageError: An unknown backend, no compiler, or see `load_model`.
+        UsageError: An unknown backend or a missing compiler; see also `load_model`.
     """
     if runtime not in (known := get_args(RuntimeName)):
         raise UsageError(f"unknown runtime {runtime!r}; runtimes are {', '.join(known)}")
@@ -172,7 +175,8 @@ def load_runtime(
         given = {"--task": task, "--model": model, "--classes": classes, "--size": size, "--compile": compile or None}
         return _load_exported(Path(source), runtime, device, precision, given)
     if runtime not in ("auto", "torch"):
-        raise UsageError(f"{source} is no export: make one with fishnet export {source} --format {runtime} --out DIR")
+        command = f"fishnet export {source} --format {runtime} --out DIR"
+        raise UsageError(f"{source} is not an exported folder; create one with {command}")
     target = resolve_device(device)
     network, card = load_model(source, device, task=task, model=model, classes=classes, size=size)
     precision = card.precision if precision == "auto" else precision
@@ -190,7 +194,7 @@ def load_runtime(
 def _load_exported(
     folder: Path, runtime: RuntimeName, device: str, precision: str, given: Mapping[str, object]
 ) -> tuple[Runtime, ModelCard]:
-    """Return what runs an exported network; its size, arithmetic and device are those of the export."""
+    """Open an exported network; its input size, precision and device are fixed."""
     card, own = exported_card(folder), exported_format(folder)
     for flag, value in given.items():
         if value is not None:
@@ -227,7 +231,7 @@ def _load_own(path: Path, card: ModelCard) -> Network:
 def _load_foreign(
     source: str | Path, task: str | None, model: str | None, classes: Sequence[str] | None
 ) -> tuple[Network, ModelCard]:
-    """Load weights that do not describe their network."""
+    """Load weights without a card."""
     path = locate_weights(source)
     if task is None or model is None:
         flags = " and ".join(flag for flag, value in (("--task", task), ("--model", model)) if value is None)

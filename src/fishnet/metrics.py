@@ -22,7 +22,7 @@ class MetricsFile:
         self.path = path
 
     def write(self, step: int, epoch: int, split: str, values: dict[str, float]) -> None:
-        """Append one row per value; floats are written without loss."""
+        """Append one row per value; floats keep their full precision."""
         fresh = not self.path.exists()
         with self.path.open("a", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
@@ -33,7 +33,7 @@ class MetricsFile:
             os.fsync(file.fileno())
 
     def read(self) -> list[dict[str, str]]:
-        """Return all complete rows; a line that was cut off by a kill is left out."""
+        """Return all complete rows; a line that was truncated by a kill is skipped."""
         if not self.path.exists():
             return []
         with self.path.open(newline="", encoding="utf-8") as file:
@@ -42,7 +42,7 @@ class MetricsFile:
         return [row for row in csv.DictReader(lines) if all(row.get(key) not in (None, "") for key in HEADER)]
 
     def cut(self, step: int, validated: bool = True) -> None:
-        """Remove the rows that a resumed run writes again: those after a step, and its validation if that is not done.
+        """Remove the rows that a resumed run writes again: those after a step, and its validation if incomplete.
 
         Args:
             step: Number of optimizer steps of the checkpoint.

@@ -1,4 +1,4 @@
-"""A trained network as a function of an image."""
+"""Prediction with a trained network in Python."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ ImageLike = str | Path | Image.Image | np.ndarray | Tensor
 class Predictor:
     """Predict on images with a trained network.
 
-    A classifier returns `labels`, `scores` and `indices`: the `top` best classes, or for several labels per image all
-    classes with a score above the threshold. A detector adds `boxes` (x1 y1 x2 y2 in pixels of the image), and `masks`
-    (COCO run lengths) or `keypoints` (x, y, visibility). The best come first; scores are between 0 and 1.
+    A classifier returns `labels`, `scores` and `indices`: the `top` best classes, or for a multi-label model all
+    classes with a score above the threshold. A detector adds `boxes` (x1, y1, x2, y2 in pixels of the image), and
+    `masks` (COCO run-length encoding) or `keypoints` (x, y, visibility). Predictions are sorted by score, from high to
+    low; scores are between 0 and 1.
 
     Examples:
         >>> predictor = Predictor("runs/pets")  # doctest: +SKIP
@@ -42,9 +43,9 @@ class Predictor:
         classes: Class names of a weights file that has none.
         size: Input size in pixels instead of that of the model. For a detector it is the shorter side, and the maximum
             of the longer side is scaled with it.
-        runtime: Inference backend; `auto` is that of an exported folder, and `torch` for everything else.
+        runtime: Inference backend; `auto` selects that of an exported folder, or `torch`.
         compile: Compile the network with torch.compile at its first batch, and print how long that took.
-        precision: Arithmetic: fp32, bf16, fp16, or auto for that of the validation during training.
+        precision: Numerical precision: fp32, bf16, fp16, or auto for that of the validation during training.
         options: Prediction options of the task: `top` and `threshold` of a classifier, `score`, `max_detections`,
             `tile` and `overlap` of a detector.
 
@@ -73,12 +74,12 @@ class Predictor:
 
     @property
     def classes(self) -> list[str]:
-        """Class names in the order of the model's outputs; `card.classes` has those of every head, this the first."""
+        """Class names of the first head, in the order of its outputs; `card.classes` has those of every head."""
         return next(iter(self.card.classes.values()))
 
     @property
     def batch_size(self) -> int:
-        """Images per forward pass where none is given; it depends on the task."""
+        """Default number of images per forward pass; it depends on the task."""
         return get_task(self.card.task).batch_size
 
     @overload
@@ -94,7 +95,8 @@ class Predictor:
                 Grayscale and alpha are converted; do not resize or normalize.
 
         Returns:
-            The answer, lists of equal length, the best first (see the class); for a list of images a list of answers.
+            The prediction as lists of equal length, sorted by score (see the class); for a list of images, a list of
+            predictions.
 
         Raises:
             FishnetError: The image cannot be read or has another form.

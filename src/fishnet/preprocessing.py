@@ -1,4 +1,4 @@
-"""How the images were prepared that given weights were trained on."""
+"""Preprocessing that pretrained weights expect."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fishnet.runs import RunFolder
 
 
 def preprocessing_of(network: nn.Module) -> tuple[PreprocessConfig, int]:
-    """Return how the authors of a timm model prepare images for it, and at what size in pixels."""
+    """Return the preprocessing of a timm model and its input size in pixels."""
     found = resolve_model_data_config(network)
     return _as_preprocessing(found), int(found["input_size"][-1])
 
@@ -36,10 +36,11 @@ def _as_preprocessing(found: Json) -> PreprocessConfig:
 
 
 def preprocessing_of_weights(model: str, weights: str | None) -> Json:
-    """Return how the images were prepared that weights were trained on, as fields of `PreprocessConfig`.
+    """Return the preprocessing that weights were trained with, as fields of `PreprocessConfig`.
 
-    Published weights (`pretrained` or a tag) determine all fields, a run and the small images of the weights in this
-    package only mean and std, since the crop belongs to the data. Other files determine none.
+    Published weights (`pretrained` or a tag) determine all fields. A run and the weights in this package, which were
+    trained on small images, determine only mean and std, since the crop depends on the data. Other files determine
+    none.
 
     Args:
         model: Backbone.

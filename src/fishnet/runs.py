@@ -87,7 +87,7 @@ class RunFolder:
 
     @property
     def insides_png(self) -> Path:
-        """What the stages of the trunk see in an image of the validation split."""
+        """Feature maps of the trunk's stages for an image of the validation split."""
         return self.path / "insides.png"
 
     @property
@@ -102,7 +102,7 @@ class RunFolder:
 
     @property
     def has_begun(self) -> bool:
-        """Whether there is anything that a step of training or a validation made."""
+        """Whether training has written metrics, a checkpoint or a model file."""
         return any(path.exists() for path in (self.metrics_csv, self.last, self.best, self.model_file))
 
     @property
@@ -121,7 +121,7 @@ class RunFolder:
         for checkpoint in (self.best, self.last):
             if checkpoint.is_file():
                 raise FishnetError(
-                    f"{self.path} has no {self.model_file.name}: no epoch is finished yet. Continue with --resume, "
+                    f"{self.path} has no {self.model_file.name}: no epoch has finished yet. Continue with --resume, "
                     f"or give {checkpoint} with --task and --model"
                 )
         raise FishnetError(f"{self.path} is not a run folder: it has neither {self.model_file.name} nor checkpoints/")

@@ -1,4 +1,4 @@
-"""Settings classes (dataclasses, nested to any depth) and trees of settings by name: names, types, allowed values."""
+"""Settings classes (nested dataclasses) and trees of settings by name: names, types and allowed values."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fishnet.tasks import loaded_tasks
 Settings = Mapping[str, Any]
 """Settings by name; groups of settings are mappings themselves."""
 Tree = dict[str, Any]
-"""The same, to change."""
+"""Settings by name, mutable."""
 ConfigClass = type[Any]
 """Settings class: a dataclass whose fields are settings or groups of settings."""
 
@@ -39,7 +39,7 @@ def setting_names(config: ConfigClass) -> frozenset[str]:
 
 
 def check_keys(config: ConfigClass, tree: Settings, where: str, prefix: str = "") -> None:
-    """Refuse settings that do not exist, with the nearest names or the task that has them.
+    """Reject unknown settings; the message suggests the nearest names or the task that has them.
 
     Args:
         config: Settings class.
@@ -61,7 +61,7 @@ def check_keys(config: ConfigClass, tree: Settings, where: str, prefix: str = ""
 
 
 def _advice(name: str, known: Iterable[str]) -> str:
-    """Return which setting is meant by an unknown name, or which task has it."""
+    """Return a suggestion for an unknown setting: the nearest names, or the task that has it."""
     owners = owners_of(name)
     if owners:
         return f" It is a setting of {' and '.join(owners)}."
@@ -103,7 +103,7 @@ _PARSERS: dict[ConfigClass, ArgumentParser] = {}
 
 
 def build_config(config: ConfigClass, tree: Settings, where: str) -> Any:
-    """Return settings as an object of their class; what the tree leaves out has its default.
+    """Return settings as an object of their class; settings that are not in the tree keep their defaults.
 
     Raises:
         UsageError: An unknown setting or a value of the wrong type.
@@ -120,7 +120,7 @@ def build_config(config: ConfigClass, tree: Settings, where: str) -> Any:
 
 
 def _spelled(config: ConfigClass, tree: Settings) -> Tree:
-    """Return the settings with one value as a list where a list is meant, and the text None as null."""
+    """Return the settings with single values converted to lists where a list is expected, and the text None to null."""
     hints, groups = typing.get_type_hints(config), groups_of(config)
     spelled: Tree = {}
     for name, value in tree.items():
@@ -135,7 +135,7 @@ def _spelled(config: ConfigClass, tree: Settings) -> Tree:
 
 
 def _check_plain(config: ConfigClass, tree: Settings, where: str) -> None:
-    """Refuse what the parser lets through: null for settings that cannot be null, and huge numbers."""
+    """Reject values that the parser accepts: null for settings that cannot be null, and huge numbers."""
     nullable, keywords = _nullable(config), _keywords(config)
     for name, value in flat(tree).items():
         values = value if isinstance(value, list) else [value]
@@ -152,12 +152,12 @@ def _nullable(config: ConfigClass) -> frozenset[str]:
 
 
 def _keywords(config: ConfigClass) -> tuple[str, ...]:
-    """Return the full names of the settings that are keyword arguments, with a dot behind; any value may be in them."""
+    """Return the full names of the settings that are keyword arguments, with a trailing dot; their values are free."""
     return tuple(f"{name}." for name, hint in typed_settings(config) if typing.get_origin(hint) is dict)
 
 
 def typed_settings(config: ConfigClass, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield full name and type of every setting, groups after the settings that stand before them."""
+    """Yield the full name and type of every setting, in the order of the fields."""
     hints, groups = typing.get_type_hints(config), groups_of(config)
     for field in dataclasses.fields(config):
         if field.name in groups:
@@ -167,7 +167,7 @@ def typed_settings(config: ConfigClass, prefix: str = "") -> Iterator[tuple[str,
 
 
 def check_values(config: TrainConfig, where: str = "") -> None:
-    """Refuse values that no run can work with.
+    """Check that all settings are within their valid ranges.
 
     Args:
         config: Settings.
@@ -206,7 +206,7 @@ _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 
 def _check_model_options(config: TrainConfig) -> None:
-    """Refuse keyword arguments of a model that no card may contain, or that the task sets."""
+    """Reject keyword arguments of a model that a card must not contain, or that the task sets."""
     for name in config.model_option:
         if name in REFUSED_OPTIONS:
             raise UsageError(
@@ -242,7 +242,7 @@ def flat(tree: Settings, prefix: str = "") -> Tree:
 
 
 def tuple_of(value: object) -> object:
-    """Return a list as a tuple, as YAML has lists only; anything else as it is."""
+    """Return a list as a tuple, since YAML has only lists; return other values unchanged."""
     return tuple(value) if isinstance(value, list) else value
 
 

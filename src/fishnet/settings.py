@@ -37,14 +37,14 @@ from fishnet.tasks.base import TaskKind
 def resolve(kind: TaskKind, recipe: str | None, settings: Settings, base: Tree | None = None) -> Any:
     """Return the settings of a run, an object of `kind.config`.
 
-    They are, in increasing order of precedence: defaults, those of a saved run (`base`), those of a built-in recipe,
-    the preprocessing of the weights to start from, those of a recipe file, those set explicitly. A built-in recipe
-    cannot know the weights; the author of a file can, and the file of a run (`config.yaml`) repeats it.
+    In increasing order of precedence: defaults, settings of a saved run (`base`), a built-in recipe, the preprocessing
+    of the weights to start from, a recipe file, and explicit settings. The weights override a built-in recipe, which is
+    written without knowing them, but not a recipe file, such as the `config.yaml` of a run.
 
     Args:
         kind: Task.
         recipe: Name of a built-in recipe, a YAML file, or None.
-        settings: Settings that are set explicitly.
+        settings: Explicit settings.
         base: Settings of the run that is resumed.
     """
     check_keys(kind.config, settings, "settings")
@@ -64,14 +64,14 @@ def resolve(kind: TaskKind, recipe: str | None, settings: Settings, base: Tree |
         config = build_config(kind.config, tree, "settings")
         check_values(config)
     except UsageError:
-        if recipe:  # name the file, where it is at fault
+        if recipe:  # name the file if the error is in it
             check_values(build_config(kind.config, chosen, recipe), recipe)
         raise
     return config
 
 
 def _without_fish_options(recipe: Tree, model: str) -> Tree:
-    """Return a built-in recipe for a model: its options of a FishNet, such as the stem's stride, are not another's."""
+    """Return a built-in recipe without the options that only a FishNet has, such as the stride of the stem."""
     if not model or model.partition(".")[0] in VARIANTS or "model_option" not in recipe:
         return recipe
     own = {field.name for field in dataclasses.fields(FishConfig)} - {"drop_path_rate"}
@@ -80,13 +80,13 @@ def _without_fish_options(recipe: Tree, model: str) -> Tree:
 
 
 def _model_and_weights(tree: Settings) -> tuple[str, str | None]:
-    """Return backbone and weights; without a backbone it is that of the weights, if they say which."""
+    """Return backbone and weights; the backbone defaults to that of the weights, if known."""
     weights = tree.get("weights")
     return str(tree.get("model") or model_of_weights(weights) or TrainConfig.model), weights
 
 
 def weights_preprocessing(config: ConfigClass, tree: Settings) -> Tree:
-    """Return the preprocessing that a run takes from the weights to start from; {} where these do not determine it.
+    """Return the preprocessing that a run takes from its initial weights; {} if they do not determine it.
 
     Args:
         config: Settings class; only the fields of its `preprocess` are taken.
@@ -98,7 +98,7 @@ def weights_preprocessing(config: ConfigClass, tree: Settings) -> Tree:
 
 
 def describe_preprocessing(config: TrainConfig) -> str | None:
-    """Return in one line which preprocessing a run takes from its weights and which was set explicitly, if any."""
+    """Return a line on the preprocessing taken from the weights and that set explicitly, or None if there is none."""
     found = weights_preprocessing(type(config), vars(config))
     used = {name: getattr(config.preprocess, name) for name in found}
     parts = []
@@ -121,7 +121,7 @@ def commented_settings(task: str, recipe: str, config: TrainConfig) -> str:
 
     Args:
         task: Name of the task.
-        recipe: Recipe that they come from, for the header.
+        recipe: Name of the recipe, for the header.
         config: Settings.
     """
     lines = [f"# Settings of {task} from the recipe {recipe}; `fishnet train {task} --recipe THIS_FILE ...` uses them."]
@@ -135,7 +135,7 @@ def _commented(kind: ConfigClass, tree: Tree, indent: str) -> Iterator[str]:
         if option.text:
             yield from textwrap.wrap(option.text, 110, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# ")
         value = yaml.safe_dump(tree[option.name], default_flow_style=True, allow_unicode=True, width=1000)
-        value = value.strip().removesuffix("...").strip()  # YAML's end of a document behind a plain value
+        value = value.strip().removesuffix("...").strip()  # YAML's document end marker after a plain value
         yield f"{indent}{option.name}: {value}"
     for name, group in groups.items():
         yield from ("", f"{indent}# {(group.__doc__ or name).strip().splitlines()[0]}", f"{indent}{name}:")
@@ -149,7 +149,7 @@ def read_task(path: Path) -> str:
         path: config.yaml.
 
     Raises:
-        FishnetError: The file is missing, damaged, or does not say the task.
+        FishnetError: The file is missing or damaged, or does not name the task.
     """
     try:
         task = parse_settings(path.read_bytes(), str(path)).get(TASK_KEY)
@@ -158,7 +158,7 @@ def read_task(path: Path) -> str:
     except UsageError as error:
         raise FishnetError(f"{error}: it is damaged") from None
     if not isinstance(task, str):
-        raise FishnetError(f"{path} does not say its task; name it: fishnet train TASK --resume {path.parent}")
+        raise FishnetError(f"{path} does not name its task; give it: fishnet train TASK --resume {path.parent}")
     return task
 
 
@@ -185,7 +185,7 @@ def read_settings(path: Path, config: ConfigClass) -> Tree:
 
 
 def differences(before: Settings, now: TrainConfig, ignore: Iterable[str] = ()) -> list[tuple[str, Any, Any]]:
-    """Return (name, before, now) of every setting that differs; tuples and lists of equal values are equal."""
+    """Return (name, before, now) of every setting that differs; tuples equal lists of the same values."""
     defaults = flat(dataclasses.asdict(type(now)()))
     old, new = {**defaults, **flat(before)}, flat(dataclasses.asdict(now))
     names = [name for name in dict.fromkeys([*old, *new]) if name not in set(ignore)]

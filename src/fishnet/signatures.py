@@ -1,4 +1,4 @@
-"""Options by name, type, meaning and default, from signatures, settings classes and their docstrings."""
+"""Names, types, defaults and descriptions of options, from signatures, settings classes and their docstrings."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class Option:
     hint: Any
     """Type."""
     text: str
-    """What it means, in a sentence or two."""
+    """Description, in a sentence or two."""
     default: Any = inspect.Parameter.empty
 
     @property
     def flag(self) -> str:
-        """The option as people type it."""
+        """The option as typed on the command line."""
         return "--" + self.name.replace("_", "-")
 
     @property
@@ -58,7 +58,7 @@ def function_options(function: Function) -> dict[str, Option]:
 
 
 def _hints(function: Function) -> dict[str, Any]:
-    """Return the types of the parameters; that of the result may be importable for type checkers only."""
+    """Return the types of the parameters; the return type may be importable only by type checkers."""
     names = {name: hint for name, hint in inspect.get_annotations(function).items() if name != "return"}
     module = inspect.getmodule(function)
     return {name: eval(hint, vars(module)) if isinstance(hint, str) else hint for name, hint in names.items()}
@@ -74,7 +74,7 @@ def class_options(kind: DataClass, prefix: str = "") -> Iterator[Option]:
 
 
 def class_groups(kind: DataClass) -> Iterator[Group]:
-    """Yield the groups of settings in a dataclass, each under its name and the summary of its class."""
+    """Yield the groups of settings in a dataclass, titled by their name and the summary of their class."""
     hints = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):
         inner = hints[field.name]

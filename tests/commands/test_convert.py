@@ -133,4 +133,4 @@ def test_what_cannot_be_converted_names_the_file(tmp_path: Path, capsys: pytest.
         convert(str(ablation), str(tmp_path / "new.pth"), to="released")
     assert not (tmp_path / "new.pth").exists()
     convert(str(ablation), str(tmp_path / "new.safetensors"))
-    assert "a FishNet of another plan" in capsys.readouterr().out
+    assert "a FishNet with another configuration" in capsys.readouterr().out

@@ -304,7 +304,7 @@ def test_several_folders_are_evaluated_each_alone(
 
 def test_the_data_of_the_run_is_the_default(judged: Judged, tmp_path: Path) -> None:
     run = Path(write_run(tmp_path / "run", judged.network, judged.classes))
-    with pytest.raises(UsageError, match=r"^--data DIR is missing: .*run does not say on which data it was trained$"):
+    with pytest.raises(UsageError, match=r"^--data DIR is missing: .*run does not record the data it was trained on$"):
         evaluate(str(run), **QUICK)
     (run / "config.yaml").write_text(f"task: classification\ndata: {judged.data}\n", "utf-8")
     assert evaluate(str(run), **QUICK).metrics == evaluate(str(run), str(judged.data), **QUICK).metrics

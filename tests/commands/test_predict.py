@@ -143,7 +143,7 @@ def test_what_was_done_before_an_unreadable_image_is_kept(run: str, photos: Path
     files, out = find_inputs([photos]).files, tmp_path / "out"
     place = files.index(broken)
     with pytest.raises(
-        FishnetError, match=r"broken\.jpg.*What is left: fishnet predict .* - --out .*out_rest .* < .*remaining"
+        FishnetError, match=r"broken\.jpg.*Continue with: fishnet predict .* - --out .*out_rest .* < .*remaining"
     ):
         predict(run, [str(photos)], str(out), device="cpu", batch_size=place)
     document = json.loads((out / "results.json").read_text("utf-8"))
@@ -258,7 +258,7 @@ def test_a_picture_never_replaces_an_input(run: str, photos: Path, tmp_path: Pat
     image = tmp_path / "out" / "contact_sheet.jpg"
     image.parent.mkdir()
     Image.new("RGB", (40, 30), "red").save(image)
-    with pytest.raises(UsageError, match=r"where the input .*contact_sheet.jpg is; choose another --out"):
+    with pytest.raises(UsageError, match=r"overwrite the input .*contact_sheet.jpg; choose another --out"):
         predict(run, [str(image)], str(image.parent), device="cpu", overwrite=True)
     assert size_of(image) == (40, 30)
 
@@ -309,7 +309,7 @@ def test_insides_of_the_network_are_drawn(
     sheets = [out / "insides" / f"{Path(file).stem}.png" for file in files]
     assert found.pictures == [out / "contact_sheet.jpg", *sheets]
     assert json.loads((out / "results.json").read_text())["pictures"][1:] == [f"insides/{p.name}" for p in sheets]
-    assert f"insides of the network: {out / 'insides'}" in capsys.readouterr().out
+    assert f"feature maps: {out / 'insides'}" in capsys.readouterr().out
     before = [path.read_bytes() for path in sheets]
     assert len(set(before)) == 3
     predict(run, files[:2], str(out), device="cpu", workers=0, insides=True, overwrite=True)

@@ -75,9 +75,9 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_base_row_is_one_of_every_batch_and_size() -> None:
     cases = [case(model, batch) for model in ("a", "b") for batch in (1, 8)]
     assert find_base(cases, "b") == {(1, 32): cases[2], (8, 32): cases[3]}
-    with pytest.raises(UsageError, match="is no row; rows are a@eager/fp32, b@eager/fp32"):
+    with pytest.raises(UsageError, match="is not a row; rows are a@eager/fp32, b@eager/fp32"):
         find_base(cases, "b@fused")
-    with pytest.raises(UsageError, match="means b@eager/fp32 and b@fused/fp32"):
+    with pytest.raises(UsageError, match="matches b@eager/fp32 and b@fused/fp32"):
         find_base([*cases, case("b", runtime="fused")], "b")
 
 

@@ -105,7 +105,7 @@ def test_what_cannot_be_compared_is_refused(options: dict[str, object], message:
 def test_runs_with_other_settings_are_not_taken(tmp_path: Path) -> None:
     before = comparison(tmp_path, epochs=3).shared()
     comparison(tmp_path, "resnet18", epochs=3).check_same(before)  # models may differ
-    with pytest.raises(UsageError, match=r"runs of another comparison \(epochs: 3 -> 4\); use another --out"):
+    with pytest.raises(UsageError, match=r"runs of another comparison \(epochs: 3 -> 4\); choose another --out"):
         comparison(tmp_path, epochs=4).check_same(before)
 
 

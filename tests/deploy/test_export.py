@@ -259,7 +259,7 @@ class TestBadInput:
     ) -> None:
         arguments = str(model_of("classifier")), str(tmp_path / "out"), "onnx", "fp16"
         images = str(photos[0].parent)
-        with pytest.raises(UsageError, match=r"no fp16 arithmetic.*--allow-fallback"):
+        with pytest.raises(UsageError, match=r"does not support fp16.*--allow-fallback"):
             fishnet.export(*arguments, images=images)
         fishnet.export(*arguments, images=images, verify=2, allow_fallback=True)
         assert "computes in fp32 here" in capsys.readouterr().out
@@ -267,7 +267,7 @@ class TestBadInput:
 
     def test_an_occupied_folder(self, model_of: Callable[[str], Path], photos: list[Path], tmp_path: Path) -> None:
         (tmp_path / "notes.txt").write_text("mine")
-        with pytest.raises(UsageError, match="is no export"):
+        with pytest.raises(UsageError, match="is not an export"):
             fishnet.export(str(model_of("classifier")), str(tmp_path), images=str(photos[0].parent))
 
     @pytest.mark.parametrize(

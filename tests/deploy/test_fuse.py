@@ -276,7 +276,7 @@ class OneSize(nn.Module):
 
 def test_a_network_of_an_unknown_size_needs_an_example() -> None:
     network = randomized(OneSize())
-    with pytest.warns(NotFused, match="give fuse an example"):
+    with pytest.warns(NotFused, match="pass an example to fuse"):
         assert norms_in(fuse(network)) == 1
     assert norms_in(fuse(network, example=torch.randn(1, 3, 40, 40))) == 0
 

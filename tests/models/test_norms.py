@@ -101,7 +101,7 @@ def test_odd_norms_are_replaced_or_refused() -> None:
             self.gate = nn.Linear(8, 8)
 
     for policy in ("sync", "group"):
-        with pytest.raises(UsageError, match=r"cannot replace Own, a BatchNorm with submodules of its own \(gate\)"):
+        with pytest.raises(UsageError, match=r"cannot replace Own, a BatchNorm with its own submodules \(gate\)"):
             apply_norm_policy(nn.Sequential(Own()), policy)  # type: ignore[arg-type]
 
 

@@ -175,7 +175,7 @@ def test_what_is_no_video_is_an_error_or_skipped(run: str, tmp_path: Path) -> No
         container.mux(stream.encode(None))
     whole = make(tmp_path / "whole.mov").read_bytes()
     cut.write_bytes(whole[: len(whole) // 2])  # its index would follow
-    for path, reason in ((text, "not a video"), (sound, "no pictures, only sound"), (cut, "cut off before its index")):
+    for path, reason in ((text, "not a video"), (sound, "no video stream"), (cut, "cut off before its index")):
         with pytest.raises(FishnetError, match=rf"cannot use the video .*{path.name}: .*{reason}.*--bad-images skip"):
             predict(run, [str(path)], str(tmp_path / "out"), device="cpu")
         assert not list((tmp_path / "out").rglob("*.*"))
@@ -207,7 +207,7 @@ def test_a_video_is_never_read_and_written_in_one_place(run: str, tmp_path: Path
     (tmp_path / "videos").mkdir()
     clip = make(tmp_path / "videos" / "a.mp4", 3)
     content = clip.read_bytes()
-    with pytest.raises(UsageError, match=r"where the input .*a\.mp4 is; choose another --out"):
+    with pytest.raises(UsageError, match=r"overwrite the input .*a\.mp4; choose another --out"):
         predict(run, [str(clip)], str(tmp_path), device="cpu", overwrite=True)
     other = make(tmp_path / "a.mov", 3)
     with pytest.raises(UsageError, match=r"videos/a\.mp4 is not from an earlier predict"):

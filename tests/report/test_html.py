@@ -145,7 +145,11 @@ def test_a_full_run_shows_everything(tmp_path: Path) -> None:
 
 def test_pictures_are_explained_in_the_words_of_the_task(tmp_path: Path) -> None:
     run = fill(tmp_path / "run")
-    for sentence in ("with the most probable classes", "principal components", "the diagonal is what is right"):
+    for sentence in (
+        "with the most probable classes",
+        "principal components",
+        "correct predictions are on the diagonal",
+    ):
         assert sentence in read(run).text
     own = Display(predictions="What & how.", sections=lambda evaluation: [Section("One", "text", "Why <one>.")])
     text = write_report(run, own).read_text("utf-8")

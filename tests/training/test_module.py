@@ -218,8 +218,8 @@ def test_resuming_a_finished_run_changes_nothing_and_says_so(
     before = run.metrics_csv.read_bytes(), run.model_file.read_bytes()
     fit(photos, tmp_path / "run", epochs=2, resume=True, batch_size=60)
     assert (run.metrics_csv.read_bytes(), run.model_file.read_bytes()) == before
-    assert "all 2 epochs are trained; --epochs 4 --allow-changes trains further" in capsys.readouterr().out
-    with pytest.raises(UsageError, match=r"^--epochs 1: .*run has finished 2 epochs already; give more of them$"):
+    assert "all 2 epochs are trained; continue with --epochs 4 --allow-changes" in capsys.readouterr().out
+    with pytest.raises(UsageError, match=r"^--epochs 1: .*run has already finished 2 epochs; choose a larger number$"):
         fit(photos, tmp_path / "run", epochs=1, resume=True, allow_changes=True, batch_size=60)
     fit(photos, tmp_path / "run", epochs=3, resume=True, allow_changes=True, batch_size=60)
     assert {row["epoch"] for row in MetricsFile(run.metrics_csv).read()} == {"1", "2", "3"}
@@ -234,7 +234,7 @@ def test_the_model_of_a_run_need_not_be_named_again(
     settings = {**SMALL, "weights": str(first.path), "epochs": 1}
     del settings["model"]
     second = train("classification", data=str(photos), out=str(tmp_path / "second"), **settings)
-    assert "model fishnet_nano: that of the weights" in capsys.readouterr().out
+    assert "model fishnet_nano: taken from the weights" in capsys.readouterr().out
     assert load_model(second.path)[1].model == "fishnet_nano"
 
 
@@ -597,7 +597,7 @@ def test_training_stops_when_nothing_gets_better(
     run = fit(photos, tmp_path / "run", epochs=9, **still)
     epochs = [int(row["epoch"]) for row in MetricsFile(run.metrics_csv).read() if row["name"] == "top1"]
     assert epochs == [1, 2, 3]
-    assert "stopping: no better validation since epoch 1 (patience 2)" in capsys.readouterr().out
+    assert "early stopping: no improvement since epoch 1 (patience 2)" in capsys.readouterr().out
     assert json.loads(run.evaluation_json().read_text())["epoch"] == 1
     fit(photos, tmp_path / "run", epochs=9, resume=True, **still)  # a resumed run stays stopped
     again = [int(row["epoch"]) for row in MetricsFile(run.metrics_csv).read() if row["name"] == "top1"]
@@ -618,7 +618,7 @@ def test_the_best_epoch_is_that_of_the_named_metric_and_every_second_one_is_kept
     assert set(best["metrics"]) == set(Predictor(run.path, device="cpu").task.metrics)
     assert best["epoch"] == min(losses, key=lambda epoch: losses[epoch])
     assert best["metrics"]["loss"] == pytest.approx(min(losses.values()))
-    with pytest.raises(UsageError, match=r"the validation computes no 'top-1'.*Did you mean 'top1'"):
+    with pytest.raises(UsageError, match=r"the validation does not compute 'top-1'.*Did you mean 'top1'"):
         fit(photos, tmp_path / "other", best="top-1")
     assert not (tmp_path / "other").exists()
     kept = sorted(path.name for path in run.checkpoints.glob("epoch_*"))

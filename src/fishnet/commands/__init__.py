@@ -1,1 +1,1 @@
-"""One file per command; each is a typed function that Python users can call too."""
+"""One module per command; each command is a typed function that can also be called from Python."""

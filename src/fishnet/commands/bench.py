@@ -1,8 +1,7 @@
-"""`fishnet bench`: how fast models run on this machine, in which runtime."""
+"""`fishnet bench`: measure the speed of models, per runtime."""
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import tempfile
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from fishnet.deploy.bench.results import Results, Sweep
 
 SWEPT = {"size": (224, 288, 352, 416, 512), "batch": (1, 2, 4, 8, 16)}
-"""Values of a sweep if none are given."""
+"""Default values of a sweep."""
 
 
 @dataclass
@@ -49,29 +48,30 @@ def bench(
     json: str | None = None,
     picture: str | None = None,
 ) -> Bench:
-    """Measure how fast models run: all combinations of model, batch, size, precision and runtime, in one table.
+    """Measure the speed of models for all combinations of model, batch size, image size, precision and runtime.
 
-    The rows take turns, each in a process of its own; figures are medians over the rounds.
+    Rows are measured in turns, each in its own process; results are medians over the rounds.
 
     Args:
         models: FishNets, timm models, pytorchcv:NAME, with options as NAME:KEY=VALUE, or run folders, whose networks
-            run without decoding. MODEL@RUNTIME and MODEL@RUNTIME/PRECISION are measured in these only.
-        batch_size: Images in a batch (default: 1; of --train 16).
+            run without decoding. MODEL@RUNTIME and MODEL@RUNTIME/PRECISION are measured only in these.
+        batch_size: Batch sizes (default: 1; with --train: 16).
         size: Heights and widths of the images in pixels (default: 224).
         precision: fp32, bf16 (CPUs with bf16 instructions, GPUs), fp16 (GPUs), int8 (openvino) (default: fp32).
         runtime: eager (default layout of PyTorch), channels_last, fused (fishnet.deploy.fuse), compile (torch.compile),
             onnxruntime, openvino (plain conversion), openvino_fused (default: the first three and, if installed,
-            openvino; of --train the first two).
+            openvino; with --train: the first two).
         train: Measure training steps: forward, backward, SGD with momentum.
-        sweep: Fit the exponents of time and memory against the size, the batch, or the multiply-adds of models (depth).
-        ratio_to: Row that the speed of the others is divided by: MODEL, MODEL@RUNTIME or MODEL@RUNTIME/PRECISION.
-        calibration: Folder of photos for int8, at least 10.
-        rounds: Turns of every row.
-        threads: Threads of the arithmetic (default: one per core).
-        device: Where the models run.
-        peak: Measure what the machine can do with plain matrix products and convolutions, in the same rounds.
-        json: File to write everything to.
-        picture: Picture of it to write (.png, .svg, .pdf).
+        sweep: Fit the exponents of time and memory as a function of image size, batch size, or multiply-adds (depth).
+        ratio_to: Baseline that speeds are divided by: MODEL, MODEL@RUNTIME or MODEL@RUNTIME/PRECISION.
+        calibration: Folder of at least 10 photos to calibrate int8 on.
+        rounds: Number of rounds; every row is measured once per round.
+        threads: Number of compute threads (default: one per core).
+        device: Device that the models run on.
+        peak: Also measure the peak throughput of the machine with plain matrix products and convolutions, in the same
+            rounds.
+        json: JSON file to write the results to.
+        picture: Plot of the results to write (.png, .svg, .pdf).
 
     Raises:
         UsageError: An unknown model, runtime or precision, or int8 without photos.
@@ -92,24 +92,25 @@ def bench(
 def _set_up(
     plan: Plan, sweep: Sweep | None, ratio_to: str | None, rounds: int, threads: int | None, picture: str | None
 ) -> tuple[Results, list[Case]]:
-    """Return the results to fill, and the rows that can be measured."""
+    """Return empty results, and the rows that can be measured."""
     from fishnet.deploy.bench.cases import check_numbers, find_base
     from fishnet.deploy.bench.results import Results
     from fishnet.drawing.style import check_picture
+    from fishnet.environment import available_cores
 
     if picture is not None:
         check_picture(Path(picture))
     check_numbers("--rounds", [rounds])
     check_numbers("--threads", [1 if threads is None else threads])
     cases = plan.cases()
-    results = Results(sweep=sweep, threads=threads or _cores(), rounds=rounds, base_name=ratio_to)
+    results = Results(sweep=sweep, threads=threads or available_cores(), rounds=rounds, base_name=ratio_to)
     results.base = find_base(cases, ratio_to) if ratio_to else {}
     results.notes = {case: reason for case in cases if (reason := not_measurable(case))}
     return results, [case for case in cases if case not in results.notes]
 
 
 def _finish(document: Json, json: str | None, picture: str | None) -> Bench:
-    """Print and write what was measured."""
+    """Print and write the results."""
     from fishnet.deploy.bench.results import table
 
     print(table(document), flush=True)
@@ -125,7 +126,7 @@ def _finish(document: Json, json: str | None, picture: str | None) -> Bench:
 
 
 def default_runtimes(train: bool, device: str) -> list[str]:
-    """Return the runtimes that are measured unless others are named: those of PyTorch, and openvino if it is there."""
+    """Return the runtimes that are measured by default: those of PyTorch, and openvino if it is installed."""
     import importlib.util
 
     found = ["eager", "channels_last", *([] if train else ["fused"])]
@@ -151,11 +152,11 @@ def not_measurable(case: Case) -> str | None:
 
 
 def check_calibration(cases: Sequence[Case], calibration: str | None) -> None:
-    """Refuse int8 without photos: the ranges of random data are not those of images.
+    """Reject int8 without photos: activation ranges of random data differ from those of images.
 
     Raises:
-        UsageError: A row is int8, and there are none.
-        BadImageError: One cannot be read.
+        UsageError: A row is int8, and there are no photos.
+        BadImageError: A photo cannot be read.
     """
     from fishnet.data.images import read_image
     from fishnet.deploy.bench.calibration import find_photos
@@ -163,17 +164,13 @@ def check_calibration(cases: Sequence[Case], calibration: str | None) -> None:
     if not any(case.precision == "int8" for case in cases):
         return
     if calibration is None:
-        raise UsageError("int8 needs --calibration DIR: a folder of photos like those that the model will run on")
+        raise UsageError("int8 needs --calibration DIR: a folder of representative photos")
     for photo in find_photos(Path(calibration)):
         read_image(photo)
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _measure(results: Results, cases: Sequence[Case], peak: bool, calibration: str | None) -> bool:
-    """Fill the results; return whether nothing interrupted that."""
+    """Fill the results; return False if the measurement was interrupted."""
     from fishnet.deploy.bench.cases import with_peaks
     from fishnet.deploy.bench.rounds import Measurement
 
@@ -193,7 +190,7 @@ def _say(text: str) -> None:
 
 @contextmanager
 def _terminated_as_interrupted() -> Iterator[None]:
-    """Treat SIGTERM as Ctrl-C, so that it also keeps what was measured."""
+    """Treat SIGTERM as Ctrl-C, so that the results measured so far are kept."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,8 +1,7 @@
-"""`fishnet compare`: several models and seeds trained by one recipe."""
+"""`fishnet compare`: train and compare several models and seeds with one recipe."""
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 import tempfile
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Compared:
-    """Result of `compare`; `document` is what compare.json has."""
+    """Result of `compare`; `document` is the content of compare.json."""
 
     document: Json
     exit_code: int = 0
@@ -38,11 +37,11 @@ def compare(
     speed: bool = True,
     **settings: object,
 ) -> Compared:
-    """Train several models with the same settings and several seeds, and show them side by side: metrics against
-    parameters, multiply-adds and speed.
+    """Train several models with the same settings and several seeds, and compare their metrics, parameters,
+    multiply-adds and speed.
 
-    Each run is a run folder, OUT/MODEL/seedN. An interrupted comparison goes on by the same command; models and seeds
-    may be added. Written are compare.json, compare.csv, compare.png and compare.html.
+    Each run is a run folder, OUT/MODEL/seedN. Repeat the command to continue an interrupted comparison; models and
+    seeds may be added. Writes compare.json, compare.csv, compare.png and compare.html.
 
     Args:
         task: What to predict, such as classification or detection.
@@ -50,14 +49,15 @@ def compare(
         out: Folder of the comparison.
         data: Folder of the data set.
         seeds: Seeds; each model is trained once with each (default: 0,1,2).
-        recipe: Name of a built-in recipe, or a YAML file, for all runs. Without one the task chooses it.
+        recipe: Name of a built-in recipe, or a YAML file, for all runs; by default the task
+            chooses one.
         overwrite: Remove the runs of an earlier comparison in --out.
-        jobs: Runs side by side, which share the cores.
-        speed: Measure the speed of the trained networks in the end, fused, with one image, as `fishnet bench` does.
+        jobs: Number of runs in parallel; they share the CPU cores.
+        speed: Also measure the speed of the trained networks (fused, batch size 1), as `fishnet bench` does.
         settings: Settings of the task, see `fishnet train TASK --help`; groups as dicts (`optim={"lr": 0.2}`).
 
     Raises:
-        UsageError: An unknown model or setting, or --out has runs with other settings.
+        UsageError: An unknown model or setting, or --out contains runs with other settings.
         Interrupted: A signal was received; the state of the runs is saved.
     """
     from fishnet.deploy.compare.plan import Comparison
@@ -69,22 +69,22 @@ def compare(
         raise UsageError("--data DIR is missing: the folder of the data set")
     wanted = (0, 1, 2) if seeds is None else seeds
     comparison = Comparison(task, data, parse_specs(models, "--models"), wanted, Path(out), recipe, settings)
-    return _Table(comparison, overwrite).fill(jobs, speed)
+    return _State(comparison, overwrite).fill(jobs, speed)
 
 
 @dataclass
-class _Table:
-    """A comparison and what is known of its runs."""
+class _State:
+    """State of a comparison: its runs, their failures and speeds."""
 
     comparison: Comparison
     overwrite: bool
     failed: dict[str, str] = field(default_factory=dict)
-    """Why runs failed, by their names."""
+    """Reasons of failed runs, by name."""
     speeds: dict[str, Json] = field(default_factory=dict)
     _figures: dict[str, Json] = field(default_factory=dict)
 
     def fill(self, jobs: int, speed: bool) -> Compared:
-        """Train what is missing, and write everything."""
+        """Run the missing trainings, and write all result files."""
         from fishnet.deploy.compare.training import Trainer
 
         self._open()
@@ -142,7 +142,7 @@ class _Table:
         return kind.config().size
 
     def _write(self, complete: bool, all_files: bool = False) -> Json:
-        """Write what is known, and return it."""
+        """Write the results so far, and return them."""
         from fishnet.deploy.compare.picture import draw, page
         from fishnet.deploy.compare.results import csv_text, document
         from fishnet.drawing.style import save_figure
@@ -175,20 +175,21 @@ class _Table:
 
 
 def _measure_speeds(runs: Sequence[Run], size: int) -> dict[str, Json]:
-    """Return rows of `fishnet bench` by model: the network of the first run of each, in turns."""
+    """Measure the network of the first run of each model, in turns; return rows of `fishnet bench` by model."""
     from fishnet.deploy.bench.cases import Case
     from fishnet.deploy.bench.results import Results
     from fishnet.deploy.bench.rounds import Measurement
+    from fishnet.environment import available_cores
 
     first: dict[str, Case] = {}
     for run in runs:
         first.setdefault(run.model.label, Case(str(run.folder.path), 1, size, "fp32", "fused"))
     if not first:
         return {}
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = available_cores()
     results = Results(threads=cores, rounds=10)
     with tempfile.TemporaryDirectory(prefix="fishnet_compare_") as folder:
-        say = Measurement(folder, cores, results.rounds, None, lambda text: None)
-        results.rows += say.measure(list(first.values()))
+        measurement = Measurement(folder, cores, results.rounds, None, lambda text: None)
+        results.rows += measurement.measure(list(first.values()))
     rows = {row.pop("model"): row for row in results.to_json(True)["rows"]}
     return {label: {**rows[case.model], "label": label} for label, case in first.items()}

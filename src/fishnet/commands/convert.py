@@ -24,22 +24,22 @@ class Conversion:
     to: str
     """Layout of the file that was written."""
     member: str | None
-    """Member of the family, where names and shapes are those of one."""
+    """Member of the family, if names and shapes match one."""
     tensors: int
     """Number of tensors, running statistics included."""
     parameters: int
-    """Number of trained values."""
+    """Number of trainable parameters."""
     options: dict[str, object]
-    """Model options of the run that no layout records."""
+    """Model options of the run, which layouts do not record."""
 
     def __str__(self) -> str:
         text = (
-            f"{self.member or 'a FishNet of another plan'}: layout {self.layout} -> {self.to}, {self.tensors} tensors, "
-            f"{self.parameters:,} parameters: {self.dest}"
+            f"{self.member or 'a FishNet with another configuration'}: layout {self.layout} -> {self.to}, "
+            f"{self.tensors} tensors, {self.parameters:,} parameters: {self.dest}"
         )
         if self.options and self.to != "fishnet":
             options = ", ".join(f"{name}={value}" for name, value in self.options.items())
-            text += f" (the layout does not record {options}: its reader must build the same network)"
+            text += f" (the layout does not record {options}: build the network with these options to load it)"
         return text
 
 
@@ -61,7 +61,7 @@ def convert(
         prefer_ema: Take the EMA weights instead of those of the last step, if the source has both.
 
     Returns:
-        What was read and written; printed as one line.
+        Description of the conversion, printed as one line.
 
     Raises:
         UsageError: The source does not exist, or the destination does.

@@ -1,4 +1,4 @@
-"""`fishnet data check`: find the problems of a data set."""
+"""`fishnet data check`: find problems in a data set."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from fishnet.tasks import get_task
 
 
 def data_check(task: str, directory: str | Sequence[str], json: str | None = None, **options: Any) -> CheckReport:
-    """Find damaged, odd and duplicate images and targets that do not fit; the exit code is 1 if there are errors.
+    """Find damaged, unusual and duplicate images, and wrong annotations; the exit code is 1 if there are errors.
 
     Args:
         task: Task that the data is for.
         directory: Folder of the data set, in any layout of the task. For multitask also several folders as LEVEL=DIR,
             such as `image=DIR1 region=DIR2`, which are checked together.
-        json: File for all findings; the printed list shows the first five of each kind.
+        json: JSON file for all findings; the printed list shows the first five of each kind.
         options: Options of the task, see `fishnet data check TASK --help`.
     """
     check = get_task(task).check_data

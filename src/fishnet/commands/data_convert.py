@@ -1,4 +1,4 @@
-"""`fishnet data convert`: data between the layouts that tasks know."""
+"""`fishnet data convert`: convert data sets between layouts."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from fishnet.tasks.base import DataReport, TaskKind
 
 
 def data_convert(source: str, dest: str, task: str | None = None, **options: Any) -> DataReport:
-    """Write a data set in another layout, such as boxes from Pascal VOC or YOLO as COCO.
+    """Convert a data set to another layout, such as Pascal VOC or YOLO to COCO.
 
     The Oxford-IIIT Pet data set is recognized too, see `fishnet data convert oxford-pets --help`.
 
     Args:
         source: Folder of the data set.
         dest: Folder to write; must be empty or not exist.
-        task: Task that the data is for; by default the layout decides.
+        task: Task that the data is for; by default it is recognized by the layout.
         options: Options of the task, such as `to`, the layout to write.
     """
     if pets_folder(Path(source)) is not None:
@@ -53,6 +53,6 @@ def _options_of(kind: TaskKind) -> set[str]:
 
 
 def _only_task_with(options: Mapping[str, object]) -> str | None:
-    """Return the only task whose conversion has all options that are given; None if several or none have."""
+    """Return the only task whose conversion has all given options; None if there is no such task or several."""
     fitting = [kind.name for kind in loaded_tasks() if options.keys() <= _options_of(kind)]
     return fitting[0] if options and len(fitting) == 1 else None

@@ -1,4 +1,4 @@
-"""`fishnet data convert oxford-pets`: the Oxford-IIIT Pet data set as one for all tasks."""
+"""`fishnet data convert oxford-pets`: convert the Oxford-IIIT Pet data set for all tasks."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from fishnet.tasks.base import DataReport
 
 
 def data_convert_pets(source: str, dest: str, val: float = 0.2, seed: int = 0, copy: bool = False) -> DataReport:
-    """Write the Oxford-IIIT Pet data set with a class, box, outline and label map per image.
+    """Convert the Oxford-IIIT Pet data set to one with a class, box, mask and label map per image.
 
-    The outline is that of the whole pet; in the label map the border of the trimap is ignored.
+    The mask covers the whole pet; in the label map, the border of the trimap is ignored.
 
     Args:
         source: Folder in the original layout, as `fishnet data get oxford-pets` makes it.
         dest: Folder to write; must be empty or not exist.
-        val: Fraction of the official trainval list that becomes val, the same of every breed; the official test list
-            becomes test. 0 makes trainval train, and test val.
+        val: Fraction of the official trainval list that becomes val, stratified by breed; the official test list
+            becomes test. With 0, trainval becomes train, and test becomes val.
         seed: Seed of the random choice of val.
         copy: Copy images instead of linking them.
 

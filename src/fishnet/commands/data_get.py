@@ -11,14 +11,14 @@ SETS = ("oxford-pets",)
 
 
 def data_get(name: str, directory: str, mirror: str | None = None) -> None:
-    """Download a data set; `oxford-pets` are 7,349 photos of 37 breeds (811 MB), for every task.
+    """Download a data set. `oxford-pets` has 7,349 photos of 37 breeds (811 MB), annotated for every task.
 
-    An interrupted download is continued by the same command. Every archive is compared with its published checksum.
+    Repeat the command to continue an interrupted download. Every archive is verified by its published checksum.
 
     Args:
         name: Data set: oxford-pets.
         directory: Folder for the data set in its original layout.
-        mirror: Address of a folder with the archives under their original names, instead of the official server.
+        mirror: URL of a folder with the archives under their original names, instead of the official server.
 
     Raises:
         UsageError: Unknown data set.

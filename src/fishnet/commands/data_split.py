@@ -1,4 +1,4 @@
-"""`fishnet data split`: a stratified validation split where there is none."""
+"""`fishnet data split`: make a stratified validation split."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from fishnet.tasks.base import DataReport
 def data_split(directory: str, task: str | None = None, **options: Any) -> DataReport:
     """Make a stratified validation split of a data set; safe to interrupt and repeat.
 
-    DIR/train/<class>/ gives images to DIR/val/<class>/, and DIR/<class>/ becomes train and val. Of a COCO folder only
-    the annotation file is divided.
+    Images move from DIR/train/<class>/ to DIR/val/<class>/, and DIR/<class>/ is divided into train and val. In a COCO
+    folder, only the annotation file is divided.
 
     Args:
         directory: Folder of the data set.
-        task: Task that the data is for; by default the layout decides.
-        options: Options of the task, such as `val`, the fraction of the images that goes to val.
+        task: Task that the data is for; by default it is recognized by the layout.
+        options: Options of the task, such as `val`, the fraction of the images that becomes val.
     """
     root = Path(directory)
     kind = task_of(root, task, lambda kind: kind.can_split, lambda kind: kind.layouts)

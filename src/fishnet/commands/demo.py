@@ -1,4 +1,4 @@
-"""`fishnet demo`: a network for three levels, trained on built-in data, from training to predictions."""
+"""`fishnet demo`: train and evaluate a multitask network on built-in data, and predict with it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from fishnet.errors import FishnetError, UsageError
 from fishnet.runs import RunFolder
 
 SCENES, PREDICTED = (2000, 160), 24
-"""Scenes of train and val, and scenes that are predicted and drawn."""
+"""Numbers of training and validation scenes, and of scenes to predict on."""
 QUICK_SCENES, QUICK_PREDICTED = (48, 16), 6
 QUICK = ("--epochs", "1", "--log-every", "1")
-"""Options of a training that only shows that everything works."""
+"""Training options of the smoke test."""
 
 
 def demo(out: str = "runs/demo", quick: bool = False) -> RunFolder:
@@ -24,7 +24,7 @@ def demo(out: str = "runs/demo", quick: bool = False) -> RunFolder:
 
     Args:
         out: Folder to write data/, run/ and predictions/ to; an earlier demo in it is replaced.
-        quick: Take few scenes and one epoch: shows that everything works, in less than a minute.
+        quick: Use few scenes and one epoch: a smoke test that takes less than a minute.
 
     Raises:
         UsageError: scikit-learn is not installed, or the folder contains something else.
@@ -53,13 +53,12 @@ def demo(out: str = "runs/demo", quick: bool = False) -> RunFolder:
 
 
 def _train(data: Path, out: Path, options: Sequence[str]) -> RunFolder:
-    """Train by the recipe of the scenes, on a GPU or else in two processes, which use two cores better than the threads
-    of one.
+    """Train with the recipe of the scenes, on a GPU or else in two CPU processes, which are faster than two threads.
 
-    A command of its own does it: the second process repeats the command that started the first.
+    Training runs as a separate command, since the second process repeats the command that started the first.
 
     Raises:
-        FishnetError: The training failed, or it was interrupted; it has said why.
+        FishnetError: The training failed or was interrupted; it has printed the reason.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""`fishnet evaluate`: metrics of a trained network on a split."""
+"""`fishnet evaluate`: compute the metrics of a trained network on a split."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class EvaluationReport:
     pictures: list[Path]
     bad_images: list[str]
     others: list[EvaluationReport] = field(default_factory=list)
-    """Results for the folders of `also`."""
+    """Results for the folders in `also`."""
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -60,7 +60,7 @@ def evaluate(
     also: list[str] | None = None,
     **options: object,
 ) -> EvaluationReport:
-    """Evaluate a model on a split: metrics, a table per class, a picture, and a JSON file.
+    """Evaluate a model on a split: metrics, a table per class, a plot, and a JSON file.
 
     Args:
         run: Run folder, weights file, or a folder that fishnet export wrote.
@@ -70,15 +70,15 @@ def evaluate(
         device: auto, cpu, cuda, cuda:1, ...
         batch_size: Images per forward pass; the default depends on the task.
         workers: Worker processes that load images.
-        precision: Arithmetic; auto uses that of the validation during training. Predictions are in fp32 by default.
-        bad_images: stop at an unreadable image, or skip and list it.
+        precision: Numerical precision; auto uses that of the validation during training.
+        bad_images: Unreadable images: stop at the first, or skip and list them.
         size: Input size in pixels instead of that of the model; for a detector it is the shorter side.
         task: Task of a weights file that does not describe its network.
         model: Backbone of a weights file that does not describe its network.
         classes: Text file with a class name per line, for a weights file without class names.
         out: Folder for pictures and JSON files; by default the run folder, if RUN is one.
-        runtime: Inference backend; auto is that of an exported folder, and torch for everything else.
-        also: Further folders, each evaluated alone; their names are added to the names of the files.
+        runtime: Inference backend; auto selects that of an exported folder, or torch.
+        also: Further data folders, each evaluated separately; their names are appended to the file names.
         options: Options of the task that change the metrics, such as `flip` and `scales` of segmentation.
     """
     from fishnet.commands.predict import check_loading, read_names
@@ -87,24 +87,24 @@ def evaluate(
     check_loading(batch_size, workers)
     names = read_names(classes)
     runner, card = load_runtime(run, runtime, device, precision, task=task, model=model, classes=names, size=size)
-    (described, kind), where = _task_of(card, options), resolve_device(device)
-    images = batch_size or described.batch_size
+    (kind, evaluated), where = _task_of(card, options), resolve_device(device)
+    images = batch_size or kind.batch_size
     folders = list(dict.fromkeys([data or data_of(run), *(also or [])]))
-    datasets = [kind.open_split(Path(folder), split, bad_images) for folder in folders]
+    datasets = [evaluated.open_split(Path(folder), split, bad_images) for folder in folders]
     place = Path(out) if out is not None else Path(run) if Path(run).is_dir() else None
     reports: list[EvaluationReport] = []
     for folder, dataset, name in zip(folders, datasets, _names(folders), strict=True):
-        evaluation, documents, bad = _evaluate(kind, runner, where, dataset, images, workers)
+        evaluation, documents, bad = _evaluate(evaluated, runner, where, dataset, images, workers)
         document = _document(run, folder, split, evaluation, bad, card, options, runner)
-        print(summary(kind, evaluation, _title(card.model, document), bad))
+        print(summary(evaluated, evaluation, _title(card.model, document), bad))
         target = _with_name(Path(json), name) if json else place and RunFolder(place).evaluation_json(split + name)
-        pictures = _write(kind, evaluation, {target: document}, documents, place, split + name)
+        pictures = _write(evaluated, evaluation, {target: document}, documents, place, split + name)
         reports.append(EvaluationReport(document, evaluation, target, pictures, bad))
-    return _finish(run, folders, reports, described.display)
+    return _finish(run, folders, reports, kind.display)
 
 
 def _task_of(card: ModelCard, options: Mapping[str, object]) -> tuple[TaskKind, AnyTask]:
-    """Return the task of a card, in general and for its network; refuse options that its evaluation does not have."""
+    """Return the kind of task of a card and the task of its network; reject options that its evaluation lacks."""
     from fishnet.tasks import get_task, make_task
 
     kind = get_task(card.task)
@@ -143,19 +143,19 @@ def data_of(run: str) -> str:
     """Return the data folder that a run was trained on.
 
     Raises:
-        UsageError: The run does not say it.
+        UsageError: The run does not record it.
     """
     from fishnet.recipes import parse_settings
 
     file = RunFolder(Path(run)).config_yaml
     data = parse_settings(file.read_bytes(), str(file)).get("data") if file.is_file() else None
     if not data:
-        raise UsageError(f"--data DIR is missing: {run} does not say on which data it was trained")
+        raise UsageError(f"--data DIR is missing: {run} does not record the data it was trained on")
     return str(data)
 
 
 def _names(folders: Sequence[str]) -> list[str]:
-    """Return what is added to the names of the files of each folder: nothing for the first, "_" and a unique name."""
+    """Return the suffix of the file names of each folder: "" for the first, then "_" and a unique name."""
     names = [""]
     for folder in folders[1:]:
         plain = name = f"_{Path(folder).resolve().name}"
@@ -174,8 +174,8 @@ def _with_name(path: Path, name: str) -> Path:
 def _finish(
     run: str, folders: Sequence[str], reports: Sequence[EvaluationReport], display: Display
 ) -> EvaluationReport:
-    """Attach the further reports to the first and return it; print the main metrics of several folders, and what is
-    next."""
+    """Attach the further reports to the first and return it; print the main metrics of several folders, and the next
+    command."""
     reports[0].others = [*reports[1:]]
     if len(reports) > 1:
         print(_side_by_side(folders, reports, display))

@@ -1,4 +1,4 @@
-"""`fishnet export`: a trained network as a folder that runs without PyTorch."""
+"""`fishnet export`: write a trained network to a folder that runs without PyTorch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from fishnet.models.network import Network
 
 VERIFIED = 8
-"""Images that an export is compared on, by default."""
+"""Default number of images that an export is verified on."""
 
 
 @dataclass
@@ -54,23 +54,23 @@ def export(
     model: str | None = None,
     classes: str | None = None,
 ) -> Exported:
-    """Export a trained network: a folder with its graphs, labels and preprocessing, and a runner that needs no PyTorch.
+    """Export a trained network to a folder with its graphs, labels and preprocessing, and a runner without PyTorch.
 
-    The result is compared with PyTorch on real images before the command says done.
+    The result is compared with PyTorch on real images before the command succeeds.
 
     Args:
         run: Run folder or weights file.
         out: Folder to write.
-        format: torch (a program of torch.export), onnx, or openvino.
-        precision: Arithmetic of the exported network.
+        format: torch (a torch.export program), onnx, or openvino.
+        precision: Numerical precision of the exported network.
         calibration: Folder of images to calibrate int8 on, such as those of the training split.
-        max_drop: Largest loss of the task's main metric by int8, as a fraction, such as 0.005; layers stay in float
-            until it is kept. Without, the metric is not measured.
-        data: Data set to measure the metric on; by default that of the run.
-        split: Its split.
+        max_drop: Maximum drop of the task's main metric caused by int8, as a fraction, such as 0.005; layers stay in
+            floating point until it is met. By default the metric is not measured.
+        data: Folder of the data set to measure the metric on; by default that of the run.
+        split: Split to measure the metric on.
         images: Folder of images to compare on; by default the validation images of the run, or those of --calibration.
         verify: Number of images to compare on.
-        allow_fallback: Compute in fp32 on machines that lack the precision, this one included.
+        allow_fallback: Compute in fp32 on machines that do not support the precision, including this one.
         overwrite: Replace an export in --out.
         size: Input size in pixels instead of that of the model; for a detector it is the shorter side.
         task: Task of a weights file that does not describe its network.
@@ -124,7 +124,7 @@ def _export(
 
 
 def check_out(out: Path, overwrite: bool) -> None:
-    """Refuse an output folder with other files, and an older export unless it may be replaced.
+    """Reject an output folder with other files, or with an older export unless it may be replaced.
 
     Raises:
         UsageError: The folder is in use.
@@ -134,13 +134,13 @@ def check_out(out: Path, overwrite: bool) -> None:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not is_exported(out):
-        raise UsageError(f"--out {out} exists and is no export: choose another folder")
+        raise UsageError(f"--out {out} exists and is not an export: choose another folder")
     if not overwrite:
         raise UsageError(f"--out {out} contains an export: choose another folder, or give --overwrite")
 
 
 def check_finished(run: Path) -> None:
-    """Refuse a run folder whose training is not finished.
+    """Check that the training of a run folder is finished.
 
     Raises:
         FishnetError: It is not finished.
@@ -156,7 +156,7 @@ def check_finished(run: Path) -> None:
 
 
 def check_calibration(precision: str, calibration: str | None, max_drop: float | None, verify: int) -> None:
-    """Refuse int8 without calibration images, calibration without int8, and numbers that are out of range.
+    """Reject int8 without calibration images, calibration without int8, and numbers that are out of range.
 
     Raises:
         UsageError: The options contradict each other.
@@ -165,8 +165,8 @@ def check_calibration(precision: str, calibration: str | None, max_drop: float |
         raise UsageError(f"--verify must be at least 1 image, not {verify}")
     if precision == "int8" and calibration is None:
         raise UsageError(
-            "--precision int8 needs --calibration DIR, a folder of images such as the network will see: the ranges of "
-            "its values are measured on them, and random data has others"
+            "--precision int8 needs --calibration DIR, a folder of representative images: activation ranges are "
+            "measured on them"
         )
     for name, value in (("--calibration", calibration), ("--max-drop", max_drop)):
         if precision != "int8" and value is not None:
@@ -176,10 +176,10 @@ def check_calibration(precision: str, calibration: str | None, max_drop: float |
 
 
 def accuracy_control(run: str, data: str | None, split: str, max_drop: float, card: ModelCard) -> AccuracyControl:
-    """Return what measures the loss of accuracy.
+    """Return the measurement of the accuracy drop, or None if no maximum is given.
 
     Raises:
-        UsageError: It is not said on which data.
+        UsageError: The run does not record its data, and none is given.
         FishnetError: The data cannot be used.
     """
     from fishnet.commands.evaluate import data_of
@@ -196,7 +196,7 @@ def verification_folder(run: str, images: str | None, calibration: str | None) -
     """Return the folder of the images to compare on.
 
     Raises:
-        UsageError: None is given, and the run does not say on which data it was trained.
+        UsageError: None is given, and the run does not record the data it was trained on.
     """
     from fishnet.recipes import parse_settings
 
@@ -214,7 +214,7 @@ def verification_folder(run: str, images: str | None, calibration: str | None) -
 
 
 def read_images(folder: Path, count: int) -> list[Image]:
-    """Return RGB images spread over a folder.
+    """Return evenly spaced RGB images of a folder.
 
     Raises:
         UsageError: The folder does not exist, or has no images.
@@ -227,6 +227,6 @@ def read_images(folder: Path, count: int) -> list[Image]:
         raise UsageError(f"--images {folder} is not a folder")
     files = [path for path in image_files(folder) if path.parent.name != "labels"]
     if not files:
-        raise UsageError(f"{folder} contains no images: give a folder of real ones with --images")
+        raise UsageError(f"{folder} contains no images: give a folder of real images with --images")
     step = max(1, len(files) // count)
     return [read_image(path) for path in files[::step][:count]]

@@ -10,6 +10,6 @@ def suggest(*words: str | Path) -> None:
     """Print the command that usually follows.
 
     Args:
-        words: Words behind `fishnet`.
+        words: Arguments of `fishnet`.
     """
     print("next: fishnet " + " ".join(shlex.quote(str(word)) for word in words), flush=True)

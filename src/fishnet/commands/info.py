@@ -1,4 +1,4 @@
-"""`fishnet info`: the family, or one model with its stages, costs, figure and gradient flow."""
+"""`fishnet info`: describe the family, or one model: stages, complexity, figure and gradient flow."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ def info(
             family is listed.
         name: Name of the recipe, after the word recipe.
         json: Print JSON instead of tables.
-        gradient_flow: Picture to write (.png, .svg, .pdf) with the gradient norm of every stage; isolated convolutions
-            are listed too.
-        compare: Further models for that picture, separated by commas, with their options after colons, such as
+        gradient_flow: Plot of the gradient norm of every stage to write (.png, .svg, .pdf); also lists isolated
+            convolutions.
+        compare: Further models for that plot, separated by commas, with options after colons, such as
             resnet50,resnet50:zero_init_last=false.
-        figure: Picture to write (.png, .svg, .pdf) with the architecture.
+        figure: Figure of the architecture to write (.png, .svg, .pdf).
         size: Size of the images in pixels.
         weights: Checkpoint, run folder or tag to load before gradients are measured; by default weights are random.
         model_option: Keyword arguments of the model, such as reduction=conv1x1 or stem_stride=1.
@@ -98,7 +98,7 @@ def _topic(topic: str, name: str | None) -> Json | None:
 
         return {"optimizers": optimizer_names(), "text": describe_optimizers()}
     if name is not None:
-        raise UsageError(f"unexpected argument {name!r}: a name follows the word recipe only")
+        raise UsageError(f"unexpected argument {name!r}: a name is only allowed after the word recipe")
     return None if topic not in topics else {topic: topics[topic](), "text": topics[topic]()}
 
 
@@ -197,7 +197,7 @@ def _check(
 
 
 def _build(name: str, weights: str | None = None, options: Json | None = None) -> nn.Module:
-    """Build a model; random weights are the same each time, and the global random state is kept."""
+    """Build a model with reproducible random weights; the global random state is kept."""
     import torch
 
     from fishnet.models import create_model
@@ -281,7 +281,7 @@ def _draw_figure(network: nn.Module, name: str, path: Path) -> None:
 
 
 def _draw_gradient_flow(networks: Sequence[tuple[str, nn.Module]], size: int, path: Path) -> list[GradientFlow]:
-    """Measure models, given with their labels, and draw them side by side."""
+    """Measure the gradient flow of labeled models, and plot it."""
     from fishnet.drawing.style import save_figure
     from fishnet.report.gradient_flow import draw_gradient_flow, gradient_flow
 
@@ -308,7 +308,7 @@ def _family_text(document: Json) -> str:
         ]
         for row in document["models"]
     ]
-    return _table(head, rows) + "\n\n`fishnet info MODEL` tells more; MODEL may also be any timm backbone."
+    return _table(head, rows) + "\n\n`fishnet info MODEL` describes one model; MODEL may also be any timm backbone."
 
 
 def _model_text(document: Json) -> str:
@@ -345,7 +345,7 @@ def _stages_text(stages: list[Json]) -> str:
 
 def _flow_text(flow: Json, size: int) -> list[str]:
     rows = [[stage["name"], f"{stage['norm']:.3e}", f"{stage['rms']:.3e}"] for stage in flow["stages"]]
-    lines = [f"gradient that reaches the stages of {flow['model']} ({size}x{size} noise)"]
+    lines = [f"gradient norm at the stages of {flow['model']} ({size}x{size} noise)"]
     lines.append(_table(["stage", "norm", "per element"], rows))
     if flow["isolated"] is None:
         return [*lines, f"isolated convolutions of {flow['model']}: unknown, torch.fx cannot trace it"]

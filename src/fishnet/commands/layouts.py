@@ -1,4 +1,4 @@
-"""Which task the data in a folder is for."""
+"""Recognition of the task that a data folder is for."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def task_of(
     Args:
         root: Folder of the data set.
         named: Task that the user named, if any.
-        fits: Function of a task that recognizes its layout.
-        layouts: Layouts that a task recognizes, in a few words.
+        fits: Returns the function that recognizes the layouts of a task.
+        layouts: Returns a short description of the layouts of a task.
 
     Raises:
         UsageError: Several tasks recognize the layout, or none of several does.

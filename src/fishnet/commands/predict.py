@@ -1,4 +1,4 @@
-"""`fishnet predict`: answers for images and videos, as JSON files and as pictures."""
+"""`fishnet predict`: predict on images and videos; write JSON files and pictures."""
 
 from __future__ import annotations
 
@@ -42,22 +42,22 @@ def predict(
         device: auto, cpu, cuda, cuda:1, ...
         batch_size: Images per forward pass; the default depends on the task.
         workers: Worker processes that load images.
-        bad_images: stop at an image or a video that cannot be read, or skip it and list it.
-        pictures: Draw the answers: on pictures, and on copies of the videos. Without, only results are written.
+        bad_images: Unreadable images and videos: stop at the first, or skip and list them.
+        pictures: Draw the predictions on images and on copies of the videos; otherwise only results are written.
         every: Predict on every N-th frame of a video.
         overwrite: Replace the results in --out.
-        size: Input size in pixels instead of that of the model; for a detector that of the shorter side.
+        size: Input size in pixels instead of that of the model; for a detector it is the shorter side.
         task: Task of a weights file that does not describe its network.
         model: Backbone of a weights file that does not describe its network.
         classes: Text file with a class name per line, for a weights file without class names.
-        runtime: Inference backend; auto is that of an exported folder, and torch for everything else.
+        runtime: Inference backend; auto selects that of an exported folder, or torch.
         compile: Compile the network with torch.compile at its first batch, which takes minutes.
-        precision: Arithmetic; auto uses that of the validation during training, as `fishnet evaluate` does.
-        insides: Also draw what the layers of the network compute for each image, in OUT/insides.
+        precision: Numerical precision; auto uses that of the validation during training, as `fishnet evaluate` does.
+        insides: Also draw the feature maps of the network for each image, in OUT/insides.
         options: Prediction options of the task, such as `top` or `score`; see `fishnet predict --help`.
 
     Raises:
-        FishnetError: An input cannot be used; results.json has what was done, also where a signal raises Interrupted.
+        FishnetError: An input cannot be read; results.json has the predictions so far, as after `Interrupted`.
     """
     given = {**locals(), **options}
     from fishnet.prediction.images import Loading
@@ -75,7 +75,7 @@ def predict(
 
 
 def check_loading(batch_size: int | None, workers: int, every: int = 1) -> None:
-    """Refuse numbers of images, workers or frames that are out of range."""
+    """Check that the numbers of images, workers and frames are in range."""
     if every < 1:
         raise UsageError(f"--every must be at least 1, not {every}")
     if batch_size is not None and batch_size < 1:
@@ -85,7 +85,7 @@ def check_loading(batch_size: int | None, workers: int, every: int = 1) -> None:
 
 
 def read_names(classes: str | None) -> list[str] | None:
-    """Return the class names in a text file, or None if no file is given."""
+    """Return the class names in a text file with one name per line, or None if no file is given."""
     from fishnet.data.folders import read_lines
 
     if classes is None:

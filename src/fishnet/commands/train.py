@@ -1,4 +1,4 @@
-"""`fishnet train`: from data to a run folder."""
+"""`fishnet train`: train a model and write a run folder."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from fishnet.settings import (
 from fishnet.tasks import get_task
 from fishnet.tasks.base import RecipeChoice, TaskKind, Training
 
-# Settings that change where and how fast a run computes, but not its result; a resumed run may change them.
+# Settings that affect where and how fast a run computes, but not its result; a resumed run may change them.
 FREE_TO_CHANGE = {"workers", "worker_start", "checkpoint_minutes", "save_every", "loggers", "compile", "memory", "out"}
 OUT = "FISHNET_OUT"
-"""Environment variable with the run folder that the main process chose."""
-# A checkpoint contains tensors that fit these only, and what the task adds.
+"""Environment variable with the run folder that the main process has chosen."""
+# Settings that the tensors of a checkpoint depend on, besides those that the task adds.
 TIED_TO_CHECKPOINT = {"model", "optim.name"}
 
 
@@ -63,12 +63,12 @@ def train(
 
     Args:
         task: What to predict, such as classification or detection.
-        recipe: Name of a built-in recipe, or a YAML file; other settings take precedence over it. Without one the task
-            chooses a recipe and says which.
+        recipe: Name of a built-in recipe, or a YAML file; other settings take precedence over it. By default the
+            task chooses a recipe and prints its name.
         resume: Continue the run in --out.
         overwrite: Replace the run in --out.
-        allow_changes: Let a resumed run differ from the settings it was started with.
-        print_config: Print all settings as a YAML file, each with its meaning, and do not train; the file is a recipe.
+        allow_changes: Allow the settings of a resumed run to differ from those it was started with.
+        print_config: Print all settings as commented YAML, usable as a recipe, and exit without training.
         settings: Settings of the task, see `fishnet train TASK --help`; groups as dicts (`optim={"lr": 0.2}`).
 
     Raises:
@@ -95,14 +95,14 @@ def train(
     check_optimizer(config.optim.name)
     check_loggers(config.loggers)
     job = kind.make_training(config)
-    if not resume:  # said once the data is known to be good, so that an error stands alone
+    if not resume:  # printed after the data is checked, so that an error message is not preceded by other lines
         _say_choices(job, choice, settings)
     check_best(job)
     fit_batch_size(job)
     if saved is not None:
         check_resume(kind, run, saved, job.config, allow_changes)
         check_epochs(job.config, run)
-    module = build_module(job, run, resume)  # last of what can fail before anything is written
+    module = build_module(job, run, resume)  # the last step that can fail before anything is written
     if is_main_process():
         prepare_folder(run, resume)
         save_settings(run.config_yaml, task, job.config)
@@ -113,7 +113,7 @@ def train(
 
 
 def _say_choices(job: Training, choice: RecipeChoice | None, settings: Mapping[str, object]) -> None:
-    """Print the recipe that was chosen, and what the weights to start from determine, or that there are some."""
+    """Print the chosen recipe, and the model and preprocessing that the initial weights determine."""
     config = job.config
     if choice:
         announce(f"recipe {choice.name}: {choice.reason}")
@@ -122,20 +122,21 @@ def _say_choices(job: Training, choice: RecipeChoice | None, settings: Mapping[s
     if line := describe_preprocessing(config):
         announce(line)
     if "model" not in settings and config.model == model_of_weights(config.weights):
-        announce(f"model {config.model}: that of the weights")
+        announce(f"model {config.model}: taken from the weights")
 
 
 def packaged_hint(job: Training) -> str | None:
-    """Return a line about weights in this package that a run with heads on maps could start from, if there are any."""
+    """Return a hint about weights in this package that a run from random weights could start from, or None."""
     tags = packaged_weights(job.config.model.partition(".")[0])
     on_maps = any(not takes_vector(plan) for plan in job.architecture().heads.values())
     if job.config.weights or not tags or not on_maps:
         return None
-    return f"{job.config.model} starts without weights; small ones come with this package: --weights {tags[0]}"
+    packaged = f"this package includes small pretrained ones: --weights {tags[0]}"
+    return f"{job.config.model} starts from random weights; {packaged}"
 
 
 def _say_result(kind: TaskKind, run: RunFolder, config: TrainConfig) -> None:
-    """Print the best score, the file of the weights, and what to do with them."""
+    """Print the best score, the weights file, and the next command."""
     if run.evaluation_json().exists():
         found = json.loads(run.evaluation_json().read_text("utf-8"))
         named = config.best or kind.display.primary_of(found["metrics"])
@@ -176,18 +177,18 @@ def _open_run(kind: TaskKind, out: str, resume: bool, overwrite: bool) -> tuple[
 
 
 def check_best(job: Training) -> None:
-    """Refuse a metric for the best epoch that the validation will not compute."""
+    """Check that the validation computes the metric that selects the best epoch."""
     named, known = job.config.best, job.task.metrics
     if named is not None and named not in known:
         raise UsageError(
-            f"best: the validation computes no {named!r}.{did_you_mean(named, known)} Metrics: {', '.join(known)}"
+            f"best: the validation does not compute {named!r}.{did_you_mean(named, known)} Metrics: {', '.join(known)}"
         )
 
 
 def fit_batch_size(job: Training) -> None:
-    """Reduce a batch that is larger than the training split to the size of the split, and say so.
+    """Reduce a batch size that is larger than the training split to the size of the split, and print it.
 
-    The learning rate follows where it is given per 256 images.
+    A learning rate per 256 images is scaled with it.
     """
     config, images = job.config, len(job.train_data)
     parts = config.accumulate * config.devices * config.nodes
@@ -198,14 +199,14 @@ def fit_batch_size(job: Training) -> None:
 
 
 def check_resume(kind: TaskKind, run: RunFolder, saved: Tree, config: TrainConfig, allow_changes: bool) -> None:
-    """Refuse to resume what would silently become another run.
+    """Reject settings that would silently turn a resumed run into another one.
 
     Args:
         kind: Task.
         run: Run folder.
         saved: Settings that the run was started with.
         config: Settings now.
-        allow_changes: Whether the settings may differ where the checkpoint allows it.
+        allow_changes: Whether settings that the checkpoint does not depend on may differ.
     """
     changed = differences(saved, config, ignore=FREE_TO_CHANGE | kind.free)
     fixed = TIED_TO_CHECKPOINT | kind.tied
@@ -222,11 +223,11 @@ def check_resume(kind: TaskKind, run: RunFolder, saved: Tree, config: TrainConfi
 
 
 def refuse_old_run(run: RunFolder, overwrite: bool) -> None:
-    """Refuse to mix a new run with an old one."""
+    """Check that a new run does not overwrite an old one."""
     if run.path.exists() and not run.path.is_dir():
         raise UsageError(f"--out {run.path} is a file; give a folder")
     present = [path for path in run.files if path.exists()]
-    if run.has_begun and not overwrite:  # a start that failed leaves settings only
+    if run.has_begun and not overwrite:  # a failed start leaves only the settings
         raise UsageError(f"{run.path} contains a run ({present[0].name}); use --resume, --overwrite or another --out")
 
 

@@ -71,7 +71,7 @@ def _receive(url: str, partial: Path) -> None:
         response = _open(url, start)
     except urllib.error.HTTPError as error:
         error.close()
-        if error.code != 416 or not start:  # 416: there is nothing behind the part, which is damaged
+        if error.code != 416 or not start:  # 416: nothing follows the partial file, so that it is damaged
             raise
         start, response = 0, _open(url, 0)
     with closing(response):

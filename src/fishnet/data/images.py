@@ -21,7 +21,7 @@ IMAGE_EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
     | {".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif"}
 )
-"""Lower-case extensions of the files that count as images of a data set."""
+"""Extensions of image files of a data set, in lower case."""
 
 MISSING = "there is no such file"
 _LONGEST_BAD_RUN = 1000

@@ -6,8 +6,8 @@ The layout is that of detection (COCO) and segmentation in one folder, with a cl
 - DIR/annotations/instances_<split>.json, with the top-level list `labels` and a `label` per image, an index into it
 
 An image may lack any level: without `label` it has no class, without PNG no label map. An image of the COCO file
-without annotations is known to be empty; `annotated_category_ids` of an image lists the categories that were looked for
-in it, so that an empty list says that its objects were not annotated at all.
+without annotations contains no objects; `annotated_category_ids` of an image lists the categories that were annotated
+in it, so that an empty list means that no objects were annotated.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ def has_boxes_and_maps(root: Path) -> bool:
 
 
 def refuse_partial_split(root: Path, task: str) -> None:
-    """Refuse to split a folder for a single task whose labels of other levels would stay behind.
+    """Reject a split for a single task if labels of other levels would not be moved.
 
     Args:
         root: Data folder.

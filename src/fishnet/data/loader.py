@@ -2,7 +2,7 @@
 
 The number of workers, the number of processes and interruptions do not change the draws: a sample is requested by
 (epoch, index), so its augmentation is a function of (seed, epoch, index), and the order of an epoch is one permutation
-that every process computes and takes its own part of.
+that every process computes, and of which it uses its own part.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class TrainBatches(Sampler[list[SampleKey]]):
         groups: Group of each sample; a step takes samples of one group while enough of them are left.
         repeats: Mean number of times that each sample is used per epoch, at least 1; copy c of sample i has the index
             i + c x length and its own augmentation.
-        quotas: Least share of each step that has labels of a level; see `fishnet.data.quotas`.
+        quotas: Minimum fraction of each step that is labeled for a level; see `fishnet.data.quotas`.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class TrainBatches(Sampler[list[SampleKey]]):
             yield [SampleKey(epoch, index) for index in order[first : first + size]]
 
     def _order(self, generator: np.random.Generator) -> np.ndarray:
-        """Return the indices of an epoch's samples in the order in which steps take them."""
+        """Return the indices of an epoch's samples in the order of the steps."""
         if self.repeats is None:
             order = generator.permutation(self.length)
         else:
@@ -118,7 +118,7 @@ class TrainBatches(Sampler[list[SampleKey]]):
         if self.quotas is not None:
             order = spread(order, self.quotas.known, generator)
         if self.groups is not None:
-            # what an epoch leaves out is chosen before grouping: the remainder of a small group would always be it
+            # samples to drop are chosen before grouping; otherwise they would always be the remainder of a small group
             order = self._grouped(order[: self.steps * self.batch_size], generator)
         return order if self.quotas is None else fill(order, self.batch_size, self.quotas, generator)
 
@@ -163,7 +163,7 @@ class EvalBatches(Sampler[list[SampleKey]]):
 class ResumableLoader(DataLoader[ItemT]):
     """DataLoader that saves its position in an epoch in `state_dict` and continues from it.
 
-    The position counts the batches that were returned, not those that workers have prefetched.
+    The position is the number of batches that were returned, without those that workers have prefetched.
     """
 
     batch_sampler: TrainBatches

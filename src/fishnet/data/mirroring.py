@@ -31,7 +31,7 @@ def mirrored_order(names: list[str]) -> list[int]:
     """Return, for each keypoint, the index of its counterpart in a flipped image; its own index if it has none.
 
     Two names are a pair if they differ only in the side, in any common form: `left_eye`, `eye.L`, `L Eye`, `leftEye`,
-    `LEye`, `LEFTEYE`, `tl` (top left), ... A single letter counts only if set apart by a separator or by case, and a
+    `LEye`, `LEFTEYE`, `tl` (top left), ... A single letter is a side only if delimited by a separator or by case, and a
     name only if it has exactly one counterpart: `lip`, `leg` and `rump` have no side.
     """
     readings = [list(_readings(name)) for name in names]
@@ -73,7 +73,7 @@ def _tokens(name: str) -> list[str]:
 
 
 def _looks_sided(name: str) -> bool:
-    """Return whether a name has a side; a letter before a number (`nose_l1`) may be an index and does not count."""
+    """Return whether a name has a side; a letter before a number (`nose_l1`) may be an index and is ignored."""
     tokens = _tokens(name)
     for token, following in zip(tokens, [*tokens[1:], ""], strict=True):
         if token.startswith(("left", "right")) or (token in _SIDES and not following.isdigit()):

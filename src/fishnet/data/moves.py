@@ -91,7 +91,7 @@ def carry_out(root: Path, plan: SplitPlan, resumed: bool = False) -> SplitReport
         resumed: Whether an earlier call was interrupted.
 
     Raises:
-        FishnetError: A file is missing or in the way; no file is lost, and the next call continues.
+        FishnetError: A file is missing or would be overwritten; no file is lost, and the next call continues.
     """
     verb = "copying" if plan.copy else "moving"
     back = "" if plan.copy else f"; `fishnet data split {root} --undo` moves them back"

@@ -31,7 +31,7 @@ from fishnet.errors import FishnetError, UsageError
 LAYOUT = "images/*.jpg, annotations/trainval.txt, annotations/test.txt and annotations/trimaps/*.png"
 BREEDS = 37
 ARCHIVES: tuple[tuple[str, str], ...] = OxfordIIITPet._RESOURCES
-"""Address and MD5 checksum of each archive, as torchvision knows them."""
+"""URL and MD5 checksum of each archive, from torchvision."""
 _PET, _BACKGROUND, _BORDER = 1, 2, 3
 _CODES = np.zeros(256, np.uint8)
 _CODES[[_PET, _BACKGROUND, _BORDER]] = 1, 0, IGNORE
@@ -66,7 +66,7 @@ def fetch_pets(out: Path, archives: tuple[tuple[str, str], ...] = ARCHIVES, mirr
     Args:
         out: Output folder.
         archives: Address and MD5 checksum of each archive.
-        mirror: Address of a folder with the archives under their original names, instead of their own addresses.
+        mirror: URL of a folder with the archives under their original names, instead of the official server.
 
     Returns:
         What was done, in a line.
@@ -81,7 +81,7 @@ def fetch_pets(out: Path, archives: tuple[tuple[str, str], ...] = ARCHIVES, mirr
     for address, md5 in archives:
         name = address.rpartition("/")[2]
         url = f"{mirror.rstrip('/')}/{name}" if mirror else address
-        advice = f"Download it elsewhere and place it in {out} as {name}, or name another server with --mirror"
+        advice = f"Download it elsewhere and place it in {out} as {name}, or give another server with --mirror"
         if not (out / name.removesuffix(".tar.gz")).is_dir():
             download(url, out / name, md5, advice)
             _unpack(out, name)
@@ -89,7 +89,7 @@ def fetch_pets(out: Path, archives: tuple[tuple[str, str], ...] = ARCHIVES, mirr
 
 
 def _unpack(out: Path, name: str) -> None:
-    """Unpack an archive with one folder of its own name; the folder appears when it is complete."""
+    """Unpack an archive with one folder of the same name; the folder only appears when it is complete."""
     folder = name.removesuffix(".tar.gz")
     staging = out / f".unpacking_{folder}"
     shutil.rmtree(staging, ignore_errors=True)
@@ -98,7 +98,7 @@ def _unpack(out: Path, name: str) -> None:
         extract_archive(out / name, staging)
         (staging / folder).rename(out / folder)
     except (OSError, RuntimeError) as error:
-        raise FishnetError(f"cannot unpack {out / name}: {error}; make room or choose another folder") from error
+        raise FishnetError(f"cannot unpack {out / name}: {error}; free disk space or choose another folder") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     (out / name).unlink()

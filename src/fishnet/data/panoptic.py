@@ -265,7 +265,7 @@ def check_categories(categories: object, name: str) -> list[Category]:
             raise FishnetError(f"{name}: category {one['name']!r} needs `isthing`: 1 for objects, 0 for stuff")
     numbers = [one["id"] for one in categories]
     if len(set(numbers)) < len(numbers):
-        raise FishnetError(f"{name}: two categories have the same id; give each its own")
+        raise FishnetError(f"{name}: two categories have the same id; ids must be unique")
     return cast(list[Category], categories)
 
 
@@ -293,7 +293,7 @@ class PanopticWriter:
             panoptic: Segments of the image.
 
         Raises:
-            FishnetError: An id does not fit into 24 bits, or segments and pixels do not agree.
+            FishnetError: An id does not fit into 24 bits, or segments and pixels are inconsistent.
         """
         checked = described(panoptic.ids, cast(list[Json], panoptic.segments), {one["id"] for one in self.categories})
         stem = Path(file_name).stem

@@ -1,4 +1,4 @@
-"""Orders of samples in which every step has enough samples of every level of labels."""
+"""Ordering of samples such that every step has enough labeled samples of every level."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Quotas:
-    """Least share of each step that has labels of a level.
+    """Minimum fraction of the samples of each step that are labeled for a level.
 
     Attributes:
         known: Whether each sample is labeled on each level, bool (N, L).
-        shares: Least share of the samples of a step for each level, float (L,); 0 leaves a level to chance. A level
-            that no sample has is ignored.
+        shares: Minimum fraction of the samples of a step for each level, float (L,); 0 means no minimum. Levels
+            without labeled samples are ignored.
     """
 
     known: np.ndarray
@@ -23,7 +23,7 @@ class Quotas:
     def needs(self, batch_size: int) -> np.ndarray:
         """Return the least number of samples per step for each level, int64 (L,).
 
-        A share of a step that is not a whole number is rounded up.
+        Fractional numbers of samples are rounded up.
         """
         wanted = np.ceil(self.shares * batch_size - 1e-9).astype(np.int64)
         return np.where(self.known.any(0), wanted.clip(0, batch_size), 0)
@@ -55,7 +55,7 @@ def fill(order: np.ndarray, batch_size: int, quotas: Quotas, generator: np.rando
     Args:
         order: Samples; copy c of sample i is i + c x N.
         batch_size: Samples per step.
-        quotas: Least share of each level.
+        quotas: Minimum fraction of each level.
         generator: Shuffles the samples that are added.
     """
     known, needs = quotas.known, quotas.needs(batch_size)
@@ -80,11 +80,11 @@ def fill(order: np.ndarray, batch_size: int, quotas: Quotas, generator: np.rando
 
 
 def _spare(known: np.ndarray, needs: np.ndarray) -> int | None:
-    """Return the place of a sample in a step without which no quota is missed; None if there is none.
+    """Return the index of a sample in a step that can be removed without missing a quota; None if there is none.
 
     Args:
         known: Whether each sample of the step is labeled on each level, bool (B, L).
-        needs: Least number of samples of each level, int64 (L,).
+        needs: Minimum number of samples of each level, int64 (L,).
     """
     scarce = known.sum(0) <= needs
     free = np.flatnonzero(~(known & scarce).any(1))

@@ -72,6 +72,6 @@ def area(run: RunLengths) -> int:
 
 
 def counts_text(run: RunLengths) -> str:
-    """Return the counts of run lengths as text, as JSON files contain them."""
+    """Return the counts of run lengths as text, as in JSON files."""
     counts = run["counts"]
     return counts.decode() if isinstance(counts, bytes) else counts

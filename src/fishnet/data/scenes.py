@@ -36,7 +36,7 @@ _HELD_OUT = 5
 _BORDER = 0.7
 """Share of the width of the photographs that train takes, from the left."""
 _VISIBLE = 0.6
-"""Least visible share of each digit."""
+"""Minimum visible fraction of each digit."""
 _SHARP = 4
 """Factor by which digits are enlarged before they are turned."""
 _INK = 0.55
@@ -129,7 +129,7 @@ def make_scene(seed: int, split: Split, index: int, size: int = 128) -> Scene:
 
 
 def dominant(digits: np.ndarray, areas: np.ndarray) -> int | None:
-    """Return the class with the largest visible area, or None if it does not stand out.
+    """Return the class with the largest visible area, or None if it is not clearly the largest.
 
     It must have 1.5 times the area of the next class, both by the largest digit of each and by all of them together.
 
@@ -159,7 +159,7 @@ def _background(generator: np.random.Generator, photos: list[Image.Image], size:
 
 
 def _turned(generator: np.random.Generator, samples: list[Image.Image], size: int) -> np.ndarray:
-    """Return a digit at a random place, of random size and rotation, float32 (size, size) in 0..1."""
+    """Return a digit at a random position, of random size and rotation, float32 (size, size) in 0..1."""
     source = samples[generator.integers(len(samples))]
     height = size * math.exp(generator.uniform(math.log(0.38), math.log(0.72)))
     width = height * generator.uniform(0.8, 1.2)
@@ -186,7 +186,7 @@ def _above(covered: np.ndarray) -> np.ndarray:
 def _painted(
     generator: np.random.Generator, background: np.ndarray, shades: np.ndarray, masks: np.ndarray
 ) -> np.ndarray:
-    """Return the image: digits from back to front, each in a color that differs from what lies behind it."""
+    """Return the image: digits from back to front, each in a color that differs from its background."""
     image = background.copy()
     for shade, mask in zip(shades, masks, strict=True):
         behind = image[mask].mean(0)
@@ -250,7 +250,7 @@ def write_scenes(
         raise UsageError(f"--seed must not be negative, but is {seed}")
     make_scene(
         seed, "train", 0, size
-    )  # the size is too small, or scikit-learn is missing: said before anything is made
+    )  # fails before anything is written if the size is too small or scikit-learn is missing
     settings = {"scenes": {"train": train, "val": val, "size": size, "seed": seed}}
     claim_folder(out, MARKER, settings, ("train", "val", "annotations", "classes.json"))
     writer = LayoutWriter(out, CLASSES, "fishnet scenes: digits and photographs of scikit-learn")

@@ -1,15 +1,15 @@
-"""Where overlapping tiles of a large image lie."""
+"""Positions of overlapping tiles of a large image."""
 
 from __future__ import annotations
 
 
 def tile_starts(side: int, tile: int, overlap: float, grid: int = 1) -> list[int]:
-    """Return where tiles begin that cover a side of an image; the last one ends with the image.
+    """Return the start positions of tiles that cover a side of an image; the last tile ends with the image.
 
     Args:
         side: Side of the image in pixels.
         tile: Side of a tile in pixels; a tile at least as large as the image begins at 0.
-        overlap: Fraction of a tile that the next one covers too, at least.
+        overlap: Minimum fraction of a tile that overlaps with the next.
         grid: Steps between tiles are multiples of this number of pixels where they are at least as large.
     """
     if side <= tile:

@@ -1,1 +1,1 @@
-"""What happens to a network once it is trained: how fast it runs, and in which runtime."""
+"""Deployment of trained networks: fusing, export, quantization, benchmarks and comparisons."""

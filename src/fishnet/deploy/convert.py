@@ -1,4 +1,4 @@
-"""Modules of PyTorch -> files of torch.export, ONNX or OpenVINO."""
+"""Conversion of PyTorch modules to torch.export, ONNX or OpenVINO."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Format = Literal["torch", "onnx", "openvino"]
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
 MOST = 1 << 13
-"""Largest height and width of images, and number of images or regions of a batch."""
+"""Maximum height and width of images, and maximum number of images or regions in a batch."""
 _NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",)}
 
 
@@ -38,7 +38,7 @@ def check_packages(form: Format, precision: Precision) -> None:
 
 
 def trace(part: Part) -> tuple[ExportedProgram, int]:
-    """Return the program of a part, for batches of any length, and the multiple of its sides; 0: they are fixed.
+    """Export a part for batches of any size; return the program and the multiple of height and width (0: fixed size).
 
     Raises:
         FishnetError: The network cannot be traced.
@@ -53,11 +53,11 @@ def trace(part: Part) -> tuple[ExportedProgram, int]:
         except Exception as error:  # torch.export raises many kinds of errors
             first = first or error
     text = " ".join(str(first).split())
-    raise FishnetError(f"this network cannot be exported: torch.export says {type(first).__name__}: {text[:200]}")
+    raise FishnetError(f"this network cannot be exported: torch.export raised {type(first).__name__}: {text[:200]}")
 
 
 def _multiples(part: Part) -> list[int]:
-    """Return the multiples to try, the freest sizes first that networks usually allow."""
+    """Return the multiples to try, from flexible to fixed sizes."""
     if part.multiple == 0:
         return [0]
     if part.multiple > 1:
@@ -76,7 +76,7 @@ def _shapes(part: Part, multiple: int) -> dict[str, dict[int, object]]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence what exporters print and warn of; their errors remain."""
+    """Silence output and warnings of exporters, but not their errors."""
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
@@ -94,7 +94,7 @@ def output_names(program: ExportedProgram) -> list[str]:
 
 
 def save_torch(program: ExportedProgram, path: Path) -> None:
-    """Write a program of torch.export."""
+    """Write a torch.export program."""
     torch.export.save(program, path)
 
 
@@ -110,7 +110,7 @@ def save_onnx(program: ExportedProgram, part: Part, path: Path) -> None:
 
 
 def to_openvino(program: ExportedProgram, part: Part) -> Model:
-    """Return the model of OpenVINO."""
+    """Convert a program to an OpenVINO model."""
     import openvino
 
     with quiet():
@@ -122,7 +122,7 @@ def to_openvino(program: ExportedProgram, part: Part) -> Model:
 
 
 def save_openvino(model: Model, path: Path, half: bool) -> None:
-    """Write a model of OpenVINO: its graph, and beside it its weights, in half precision if asked for."""
+    """Write an OpenVINO model: graph and weights, in half precision if `half` is set."""
     import openvino
 
     openvino.save_model(model, path, compress_to_fp16=half)

@@ -1,4 +1,4 @@
-"""A trained network -> a folder with its graphs, what describes them, and what runs them without this library."""
+"""Export of a trained network to a folder with its graphs, their description, and a standalone runner."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ from fishnet.version import __version__
 
 @dataclass(frozen=True)
 class Target:
-    """What to export to."""
+    """Target of an export."""
 
     form: Format
     """torch, onnx or openvino."""
     precision: Precision
-    """Arithmetic: fp32, fp16, bf16 or int8."""
+    """Numerical precision: fp32, fp16, bf16 or int8."""
     fallback: bool = False
-    """Whether to compute in fp32 where a machine lacks the precision."""
+    """Whether to compute in fp32 on machines that do not support the precision."""
 
     def check(self) -> str | None:
-        """Return why the precision is replaced by fp32 on this machine, in a few words; None if it is not.
+        """Return the reason why the precision is replaced by fp32 on this machine; None if it is not.
 
         Raises:
-            UsageError: The combination does not exist, a package is missing, or this machine lacks the precision and
-                `fallback` is false.
+            UsageError: The combination does not exist, a package is missing, or this machine does not support the
+                precision and `fallback` is false.
         """
         if self.precision == "int8" and self.form != "openvino":
             raise UsageError(f"--precision int8 is for --format openvino, not for {self.form}")
@@ -74,10 +74,10 @@ def export_network(
 
     Args:
         network: Network in eval mode, on the CPU.
-        card: Its card.
-        task: Its task.
+        card: Card of the network.
+        task: Task of the network.
         target: Format and precision.
-        out: Folder to write; it must not exist, or be an exported one.
+        out: Folder to write; it must not exist, or be an exported folder.
         images: RGB images to compare on.
         calibration: RGB images to calibrate int8 on.
         control: Accuracy control of int8.
@@ -86,7 +86,7 @@ def export_network(
         The differences, and the content of export.json.
 
     Raises:
-        FishnetError: The network cannot be exported, or the result differs from it; nothing is written then.
+        FishnetError: The network cannot be exported, or the result differs from it; nothing is written in this case.
     """
     if not images:
         raise UsageError("an export is compared with PyTorch on real images: give a folder of them with --images")
@@ -108,7 +108,7 @@ def export_network(
 def finish(
     staged: Path, out: Path, content: Json, network: Network, task: AnyTask, images: Sequence[Image.Image]
 ) -> Difference:
-    """Compare the graphs in a folder with the network, complete the folder, and give it its final name."""
+    """Verify the graphs in a folder, complete the folder, and rename it to its final name."""
     precision = str(content["precision"])
     folder.write_description(staged, content)
     found = compare(network, open_exported(staged), task, images, precision)
@@ -121,9 +121,9 @@ def finish(
 
 
 def write_graphs(parts: Mapping[str, Part], target: Target, staged: Path) -> tuple[dict[str, Path], int]:
-    """Write the graphs of a network; return their files, and the multiple of the sides of images (0: they are fixed).
+    """Write the graphs of a network; return their files, and the multiple of the image size (0: fixed size).
 
-    A network in half precision has its weights in it; where the machine lacks it, the network computes in fp32.
+    A network in half precision stores its weights in it; without support of the machine, it computes in fp32.
     """
     paths: dict[str, Path] = {}
     multiple = 0
@@ -193,16 +193,16 @@ def _preprocessing(network: Network, card: ModelCard, task: AnyTask) -> Json:
         return {"kind": "square", **found, "crop_pct": how.crop_pct, "interpolation": how.interpolation}
     longest = getattr(task, "longest", None)
     if longest is None:
-        raise UsageError(f"networks of the task {card.task} cannot be exported: it prepares images in a way of its own")
+        raise UsageError(f"networks of the task {card.task} cannot be exported: their preprocessing is not supported")
     return {"kind": "fit", **found, "longest": longest, "multiple": network.batcher.stride}
 
 
 @contextmanager
 def staging(out: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside another one; it is removed if it was not moved away.
+    """Yield a temporary folder beside another one; it is removed unless it was moved.
 
     Raises:
-        FishnetError: The folder cannot be made.
+        FishnetError: The folder cannot be created.
     """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -217,6 +217,6 @@ def staging(out: Path) -> Iterator[Path]:
 
 
 def smallest_side(network: nn.Module) -> int:
-    """Return the smallest height and width in pixels that a network takes; 1 if it does not say."""
+    """Return the minimum height and width in pixels of a network's input; 1 if unknown."""
     found = getattr(getattr(network, "trunk", None), "min_size", 1)
     return int(found)

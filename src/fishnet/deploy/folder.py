@@ -1,4 +1,4 @@
-"""The folder of an exported network: its graphs, export.json, and what runs it without this library."""
+"""Folder of an exported network: graphs, export.json, and the standalone runner."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def write_runner(folder: Path, package: str) -> None:
 
     Args:
         folder: Exported folder.
-        package: What runs its graphs, such as onnxruntime.
+        package: Package that runs its graphs, such as onnxruntime.
     """
     source = resources.files("fishnet.runner")
     for entry in source.iterdir():
@@ -56,7 +56,7 @@ def write_runner(folder: Path, package: str) -> None:
 
 
 def describe_graph(path: Path) -> Json:
-    """Return the entry of export.json for a graph: its file, and the sums of its files."""
+    """Return the entry of export.json for a graph: its file, and the checksums of its files."""
     files = [path, *(other for suffix in (".bin", ".onnx.data") if (other := path.with_suffix(suffix)).is_file())]
     return {"file": path.name, "sha256": {file.name: fingerprint(file) for file in files}}
 
@@ -67,7 +67,7 @@ def write_description(folder: Path, content: Json) -> None:
 
 
 def move_into_place(staged: Path, out: Path) -> None:
-    """Move the files of a complete folder to their place; those of an older export there are replaced."""
+    """Move the files of a complete folder to their final folder; files of an older export are replaced."""
     if not out.exists():
         staged.rename(out)
         return

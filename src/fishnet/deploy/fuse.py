@@ -1,4 +1,4 @@
-"""Networks for inference: BatchNorms folded into convolutions, kernels of matrix products for CPUs."""
+"""Fusing of networks for inference: BatchNorms folded into convolutions, matrix product kernels for CPUs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The parts of a network that are exported as graphs, and what describes its decoders."""
+"""Graphs of a network for export, and the description of its decoders."""
 
 from __future__ import annotations
 
@@ -27,8 +27,7 @@ from fishnet.runner.heads import R_CNN_WEIGHTS
 class DenseGraph(nn.Module):
     """Images (N, 3, H, W) -> raw outputs of all heads, by head and name.
 
-    Logits of pixels are resized to the size of the images, and maps of regions have the channels last, as their pooling
-    takes them.
+    Pixel logits are resized to the size of the images, and the maps for region pooling are channels-last.
 
     Args:
         network: Network in eval mode.
@@ -54,7 +53,7 @@ class DenseGraph(nn.Module):
 
 
 def _pooled_from(head: TwoStageHead, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the outputs of a two-stage head without the maps that nothing is pooled from."""
+    """Return the outputs of a two-stage head without the maps that are not used for pooling."""
     wanted = {f"map_{name}" for name in head.regions.box_roi_pool.featmap_names}
     return {
         name: value.permute(0, 2, 3, 1).float() if name in wanted else value
@@ -89,11 +88,11 @@ class Part:
     """A module to export."""
 
     module: nn.Module
-    """Takes one tensor, returns tensors by name."""
+    """Module that takes one tensor and returns tensors by name."""
     input: str
     """Name of its input."""
     example: Tensor
-    """Input to trace it with."""
+    """Example input for tracing."""
     multiple: int = 0
     """Height and width of the input may be any multiple of this number of pixels; 0: they are fixed."""
 
@@ -116,7 +115,7 @@ def _multiple(network: Network) -> int:
 
 
 def _example_size(network: Network, card: ModelCard) -> tuple[int, int]:
-    """Return the size to trace with; where sides are free they differ, and no map of a pyramid has a side of 1."""
+    """Return the image size for tracing; free height and width differ, and no pyramid map has a side of 1."""
     step = _multiple(network)
     return (card.size, card.size) if step == 1 else (9 * step, 10 * step)
 

@@ -1,4 +1,4 @@
-"""Networks in int8 by NNCF: calibration on real images, and accuracy control with the evaluator of the task."""
+"""Quantization to int8 by NNCF: calibration on real images, and accuracy control with the evaluator of the task."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from openvino import Model, Node
 
 LEAST_IMAGES, MOST_IMAGES = 8, 300
-"""Number of calibration images that is refused below, and at most used."""
+"""Minimum and maximum number of calibration images."""
 REGIONS = 32
 """Regions per image that the graphs of the region stage are calibrated on."""
 _WEIGHTED = ("Convolution", "GroupConvolution", "MatMul", "ConvolutionBackpropData")
@@ -36,19 +36,19 @@ _WEIGHTED = ("Convolution", "GroupConvolution", "MatMul", "ConvolutionBackpropDa
 
 @dataclass(frozen=True)
 class AccuracyControl:
-    """Which loss of accuracy is accepted, and how accuracy is measured."""
+    """Accepted accuracy drop, and the measurement of accuracy."""
 
     max_drop: float
-    """Largest loss of the metric."""
+    """Maximum drop of the metric."""
     metric: str
-    """Name of the metric of the task."""
+    """Name of the task's metric."""
     task: AnyTask
     """Task of the network."""
     dataset: Sequence[object]
     """Split to evaluate on, as `task.open_split` returns it."""
 
     def batches(self, places: Iterable[int]) -> Iterator[Batch]:
-        """Yield samples of the split as batches of one."""
+        """Yield samples of the split as batches of size 1."""
         collate = self.task.collate or torch.utils.data.default_collate
         for place in places:
             yield collate([self.dataset[place]])
@@ -69,12 +69,12 @@ class Accuracy:
     after: float
 
     def describe(self) -> str:
-        """Return it in one line."""
+        """Return both values in one line."""
         return f"{self.metric}: {self.before:.4f} in fp32, {self.after:.4f} in int8"
 
 
 def calibration_images(folder: Path) -> list[Image.Image]:
-    """Return the images of a calibration folder, spread over it.
+    """Return evenly spaced images of a calibration folder.
 
     Raises:
         UsageError: The folder does not exist, or has too few images.
@@ -87,8 +87,8 @@ def calibration_images(folder: Path) -> list[Image.Image]:
     files = [path for path in image_files(folder) if path.parent.name != "labels"]
     if len(files) < LEAST_IMAGES:
         raise UsageError(
-            f"--calibration {folder} has {len(files)} images: give at least {LEAST_IMAGES} of those that the network "
-            "will see, some hundreds are better"
+            f"--calibration {folder} has {len(files)} images: give at least {LEAST_IMAGES} representative images, "
+            "better some hundreds"
         )
     chosen = [files[place] for place in np.linspace(0, len(files) - 1, min(len(files), MOST_IMAGES)).astype(int)]
     return [read_image(path) for path in chosen]
@@ -100,17 +100,17 @@ def quantize(
     images: Sequence[np.ndarray],
     control: AccuracyControl | None = None,
 ) -> tuple[dict[str, Model], Accuracy | None]:
-    """Return the models in int8; their last layers stay in float, as the decoding does.
+    """Quantize models to int8; their last layers and the decoding stay in floating point.
 
     Args:
         models: Models of OpenVINO in fp32 by name.
         engine_of: Graphs by name -> network.
         images: Calibration images, uint8 (h, w, 3) in the size of the network.
-        control: Accuracy control; layers of the dense graph stay in float until the metric is good enough, and the
-            region stage stays in float if it is not good enough with them.
+        control: Accuracy control; layers of the dense graph stay in floating point until the metric is met, and the
+            region stage stays in floating point if the metric is not met otherwise.
 
     Raises:
-        FishnetError: The accuracy cannot be kept.
+        FishnetError: The accuracy drop is too large.
     """
     plain = {name: _compiled(model) for name, model in models.items()}
     preparation = engine_of(plain).preparation
@@ -118,7 +118,7 @@ def quantize(
     own = _dense(models[DENSE], images, lambda pixels: preparation.batch([pixels])[0], control, engine_of, plain)
     found = {DENSE: own}
     for name, samples in regions.items():
-        # a stage that no image reached has nothing to be calibrated on
+        # a stage without regions cannot be calibrated
         found[name] = _quantized(models[name], samples, "pooled") if samples else models[name]
     if control is None:
         return found, None
@@ -129,7 +129,7 @@ def quantize(
         after = control.measure(engine_of({name: _compiled(model) for name, model in found.items()}))
     if before - after > control.max_drop:
         raise FishnetError(
-            f"int8 loses too much: {control.metric} falls from {before:.4f} to {after:.4f}, --max-drop is "
+            f"the accuracy drop of int8 is too large: {control.metric} from {before:.4f} to {after:.4f}, --max-drop is "
             f"{control.max_drop:g}; give more calibration images, or a higher --max-drop"
         )
     return found, Accuracy(control.metric, before, after)
@@ -222,7 +222,7 @@ def _quantized(
 
 
 def last_layers(model: Model) -> list[str]:
-    """Return the names of the last layers with weights before the outputs; maps of a pyramid are no outputs."""
+    """Return the names of the last layers with weights before the outputs, except pyramid maps."""
     found: dict[str, None] = {}
     for result in model.get_results():
         if not result.input_value(0).get_tensor().names or _is_map(result):

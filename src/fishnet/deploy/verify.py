@@ -1,4 +1,4 @@
-"""How far an exported network is from the one of PyTorch, on real images."""
+"""Verification of an exported network: differences from PyTorch on real images."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from fishnet.runner.engine import DENSE
 from fishnet.tasks.base import AnyTask, TorchRuntime
 
 STRONG = 0.5
-"""Score of the objects that are compared where arithmetic differs."""
+"""Minimum score of the objects that are compared in reduced precision."""
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """Largest differences of a precision."""
+    """Maximum differences at a precision."""
 
     outputs: float
     """Root mean square of the difference of an output, relative to that of the output."""
@@ -36,12 +36,12 @@ class Tolerance:
     mask: float = float("inf")
     """Difference of mask probabilities."""
     agreement: float = 1.0
-    """Least share of objects that are found in both, and of pixels with the same class.
+    """Minimum fraction of objects that both detect, and of pixels with the same class.
 
-    Also in fp32 it is below 1: of objects with equal scores, as in flat parts of an image, either may be the first.
+    In fp32 it is also below 1, since the order of objects with equal scores, as in uniform image regions, may differ.
     """
     overlap: float = 0.5
-    """Least IoU of the boxes of an object that is found in both."""
+    """Minimum IoU of the boxes of an object for a match."""
 
 
 TOLERANCES = {
@@ -50,27 +50,27 @@ TOLERANCES = {
     "bf16": Tolerance(0.2, agreement=0.8),
     "int8": Tolerance(0.5, agreement=0.6),
 }
-"""Tolerances by precision; those below fp32 only find what is broken, `--max-drop` says what is good enough."""
+"""Tolerances by precision; those below fp32 only detect defects, since `--max-drop` controls the accuracy."""
 
 
 @dataclass
 class Difference:
-    """Differences between an exported network and PyTorch's, the worst over all images."""
+    """Maximum differences between an exported network and PyTorch over all images."""
 
     images: int = 0
     """Number of images."""
     outputs: dict[str, float] = field(default_factory=dict)
-    """Of each output of the network, relative to its root mean square."""
+    """Difference of each output of the network, relative to its root mean square."""
     score: float = 0.0
-    """Of scores."""
+    """Difference of scores."""
     box: float = 0.0
-    """Of coordinates, in pixels of the network's input."""
+    """Difference of box coordinates, in pixels of the network's input."""
     mask: float = 0.0
-    """Of mask probabilities."""
+    """Difference of mask probabilities."""
     keypoint: float = 0.0
-    """Of coordinates of keypoints, in pixels of the network's input."""
+    """Difference of keypoint coordinates, in pixels of the network's input."""
     agreement: float = 1.0
-    """Share of objects found in both, over all images, or of pixels with the same class if that is lower."""
+    """Fraction of objects that both detect, over all images, or of pixels with the same class if that is lower."""
     objects: int = 0
     """Number of objects compared."""
 
@@ -85,7 +85,7 @@ class Difference:
             ("disagreement", 1 - self.agreement, 1 - tolerance.agreement),
         ]
         for name, value, limit in limits:
-            if not value <= limit:  # NaN is out of any tolerance
+            if not value <= limit:  # also true for NaN
                 raise FishnetError(
                     f"the exported network differs from PyTorch's: {name} {value:.2g}, at most {limit:.2g} is allowed; "
                     "nothing was written. Try another --format or --precision"
@@ -116,18 +116,18 @@ class Difference:
 def compare(
     network: Network, exported: ExportedRuntime, task: AnyTask, images: Sequence[Image.Image], precision: str
 ) -> Difference:
-    """Return the differences on images, each in a batch of its own.
+    """Return the differences on images, each as a batch of size 1.
 
     Args:
         network: Network of PyTorch in fp32 and eval mode, on the CPU.
-        exported: The exported one.
+        exported: Exported network.
         task: Task of the network.
         images: RGB images.
-        precision: Arithmetic of the exported network. In fp32 all objects above the threshold of the detector are
-            compared, else those with a score of 0.5.
+        precision: Numerical precision of the exported network. In fp32, all objects above the threshold of the
+            detector are compared, otherwise those with a score of at least 0.5.
 
     Raises:
-        FishnetError: The preprocessing of both is not identical, or the exported network does not run.
+        FishnetError: The preprocessing differs, or the exported network does not run.
     """
     try:
         return _compare(network, exported, task, images, precision)
@@ -161,13 +161,13 @@ def _compare(
 
 
 def _inputs(network: Network, exported: ExportedRuntime, task: AnyTask, image: Image.Image) -> tuple[Images, Tensor]:
-    """Return an image as the runtimes take it, and as a normalized batch; checks that both prepare it alike."""
+    """Return an image as input of the runtimes and as a normalized batch; check that both preprocess it identically."""
     shown = task.transform(image)
     inputs: Images = [shown] if shown.dtype == torch.uint8 else shown[None]
     batch = network.batcher(inputs)[0].contiguous() if isinstance(inputs, list) else shown[None]
     own = exported.engine.preparation
     if not np.array_equal(own.batch([own(image)])[0], batch.numpy()):
-        raise FishnetError("the exported network prepares images unlike this library: it cannot be exported")
+        raise FishnetError("the preprocessing of the exported network differs from this library: it cannot be exported")
     return inputs, batch
 
 
@@ -177,7 +177,7 @@ def _relative(value: np.ndarray, wanted: np.ndarray) -> float:
 
 
 def _compare_answer(found: Difference, wanted: object, got: object, precision: str) -> int:
-    """Add the differences of an answer of one head, and return the number of objects found in both."""
+    """Add the differences of the predictions of one head, and return the number of objects that both detect."""
     if isinstance(wanted, Mapping) and isinstance(got, Mapping):
         return _compare_objects(found, wanted, got, precision)
     assert isinstance(wanted, Tensor)
@@ -191,9 +191,9 @@ def _compare_answer(found: Difference, wanted: object, got: object, precision: s
 
 
 def _compare_objects(found: Difference, wanted: Mapping[str, Tensor], got: Mapping[str, Tensor], precision: str) -> int:
-    """Match the objects of two answers by class and IoU, and add the differences of those that are matched."""
+    """Match the objects of two predictions by class and IoU, and add the differences of matched objects."""
     scores, least = wanted["scores"], TOLERANCES[precision].overlap
-    # the weakest may fall below the threshold, or behind the last place, by rounding
+    # by rounding, objects with low scores may fall below the threshold or out of the maximum number
     chosen = scores > (scores.min() + 2e-3 if precision == "fp32" else STRONG) if len(scores) else scores > 1
     overlap = box_iou(wanted["boxes"], got["boxes"]) * (wanted["labels"][:, None] == got["labels"])
     matched = 0

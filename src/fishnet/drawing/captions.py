@@ -1,4 +1,4 @@
-"""Lines of text in a corner of a picture, whose size is kept: what is written on the frames of a video."""
+"""Captions in a corner of a picture, such as a frame of a video."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Line(NamedTuple):
 
     text: str
     color: Color | None = None
-    """Color of the square in front of it; None: there is none."""
+    """Color of the square before the text; None draws no square."""
 
 
 def caption(image: Image.Image, lines: Sequence[Line]) -> Image.Image:
-    """Return an image with lines of text on a dark ground in its upper left corner; at most 12 lines are shown."""
+    """Return an image with lines of text on a dark background in its upper left corner; at most 12 lines are shown."""
     picture = image.convert("RGB")
     picture = picture.copy() if picture is image else picture
     if not lines:

@@ -1,4 +1,4 @@
-"""Description of how a report shows an evaluation; declared by evaluators, so reports are independent of tasks."""
+"""Declarations of how reports present an evaluation, so that reports are independent of tasks."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, TypeVar
 
 from fishnet.errors import FishnetError
 
-if TYPE_CHECKING:  # evaluators are imported for training, which should not import matplotlib
+if TYPE_CHECKING:  # evaluators are imported by training, which should not import matplotlib
     from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
 class Score:
-    """How one metric of an evaluation is shown."""
+    """Presentation of one metric of an evaluation."""
 
     title: str
     """Displayed name."""
@@ -46,7 +46,7 @@ class Section:
     title: str
     content: Table | Figure | str
     note: str = ""
-    """Sentence that explains it."""
+    """Explanatory note."""
 
 
 def _no_sections(evaluation: Mapping[str, object]) -> list[Section]:
@@ -55,7 +55,7 @@ def _no_sections(evaluation: Mapping[str, object]) -> list[Section]:
 
 @dataclass(frozen=True)
 class Display:
-    """How a report shows the evaluations of a task."""
+    """Presentation of the evaluations of a task."""
 
     scores: Mapping[str, Score] = field(default_factory=dict)
     """Metrics by name, the most important first; others are shown under their own names."""
@@ -65,10 +65,10 @@ class Display:
     """Names of the values between 0 and 1 that are shown in percent: metrics, and columns of tables."""
     sections: Callable[[Mapping[str, object]], list[Section]] = _no_sections
     """Function from an evaluation (read from JSON, so any key may be missing) to the sections that show it."""
-    predictions: str = "Images of the validation split with what the network of the best epoch predicts."
-    """Sentence that explains the picture of predictions."""
+    predictions: str = "Images of the validation split with predictions of the best epoch."
+    """Caption of the picture of predictions."""
     train_batch: str = "First training batch as the network saw it, with its targets."
-    """Sentence that explains the picture of a training batch."""
+    """Caption of the picture of a training batch."""
 
     def title(self, name: str) -> str:
         """Return the displayed name of a metric."""
@@ -85,12 +85,12 @@ class Display:
             metrics: Names of the metrics of an evaluation.
 
         Raises:
-            FishnetError: None of them does.
+            FishnetError: There is no such metric.
         """
         for name in self.primary:
             if name in metrics:
                 return name
-        raise FishnetError(f"an evaluation has none of {', '.join(self.primary)}, which decide on the best epoch")
+        raise FishnetError(f"an evaluation has none of {', '.join(self.primary)}, which select the best epoch")
 
     def is_better(self, name: str, value: float, best: float | None) -> bool:
         """Return whether a metric is better than its best value so far; any number is better than NaN."""
@@ -102,8 +102,8 @@ class Display:
     def text(self, name: str, value: float | None) -> str:
         """Return a metric, or a value of a table, as text.
 
-        Fractions are shown in percent, integers in full, other numbers with four significant digits. What the split
-        does not determine (None, or a fraction of -1) is a dash.
+        Fractions are shown in percent, integers in full, other numbers with four significant digits. Undefined
+        metrics (None, or a fraction of -1) are a dash.
         """
         fraction = name in self.fractions
         if value is None or (fraction and value < 0):
@@ -125,8 +125,9 @@ def unique_names(
 ) -> dict[tuple[str, str], str]:
     """Return the names of the metrics of several heads in one evaluation, by (head, name).
 
-    A metric keeps its name if no other head computes or declares one of that name; else the name of its head stands in
-    front. What a head declares counts too, so that a metric has one name, whatever the other heads compute.
+    A metric keeps its name if no other head computes or declares one of the same name; otherwise it is prefixed by the
+    name of its head. Declared metrics are included, so that the name of a metric does not depend on which metrics the
+    other heads compute.
 
     Args:
         metrics: Metrics by name, by the name of the head.
@@ -172,7 +173,7 @@ def _titled(score: Score, head: str, collides: bool) -> Score:
 
 
 def _of_head(section: Section, head: str) -> Section:
-    """Return the section of a head with a title of its own, and tables with columns of its own."""
+    """Return the section of a head; its title and the columns of its tables are prefixed by the head."""
     content = section.content
     if isinstance(content, Table):
         content = replace(content, names=[f"{head}_{name}" for name in content.names])

@@ -1,8 +1,8 @@
 """Draw label maps on images: a color per class, outlines of the regions, and a legend with class names.
 
-The palette of a data set is used where it has one. Otherwise the first colors are those of boxes and masks
-(`fishnet.drawing.regions`), and each of the others is as far as possible from all before, so that a class keeps its
-color, whatever the number of classes. Ignored pixels are hatched in gray, and the background shows the image as it is.
+The palette of a data set is used if there is one. Otherwise the first colors are those of boxes and masks
+(`fishnet.drawing.regions`), and each further color is as far as possible from all before, so that the color of a class
+does not depend on the number of classes. Ignored pixels are hatched in gray, and the background is not painted.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _TWO_COLUMNS = 360
 _PAPER = "#eef1f5"
 _FIRST = 6
 _LEAST_CHROMA = 60
-"""Least difference between the channels of a color: grays mark ignored pixels."""
+"""Minimum difference between the channels of a color, since gray marks ignored pixels."""
 _LUMA = (55, 225)
 """Range of brightness of the colors."""
 _CLEAR = ("background", "void", "unlabeled", "other")
@@ -58,7 +58,7 @@ def class_colors(count: int, palette: Sequence[Sequence[int]] | None = None) -> 
 
     Args:
         count: Number of classes.
-        palette: Colors of the data set; classes beyond its end get colors of their own.
+        palette: Colors of the data set; further classes get distinct colors.
     """
     own = [(int(color[0]), int(color[1]), int(color[2])) for color in list(palette or [])[:count]]
     return np.array([*own, *_distinct(count)[len(own) :]], np.uint8).reshape(count, 3)
@@ -77,7 +77,7 @@ def _distinct(count: int) -> tuple[Color, ...]:
     for color in found:
         nearest = np.minimum(nearest, _distances(candidates, np.array(color)))
     while len(found) < count:
-        if nearest.max() < 1:  # all candidates are taken: hues that are the golden angle apart
+        if nearest.max() < 1:  # all candidates are used: hues at multiples of the golden angle
             found.append(class_color(len(found)))
             continue
         best = int(nearest.argmax())
@@ -152,7 +152,7 @@ def canvas(image: Image.Image, longest: int | None) -> Image.Image:
 
 
 def _resized(label_map: LabelMap, height: int, width: int, classes: int) -> np.ndarray:
-    """Return class indices of the size of a picture; what is no class has the index that follows the classes."""
+    """Return class indices in the size of a picture; ignored pixels have the index after the last class."""
     values = resized_nearest(label_map, height, width).astype(np.int64)
     return np.where((values < 0) | (values >= classes), classes, values)
 
@@ -194,12 +194,12 @@ def draw_legend(
     """Return a strip with a swatch and the name of every class, in columns; names that do not fit are shortened.
 
     Args:
-        seen: Class indices to list; others than those of classes stand for ignored pixels.
+        seen: Class indices to list; indices that are not classes mean ignored pixels.
         classes: Class names.
         colors: Color of each class, uint8 (classes, 3).
         width: Width of the strip in pixels.
         clear: Classes that are not painted; their swatches are white.
-        ignored: What ignored pixels are called.
+        ignored: Label of ignored pixels.
     """
     indices = sorted({int(index) if 0 <= int(index) < len(classes) else len(classes) for index in seen})
     names = [classes[index] if index < len(classes) else ignored for index in indices]
@@ -208,7 +208,7 @@ def draw_legend(
     widest = max((face.getlength(style.printable(name)) for name in names), default=0)
     cell = min(room, _SWATCH + 6 + math.ceil(widest) + 14)
     if cell > room // 2 and room >= _TWO_COLUMNS:
-        cell = room // 2  # one very long name should not take a line for each
+        cell = room // 2  # a very long name should not force a single column
     per_row = max(1, room // cell)
     strip = Image.new("RGB", (width, math.ceil(len(names) / per_row) * _ROW + (_GAP if names else 0)), _PAPER)
     draw = ImageDraw.Draw(strip)
@@ -237,7 +237,7 @@ def with_legend(
     """Return a picture with the legend of the classes in label maps below it.
 
     Args:
-        picture: What `draw_label_map` returned, or several of them beside each other.
+        picture: Result of `draw_label_map`, or several of them side by side.
         label_maps: Label maps whose classes are listed.
         classes: Class names.
         colors: Color of each class, uint8 (classes, 3).
@@ -265,7 +265,7 @@ def draw_row(
     longest: int = 480,
     clear: Collection[int] = (),
 ) -> Image.Image:
-    """Draw an image beside its label maps, such as truth and prediction, with a common legend.
+    """Draw an image beside its label maps, such as ground truth and prediction, with a common legend.
 
     Args:
         image: Image.

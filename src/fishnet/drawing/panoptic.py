@@ -1,6 +1,6 @@
 """Draw panoptic maps: objects outlined, with their class and a number, stuff in colors, and a legend.
 
-A category has the same color in all images, and an object the number that it has in the list of segments.
+A category has the same color in all images; objects are numbered as in the list of segments.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from fishnet.drawing.label_maps import (
 
 _RIM = (255, 255, 255)
 _LEAST = 8
-"""Objects with fewer pixels in the picture are not named."""
+"""Objects with fewer pixels in the picture are not labeled."""
 _ROOMY = 4
-"""Objects with fewer pixels than this many boxes of their name have it above them."""
+"""The label is placed above objects whose area is less than this multiple of the label's area."""
 
 
 def draw_panoptic(
@@ -43,9 +43,9 @@ def draw_panoptic(
     Args:
         image: Image of any size and mode.
         panoptic: Segments of the image; ids (H, W) are resized to the picture (nearest).
-        categories: All classes of the data set or model, whose order decides on the colors.
-        colors: Color of each category, uint8 (categories, 3); None: colors that are easy to tell apart.
-        clear: Places of categories in `categories` that are not painted, such as the background.
+        categories: All classes of the data set or model; their order determines the colors.
+        colors: Color of each category, uint8 (categories, 3); None: distinct default colors.
+        clear: Indices in `categories` of those that are not painted, such as the background.
         longest: Maximum of the longer side of the picture in pixels; None keeps the size of the image.
     """
     colors = class_colors(len(categories)) if colors is None else colors
@@ -79,7 +79,7 @@ def paint_panoptic(
 
 
 def category_places(panoptic: PanopticMap, categories: Sequence[Category]) -> np.ndarray:
-    """Return the place of the category of every pixel (H, W); void has the place that follows the last category."""
+    """Return the category index of every pixel (H, W); void has the index after the last category."""
     by_id = {category["id"]: place for place, category in enumerate(categories)}
     found = np.full(panoptic.ids.shape, len(categories), np.int64)
     for segment in panoptic.segments:
@@ -88,7 +88,7 @@ def category_places(panoptic: PanopticMap, categories: Sequence[Category]) -> np
 
 
 def _names(objects: Sequence[Segment], categories: Sequence[Category]) -> list[str]:
-    """Return class and number of each object, which counts the objects of its class; a crowd is named as such."""
+    """Return the label of each object: its class and number within the class; crowds are labeled as such."""
     by_id = {category["id"]: category["name"] for category in categories}
     counts: Counter[int] = Counter()
     found = []
@@ -100,7 +100,7 @@ def _names(objects: Sequence[Segment], categories: Sequence[Category]) -> list[s
 
 
 def _write_names(picture: Image.Image, masks: Sequence[np.ndarray], names: Sequence[str]) -> None:
-    """Write the name of each object at its middle, or of a small one above it."""
+    """Write the label of each object at its center, or above small objects."""
     draw, face = ImageDraw.Draw(picture), style.font(max(10, min(picture.size) // 28))
     for mask, name in reversed(list(zip(masks, names, strict=True))):  # those of the highest scores come first
         rows, columns = np.nonzero(mask)

@@ -23,7 +23,7 @@ _FIRST = (style.BLUE, style.VERMILION, style.GREEN, style.ORANGE, style.PURPLE, 
 
 
 def class_color(index: int) -> Color:
-    """Return the color of a class: from the style's palette, then hues that are the golden angle apart."""
+    """Return the color of a class: from the palette of the style, then hues at multiples of the golden angle."""
     if index < len(_FIRST):
         text = _FIRST[index].lstrip("#")
         return int(text[0:2], 16), int(text[2:4], 16), int(text[4:6], 16)
@@ -109,7 +109,7 @@ def _masks(masks: Tensor | list[RunLengths] | None, size: tuple[int, ...]) -> Te
 
 
 def _apart(masks: Tensor) -> Tensor:
-    """Remove from masks what an earlier one covers, since torchvision draws overlaps of masks black."""
+    """Remove pixels that an earlier mask covers, since torchvision draws overlapping masks black."""
     covered = torch.cumsum(masks.to(torch.int32), dim=0) - masks.to(torch.int32)
     return masks & (covered == 0)
 

@@ -22,10 +22,10 @@ _PAPER = "#eef1f5"
 
 
 def draw_batch(images: Tensor, captions: Sequence[str], preprocess: NormalizeConfig) -> Image.Image:
-    """Draw a batch as the network sees it, with a caption below each image; at most 32 images.
+    """Draw a batch of network inputs with a caption below each image; at most 32 images.
 
     Args:
-        images: Normalized images (N, C, H, W); of more than 3 channels the first three are drawn, of 2 the first.
+        images: Normalized images (N, C, H, W); with more than 3 channels the first three are drawn, with 2 the first.
         captions: Caption of each image.
         preprocess: Mean and standard deviation of the normalization, which is undone.
 
@@ -55,7 +55,7 @@ class Card(TypedDict):
     image: Image.Image
     title: str
     lines: Sequence[tuple[str, float]]
-    """Labels and scores in 0..1, the best first."""
+    """Labels and scores in 0..1, sorted by score."""
     target: NotRequired[str | Sequence[str] | None]
     """True label, or labels, if they are known."""
 

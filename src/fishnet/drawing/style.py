@@ -31,7 +31,6 @@ GREEN = "#009E73"
 VERMILION = "#D55E00"
 SKY = "#56B4E9"
 PURPLE = "#CC79A7"
-YELLOW = "#F0E442"
 INK = "#1f2933"
 MUTED = "#6b7785"
 RULE = "#d9dee4"
@@ -104,7 +103,7 @@ def save_figure(figure: Figure, path: Path, dpi: int = 150) -> Path:
 
 
 def save_picture(picture: Image.Image, path: Path, quality: int = 92) -> Path:
-    """Save a picture as PNG or JPEG, as the suffix says.
+    """Save a picture as PNG or JPEG, depending on the suffix.
 
     Raises:
         UsageError: The suffix is none of .png, .jpg and .jpeg.

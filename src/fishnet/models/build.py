@@ -1,4 +1,4 @@
-"""Build networks: the one place where they are assembled, for training and for loading.
+"""Construction of networks, for training and for loading.
 
 An `Architecture` is plain data: backbone, heads and norms. It is stored in the card of a model file, from which the
 same network is built again.
@@ -107,7 +107,7 @@ def build_network(
 
     Raises:
         UsageError: A name or number in the architecture is invalid.
-        FishnetError: The weights cannot be read or do not fit.
+        FishnetError: The weights cannot be read or do not match.
     """
     plans = dict(architecture.heads)
     for plan in plans.values():

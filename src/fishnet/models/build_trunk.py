@@ -27,12 +27,12 @@ def build_trunk(
     group_norm: bool = False,
     **options: Any,
 ) -> tuple[Trunk, nn.Module | None]:
-    """Build a FishNet or a timm network as a trunk, and its last layer if it gives pooled features.
+    """Build a FishNet or a timm network as a trunk, with its last layer if it returns pooled features.
 
     Args:
         name: Name of a FishNet or of a timm model.
-        taps: Stages of a FishNet that give the maps; None gives no maps.
-        vector: Whether the trunk gives pooled features.
+        taps: Stages of a FishNet that the maps are taken from; None returns no maps.
+        vector: Whether the trunk returns pooled features.
         num_classes: Number of classes of the last layer.
         weights: Run, checkpoint or tag to load the trunk from, and the last layer if it has the same size;
             `pretrained` loads the published weights.
@@ -43,7 +43,7 @@ def build_trunk(
     Raises:
         UsageError: The name or a keyword is unknown, the network lacks one of the four strides, or the weights have
             group norms but the network is to have BatchNorms.
-        FishnetError: The weights cannot be read or do not fit.
+        FishnetError: The weights cannot be read or do not match.
     """
     if weights == "pretrained":
         options["pretrained"] = True
@@ -73,8 +73,8 @@ def split(
 
     Args:
         whole: FishNet or timm classifier; its modules are shared, not copied.
-        taps: Stages of a FishNet that give the maps; None gives no maps.
-        vector: Whether the trunk gives pooled features.
+        taps: Stages of a FishNet that the maps are taken from; None returns no maps.
+        vector: Whether the trunk returns pooled features.
         stages: Stages of a timm network that give the maps, as indices of its `feature_info`.
 
     Raises:

@@ -18,7 +18,7 @@ from fishnet.models.heads.types import Raw
 from fishnet.models.network import Network
 
 Say = Callable[[str], object]
-"""Function that tells a user a line of text."""
+"""Function that prints a line of text for the user."""
 
 
 class CompiledGraph(Protocol):
@@ -34,7 +34,7 @@ class CompiledRaw:
 
     Args:
         network: Network whose method it replaces.
-        say: Is told how long each compilation took.
+        say: Called with a line about the time of each compilation.
         backend: Backend of torch.compile.
     """
 
@@ -50,7 +50,7 @@ class CompiledRaw:
         return lookup_backend(self._backend)(graph, inputs)
 
     def __call__(self, batch: Tensor, heads: Collection[str] | None = None) -> dict[str, Raw]:
-        """Return what `Network.raw` returns.
+        """Return the outputs of `Network.raw`.
 
         Raises:
             FishnetError: The network cannot be compiled here.
@@ -77,14 +77,14 @@ class CompiledRaw:
 
 
 def compile_network(network: Network, device: torch.device, say: Say, backend: str = "inductor") -> None:
-    """Compile a network in place; the names of its weights stay.
+    """Compile a network in place; the names of its weights are unchanged.
 
     Compilation happens at the first batch. A batch of another size is compiled once more, for all sizes.
 
     Args:
         network: Network on its device.
         device: That device.
-        say: Is told how long each compilation took, such as `print`.
+        say: Called with a line about the time of each compilation, such as `print`.
         backend: Backend of torch.compile.
 
     Raises:

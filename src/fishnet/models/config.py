@@ -63,7 +63,7 @@ class FishConfig:
     transfer_depths: tuple[int, int, int, int, int, int] = (1, 1, 1, 1, 1, 4)
     """Residual blocks on the skips that enter b1, b2, b3, h1, h2, h3."""
     bottleneck: float = 0.25
-    """Channels of the 3x3 convolution of a block, as a share of the block's channels."""
+    """Channels of the 3x3 convolution of a block, as a fraction of the block's channels."""
     group_width: int = 0
     """Channels per group of the 3x3 convolutions in blocks (FishNeXt: 4); 0 means no groups."""
     stem_stride: int = 4

@@ -31,7 +31,7 @@ def check_name(name: str) -> None:
 
 
 def published_weights(name: str) -> str:
-    """Return what `weights="pretrained"` loads: the tag of the weights of a FishNet, `pretrained` for a timm model.
+    """Return the weights that `weights="pretrained"` loads: the tag for a FishNet, `pretrained` for a timm model.
 
     Raises:
         UsageError: No weights are published for the model, or none under the tag in its name.

@@ -79,7 +79,7 @@ def gathered(own: Item) -> list[Item]:
 
 
 def first_process(work: Callable[[], Item]) -> Item:
-    """Return what `work` returns in the first process, in all of them; it runs there only.
+    """Run `work` in the first process only, and return its result in all processes.
 
     Raises:
         Exception: Whatever `work` raises, in all processes, so that none waits for the others.

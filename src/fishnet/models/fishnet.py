@@ -419,7 +419,7 @@ def fishnext150(pretrained: bool = False, **kwargs: object) -> nn.Module:
 
 @register_model
 def fishnet_nano(pretrained: bool = False, **kwargs: object) -> nn.Module:
-    """FishNet-nano: 0.5 M parameters, for small images and small devices."""
+    """FishNet-nano: 0.7 M parameters, for small images and small devices."""
     return _create_fishnet("fishnet_nano", pretrained, kwargs)
 
 

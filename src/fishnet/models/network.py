@@ -103,7 +103,7 @@ def _size(image: Tensor) -> Size:
 
 
 def _labeled(targets: Tensor | Sequence[object] | None) -> list[int]:
-    """Return the places of the images that have a target."""
+    """Return the indices of the images that have a target."""
     if targets is None:
         return []
     if isinstance(targets, Tensor):
@@ -135,8 +135,8 @@ class Network(nn.Module):
     answers by head, each a list with one entry per image. With several heads, the name of a loss starts with the name
     of its head.
 
-    A head learns from the images that are labeled for it, and its losses are means over those of all processes. A head
-    for which no process has a labeled image is not run.
+    A head is trained on the images that are labeled for it, and its losses are means over the images of all processes.
+    A head for which no process has a labeled image is not run.
 
     Args:
         trunk: Backbone.
@@ -223,7 +223,7 @@ class Network(nn.Module):
     def _losses(
         self, raw: Mapping[str, Raw], frame: Frame, targets: Targets, labeled: Mapping[str, list[int]]
     ) -> Losses:
-        """Return the losses of the heads that ran, from the places of the images that are labeled for each."""
+        """Return the losses of the heads that ran, from the indices of the images that are labeled for each."""
         losses: dict[str, Any] = {}
         for name, outputs in raw.items():
             places, head = labeled[name], self._head(name)
@@ -270,7 +270,7 @@ class Network(nn.Module):
         return own | {f"trunk.{name}" for name in self.trunk.no_weight_decay()}
 
     def set_memory(self, memory: Memory) -> None:
-        """Set what the trunk keeps for the backward pass: everything (`fast`), less (`balanced`), or little (`saver`).
+        """Set which activations the trunk keeps for backward: all (`fast`), fewer (`balanced`), or few (`saver`).
 
         Raises:
             UsageError: The trunk cannot recompute anything.

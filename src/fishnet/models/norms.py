@@ -1,4 +1,4 @@
-"""Norm policies: what happens to the BatchNorms of a network, the same for every task.
+"""Norm policies for the BatchNorms of a network, common to all tasks.
 
 Detection and segmentation train on few large images per device, for which batch statistics are a poor estimate.
 Remedies: freeze the BatchNorms (with pretrained weights), share their statistics over all GPUs, or replace them by
@@ -237,7 +237,7 @@ def _replaced(module: nn.Module, make: Callable[[nn.Module], nn.Module], done: d
         if module not in done:
             if more := {name for name, _ in module.named_children()} - _KNOWN_PARTS:
                 raise UsageError(
-                    f"--norm: cannot replace {type(module).__name__}, a BatchNorm with submodules of its own "
+                    f"--norm: cannot replace {type(module).__name__}, a BatchNorm with its own submodules "
                     f"({', '.join(sorted(more))}); use --norm train or --norm frozen"
                 )
             done[module] = make(module)

@@ -24,7 +24,7 @@ class Pyramid(nn.Module):
     """A neck: maps of a trunk -> {"0": stride 4, ... "3": stride 32, extra levels}, all of equal width.
 
     Args:
-        trunk: Trunk that gives the maps; only its channels and strides are read, it is not kept.
+        trunk: Trunk that returns the maps; only its channels and strides are read, it is not kept.
         width: Channels of every output map.
         neck: `fpn` for the top-down path of Lin et al. (arXiv 1612.03144), `none` for 1x1 projections only.
         norm_relu: Whether BatchNorm and ReLU are applied before the neck; None applies them to pre-activation trunks.

@@ -37,7 +37,7 @@ class _PoolNode(FunctionCtx):
 
 
 class _Scratch(threading.local):
-    """Memory for the output of a norm, which lives from the norm to the convolution behind it only.
+    """Memory for the output of a norm, which is only used by the following convolution.
 
     Taking and freeing as much for every norm would leave holes between the maps that are kept, and the process would
     need twice the memory that its tensors have.
@@ -146,9 +146,9 @@ def _output_of(node: _Node) -> Tensor:
 
 
 def after_norm_relu(norm: nn.Module, module: nn.Module, x: Tensor) -> Tensor:
-    """Return module(ReLU(norm(x))); of what the backward pass needs, only x is kept, and the rest computed again.
+    """Return module(ReLU(norm(x))); only x is kept for the backward pass, which recomputes the rest.
 
-    Norms that exchange statistics between processes are not computed again; what they return is kept.
+    Norms that exchange statistics between processes are not recomputed; their outputs are kept.
 
     Args:
         norm: BatchNorm or group norm.
@@ -183,13 +183,13 @@ def after_norm_relu(norm: nn.Module, module: nn.Module, x: Tensor) -> Tensor:
 
 
 def plus(y: Tensor, shortcut: Tensor) -> Tensor:
-    """Return y + shortcut, in the memory of y; what y was must not be needed."""
+    """Return y + shortcut in the memory of y, whose values are overwritten."""
     return y.add_(shortcut) if y.dtype == shortcut.dtype else y + shortcut
 
 
 def plain(norm: nn.Module, module: nn.Module, x: Tensor) -> Tensor:
     """Return module(ReLU(norm(x)))."""
-    if isinstance(module, nn.ReLU):  # a second one in place would overwrite what the first one keeps
+    if isinstance(module, nn.ReLU):  # a second one in place would overwrite the output that the first one keeps
         return module(norm(x))
     return module(F.relu(norm(x), inplace=True))
 
@@ -225,7 +225,7 @@ class _MaxPool(torch.autograd.Function):
     def backward(ctx: _PoolNode, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (offsets,) = ctx.saved_tensors
         kernel, stride, padding = ctx.window
-        # only shape and memory order are read: on a CPU, memory that nobody touches takes none
+        # only shape and memory order are read: on a CPU, untouched memory is not allocated
         like = torch.empty(ctx.shape, dtype=gradient.dtype, device=gradient.device, memory_format=ctx.order)
         places = offsets + _corners(offsets, ctx.shape, stride)
         window = [kernel] * 2, [stride] * 2, [padding] * 2, [1, 1]

@@ -52,7 +52,7 @@ class Stage(nn.Module):
     @torch.jit.ignore
     def recomputed(self, run: Callable[..., Tensor], inputs: list[Tensor]) -> Tensor:
         """Return `run(*inputs)`, keeping only the inputs for the backward pass."""
-        if torch.compiler.is_compiling():  # the compiler recomputes in its own way, without a context
+        if torch.compiler.is_compiling():  # the compiler has its own recomputation, without a context
             return checkpoint(run, *inputs, use_reentrant=False)
         return checkpoint(run, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), _statistics_kept(self)))
 
@@ -311,7 +311,7 @@ class Head(nn.Module):
 
 
 def set_memory(module: nn.Module, memory: Memory) -> None:
-    """Set what the stages in a module keep for the backward pass.
+    """Set which activations the stages in a module keep for the backward pass.
 
     Args:
         module: FishNet, or a part of one.

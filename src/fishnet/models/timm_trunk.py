@@ -54,7 +54,7 @@ class WholeTrunk(Trunk):
         return Features(maps, self.network.forward_head(last, pre_logits=True))
 
     def named_maps(self, images: Tensor) -> dict[str, Tensor]:
-        """Return the maps of the last four stages of different resolutions; empty if timm gives none."""
+        """Return the maps of the last four stages of different resolutions; empty if timm provides none."""
         if not hasattr(self.network, "forward_intermediates"):
             return {}
         found = self.network.forward_intermediates(images, output_fmt="NCHW", intermediates_only=True)
@@ -179,7 +179,7 @@ def _build_features(name: str, options: ModelOptions) -> TimmFeatures:
 
 
 def _find_way(name: str, options: ModelOptions) -> ModelOptions:
-    """Return the keyword arguments with which a timm network gives the four maps for images of any size.
+    """Return the keyword arguments with which a timm network returns the four maps for images of any size.
 
     Raises:
         UsageError: There are none.
@@ -202,19 +202,19 @@ def _find_way(name: str, options: ModelOptions) -> ModelOptions:
         faults.append(fault)
     raise UsageError(
         f"{name} {_limit_of(name, plain | way, faults[0])}; choose another network, such as resnet50, convnext_tiny or "
-        "swin_tiny_patch4_window7_224 (docs/trunks.md lists what works)"
+        "swin_tiny_patch4_window7_224 (docs/trunks.md lists those that work)"
     )
 
 
 def _features_way(name: str, options: ModelOptions) -> ModelOptions:
-    """Return the keyword arguments with which timm gives the maps of strides 4 to 32 as (N, C, H, W)."""
+    """Return the keyword arguments with which timm returns the maps of strides 4 to 32 as (N, C, H, W)."""
     try:
         with torch.device("meta"):
             network = _build_features(name, options)
         info = network.feature_info
         reductions = list(info.reduction(list(range(len(info)))))
     except (RuntimeError, AttributeError, KeyError, NotImplementedError) as error:
-        raise UsageError(f"{name} gives no maps that a pyramid could take ({type(error).__name__}: {error})") from error
+        raise UsageError(f"{name} has no feature maps for a pyramid ({type(error).__name__}: {error})") from error
     if missing := [stride for stride in STRIDES if stride not in reductions]:
         raise UsageError(
             f"{name} has no map of stride {', '.join(map(str, missing))} (it has "
@@ -239,7 +239,7 @@ def _limit_of(name: str, options: ModelOptions, fault: str) -> str:
     own = options.get("img_size") or (config.input_size[-2:] if config is not None else SIZES[0])
     height, width = (own, own) if isinstance(own, int) else own
     if _fault(name, options, [(height, width)]) is not None:
-        return f"gives no maps that a pyramid could take: {fault}"
+        return f"has no feature maps for a pyramid: {fault}"
     if _fault(name, options, [(height, 2 * width)]) is not None:
         return f"takes images of {height}x{width} pixels only, and a pyramid must take any size"
     return f"takes only images whose sides are multiples of a number such as {height}, and a pyramid must take any size"
@@ -258,10 +258,10 @@ def stages_beside_vector(name: str, options: ModelOptions) -> tuple[Sequence[int
         plain = {key: value for key, value in options.items() if key != "pretrained"}
         whole = cast(TimmClassifier, create_model(name, **plain | extra))
     if not hasattr(whole, "forward_intermediates"):
-        raise UsageError(f"{name} gives maps or pooled features, not both; choose another network, such as resnet50")
+        raise UsageError(f"{name} returns maps or pooled features, not both; choose another network, such as resnet50")
     trunk = WholeTrunk(whole, stages)
     if fault := find_fault(_MapsOf(trunk), trunk.channels, STRIDES, options.get("in_chans", 3)):
-        raise UsageError(f"{name} gives no maps beside its pooled features: {fault}")
+        raise UsageError(f"{name} returns no maps besides its pooled features: {fault}")
     return stages, extra
 
 

@@ -1,4 +1,4 @@
-"""Trunks: a backbone without its classifier, which gives four maps, pooled features, or both; and those of FishNets.
+"""Trunks: backbones without classifier that return four maps, pooled features, or both; and those of FishNets.
 
 The head of a FishNet is a pyramid of deep features; body and tail give maps of the same strides at lower cost.
 """
@@ -59,7 +59,7 @@ class Trunk(nn.Module):
         raise NotImplementedError
 
     def named_maps(self, images: Tensor) -> dict[str, Tensor]:
-        """Return the maps of all stages by name, to look at them; empty if the trunk does not tell its stages apart.
+        """Return the maps of all stages by name, for visualization; empty if stages cannot be distinguished.
 
         Args:
             images: Normalized images (N, C, H, W).
@@ -84,7 +84,7 @@ class Trunk(nn.Module):
         return set()
 
     def set_memory(self, memory: Memory) -> None:
-        """Set what is kept for the backward pass: everything (`fast`), less (`balanced`), or little (`saver`).
+        """Set which activations are kept for the backward pass: all (`fast`), fewer (`balanced`), or few (`saver`).
 
         What is not kept is computed again, to the same gradients and running statistics.
 
@@ -103,7 +103,7 @@ class FishTrunk(Trunk):
 
     Args:
         fish: Network to take the modules from; they are shared, not copied.
-        taps: Stages that give the maps: head, body or tail; None gives no maps.
+        taps: Stages that the maps are taken from: head, body or tail; None returns no maps.
         vector: Whether to give pooled features.
     """
 
@@ -117,7 +117,7 @@ class FishTrunk(Trunk):
         self.strides = [fish.stage_info[name][0] for name in self.taps]
         self.channels = [fish.stage_info[name][1] for name in self.taps]
         if len(set(self.strides)) < len(self.taps):
-            raise UsageError(f"output_stride={fish.config.output_stride} gives maps of equal stride; use a larger one")
+            raise UsageError(f"output_stride={fish.config.output_stride} has maps of equal stride; use a larger one")
         self.min_size, self.width = fish.min_size, fish.head_hidden_size
         self.stem, self.tail = fish.stem, fish.tail
         deep = vector or taps != "tail"
@@ -152,7 +152,7 @@ class FishTrunk(Trunk):
         return maps
 
     def _of_usable_size(self, images: Tensor) -> Tensor:
-        """Pad images below the minimum size with zeros if the trunk gives maps, else raise FishInputError."""
+        """Pad images below the minimum size with zeros if the trunk returns maps, otherwise raise FishInputError."""
         side, (height, width) = self.min_size, images.shape[-2:]
         if min(height, width) >= side:
             return images
@@ -161,11 +161,11 @@ class FishTrunk(Trunk):
         return F.pad(images, (0, max(0, side - width), 0, max(0, side - height)))
 
     def layer_groups(self, prefix: str) -> LayerGroups:
-        """Return the stages of the FishNet as groups if the trunk gives maps, else its blocks."""
+        """Return the stages of the FishNet as groups if the trunk returns maps, otherwise its blocks."""
         return with_prefix(self._matchers[bool(self.taps)], prefix)
 
     def set_memory(self, memory: Memory) -> None:
-        """Set what is kept for the backward pass (`fishnet.models.stages.set_memory`)."""
+        """Set which activations are kept for the backward pass (`fishnet.models.stages.set_memory`)."""
         set_memory(self, memory)
 
     def freeze_idle(self, first: int, in_chans: int = 3) -> None:

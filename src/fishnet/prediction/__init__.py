@@ -1,1 +1,1 @@
-"""What `fishnet predict` consists of: inputs, loading ahead, writing behind, results on disk, videos."""
+"""Implementation of `fishnet predict`: inputs, prefetching, background writing, results, videos."""

@@ -21,31 +21,31 @@ if TYPE_CHECKING:
 FOLDER = "videos"
 """Folder of the files of videos, below the output folder."""
 _WAITING = 16
-"""Most frames that wait on either side of the network: they are large."""
+"""Maximum number of frames queued before and after the network; they are large."""
 
 
 @dataclass(frozen=True)
 class VideoJob:
-    """A video, and the files that are made of it."""
+    """A video and its output files."""
 
     path: Path
     lines: Path
     """JSON lines, one per frame."""
     annotated: Path
-    """Video with the answers drawn on it."""
+    """Annotated video."""
     every: int
 
     @property
     def files(self) -> tuple[Path, Path]:
-        """All files that are made."""
+        """All output files."""
         return self.lines, self.annotated
 
 
 def video_jobs(videos: list[Path], out: Path, every: int) -> list[VideoJob]:
-    """Return the videos with the names of their files, OUT/videos/<stem>.jsonl and .mp4.
+    """Return the videos with their output files, OUT/videos/<stem>.jsonl and .mp4.
 
     Raises:
-        UsageError: A file would replace a video that is to be read.
+        UsageError: An output file would replace an input video.
     """
     jobs: list[VideoJob] = []
     names: set[str] = set()
@@ -59,36 +59,36 @@ def video_jobs(videos: list[Path], out: Path, every: int) -> list[VideoJob]:
     read = {path.resolve() for path in videos}
     for job in jobs:
         if job.annotated.resolve() in read:
-            raise UsageError(f"predict writes a video where the input {job.annotated} is; choose another --out")
+            raise UsageError(f"the output video would overwrite the input {job.annotated}; choose another --out")
     return jobs
 
 
 class LoadFrame:
-    """Function that prepares a frame.
+    """Function that prepares a frame for the network.
 
     Args:
-        task: Prepares it.
-        path: The video.
+        task: Task of the network.
+        path: Path of the video.
     """
 
     def __init__(self, task: AnyTask, path: Path) -> None:
         self.task, self.file = task, path.as_posix()
 
     def __call__(self, frame: Frame) -> Loaded:
-        """Return the frame, ready for the network."""
+        """Return the prepared frame."""
         facts = {"frame": frame.number, "time": round(frame.time, 6)}
         return Loaded(self.file, "", frame.image.size, self.task.prepare(frame.image), frame.image, facts)
 
 
 class FrameSink:
-    """Writes the line of a frame, and draws it.
+    """Writes the JSON line of a frame, and draws it.
 
     Args:
         job: Files to write.
-        task: Turns answers into entries.
-        painter: Draws.
+        task: Task of the network, which converts predictions to entries.
+        painter: Painter of the frames.
         fps: Frames per second of the annotated video.
-        draw: Whether there is an annotated video.
+        draw: Whether to write an annotated video.
     """
 
     def __init__(self, job: VideoJob, task: AnyTask, painter: Painter, fps: float, draw: bool) -> None:
@@ -106,7 +106,7 @@ class FrameSink:
         self._stack.close()
 
     def __call__(self, item: tuple[Loaded, Answer | None]) -> None:
-        """Take a frame and its answer."""
+        """Write a frame with its prediction."""
         loaded, answer = item
         assert answer is not None
         assert loaded.picture is not None
@@ -116,7 +116,7 @@ class FrameSink:
             self._lines.flush()
         except OSError as error:
             raise FishnetError(
-                f"cannot write {self.job.lines}: {error.strerror}; make room, or choose another --out"
+                f"cannot write {self.job.lines}: {error.strerror}; free disk space or choose another --out"
             ) from error
         if self._video is not None:
             self._video.add(self.painter.frame(loaded.picture, answer), loaded.facts["time"])
@@ -127,14 +127,14 @@ def predict_video(predictor: Predictor, painter: Painter, job: VideoJob, how: Lo
     """Predict on the frames of a video.
 
     Args:
-        predictor: Answers.
-        painter: Draws frames.
+        predictor: Predictor.
+        painter: Painter of the frames.
         job: Video, and the files to write.
-        how: How frames are loaded.
-        videos: The entry of the video is appended here, also if the work was stopped by an exception.
+        how: Options of loading.
+        videos: List that the entry of the video is appended to, also after an exception.
 
     Returns:
-        What was wrong with the video, in a line; empty if nothing was.
+        Description of a problem with the video, in a line; empty if there is none.
 
     Raises:
         BadVideoError: The file is not a video, or no frame of it can be decoded.

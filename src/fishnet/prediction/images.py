@@ -1,4 +1,4 @@
-"""Prediction on images: decoded ahead by worker processes, answered in batches, written and drawn behind."""
+"""Prediction on images: prefetched by worker processes, predicted in batches, written and drawn in the background."""
 
 from __future__ import annotations
 
@@ -26,34 +26,34 @@ if TYPE_CHECKING:
     from fishnet.report.insides import InsidePictures
 
 FEW = 16
-"""Up to so many images are loaded by a thread: starting worker processes would take longer than the work."""
+"""Up to this number, images are loaded in a thread, since starting worker processes would take longer."""
 PATIENCE = 0.2
-"""Seconds that a listed image waits for others to fill its batch."""
+"""Maximum time in seconds that an image from standard input waits for its batch to fill."""
 
 
 @dataclass
 class Loaded:
-    """An image, ready for the network."""
+    """A prepared image."""
 
     file: str
-    """Path as it was given."""
+    """Path as given by the user."""
     error: str = ""
-    """Why it cannot be read; empty if it can."""
+    """Reason why it cannot be read; empty if it can."""
     size: tuple[int, int] = (0, 0)
     """Width and height in pixels."""
     prepared: object = None
-    """What `Task.prepare` returned."""
+    """Result of `Task.prepare`."""
     picture: Image.Image | None = None
-    """What is drawn on; None if nothing is drawn."""
+    """Image to draw on; None if nothing is drawn."""
     facts: Json = field(default_factory=dict)
-    """What its entry says besides: number and time of a frame."""
+    """Further values of its entry, such as number and time of a frame."""
 
 
 class ImageJob(NamedTuple):
     """An image file to load."""
 
     number: int
-    """Place among all images, from 0."""
+    """Index among all images, from 0."""
     path: Path
 
 
@@ -61,15 +61,15 @@ class LoadImage:
     """Function that reads and prepares an image file; runs in worker processes.
 
     Args:
-        task: Prepares the image.
-        painter: Says whether the image is drawn, and in which size; None draws nothing.
+        task: Task of the network, which prepares the image.
+        painter: Painter, which selects and resizes the images to draw; None draws nothing.
     """
 
     def __init__(self, task: AnyTask, painter: Painter | None) -> None:
         self.task, self.painter = task, painter
 
     def __call__(self, job: ImageJob) -> Loaded:
-        """Return the image, or why it cannot be read."""
+        """Return the prepared image, or the reason why it cannot be read."""
         try:
             image = read_image(job.path)
         except FishnetError as error:
@@ -81,11 +81,11 @@ class LoadImage:
 
 
 class Inbox:
-    """The paths of images, one by one, and which of them have no result yet.
+    """Iterator over image paths that records which of them have no result yet.
 
     Args:
-        paths: Paths; taken by another thread.
-        check: Called with each path before it is handed out.
+        paths: Paths; iterated in another thread.
+        check: Called with each path before it is yielded.
     """
 
     def __init__(self, paths: Iterable[Path], check: Callable[[Path], None]) -> None:
@@ -100,11 +100,11 @@ class Inbox:
             yield ImageJob(number, path)
 
     def done(self) -> None:
-        """Note that the next path has its result."""
+        """Record that the next path has its result."""
         self._open.popleft()
 
     def left(self, drain: bool) -> list[Path]:
-        """Return the paths without a result; with `drain`, also those that nobody has taken."""
+        """Return the paths without a result; with `drain`, also those that have not been yielded."""
         return [*self._open, *(self._paths if drain else ())]
 
 
@@ -112,11 +112,11 @@ class Sink:
     """Writes the entry of an image and draws it.
 
     Args:
-        task: Turns answers into entries.
-        painter: Draws.
-        results: Takes the entries.
-        inbox: Is told which images are done.
-        echo: Called with every image's name and answer in words; None prints nothing.
+        task: Task of the network, which converts predictions to entries.
+        painter: Painter of the images.
+        results: Results file.
+        inbox: Inbox of the images, which records those that are done.
+        echo: Called with a line per image that summarizes its prediction; None prints nothing.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class Sink:
         self.task, self.painter, self.results, self.inbox, self.echo = task, painter, results, inbox, echo
 
     def __call__(self, item: tuple[Loaded, Answer | None]) -> None:
-        """Take a loaded image and its answer; None for one that could not be read."""
+        """Write a loaded image with its prediction, which is None for an unreadable image."""
         loaded, answer = item
         if answer is None:
             self.results.bad.append(loaded.file)
@@ -149,15 +149,15 @@ def answer_all(
     stop_at_bad: bool,
     inside: InsidePictures | None = None,
 ) -> None:
-    """Run the network on batches of loaded images, and pass images and answers on.
+    """Run the network on batches of loaded images, and pass on images and predictions.
 
     Args:
         batches: Loaded images.
-        predictor: Answers.
-        put: Takes every image, with None if it could not be read.
+        predictor: Predictor.
+        put: Called with every image and its prediction, which is None for an unreadable image.
         bar: Progress bar, in images.
-        stop_at_bad: Whether to raise at an image that cannot be read.
-        inside: Draws the insides of the network for images that are drawn, which runs it once more; None draws none.
+        stop_at_bad: Whether to raise an error for an unreadable image.
+        inside: Painter of the feature maps of images that are drawn, which runs the network again; None draws none.
 
     Raises:
         FishnetError: An image cannot be read.
@@ -177,18 +177,18 @@ def answer_all(
 
 @dataclass(frozen=True)
 class Loading:
-    """How images are loaded."""
+    """Options of loading."""
 
     batch_size: int
     workers: int
     stop_at_bad: bool
     draw: bool
     insides: bool = False
-    """Whether to draw the insides of the network for images that are drawn."""
+    """Whether to draw the feature maps of the network for images that are drawn."""
 
 
 def progress_bar(total: int | None, what: str, unit: str = "images") -> tqdm:
-    """Return a progress bar with the throughput, such as 23.1 images/s; there is none if no person watches."""
+    """Return a progress bar with the throughput, such as 23.1 images/s; it is shown on a terminal only."""
     from tqdm import tqdm
 
     shown = "{desc}: {percentage:3.0f}%|{bar}| " if total else "{desc}: "
@@ -209,17 +209,17 @@ def predict_images(
     how: Loading,
     total: int | None,
 ) -> None:
-    """Predict on all images of an inbox; what is done when this raises is in `results`, and drawn.
+    """Predict on all images of an inbox; after an exception, `results` and pictures contain those predicted so far.
 
     Args:
-        predictor: Answers.
-        painter: Draws; its files are finished in any case.
-        inside: Draws the insides of the network; None draws none.
+        predictor: Predictor.
+        painter: Painter of the images; its files are finished in any case.
+        inside: Painter of the feature maps; None draws none.
         inbox: Images.
-        results: Takes the entries.
-        how: How images are loaded.
-        total: Number of images; None if they are listed while this runs. Then a result does not wait for others, and
-            is printed at once.
+        results: Results file.
+        how: Options of loading.
+        total: Number of images; None if they are read from a stream. Then incomplete batches do not wait, and results
+            are printed immediately.
     """
     load: Load[ImageJob, Loaded] = LoadImage(predictor.task, painter if how.draw else None)
     processes = how.workers > 0 and (total is None or total > FEW)

@@ -1,4 +1,4 @@
-"""Which images and videos are predicted on: files, folders, patterns, and paths on standard input."""
+"""Inputs of `fishnet predict`: files, folders, patterns, and paths on standard input."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from fishnet.data.images import IMAGE_EXTENSIONS
 from fishnet.errors import FishnetError, UsageError
 
 STANDARD_INPUT = "-"
-"""Input that stands for a list of paths on standard input."""
+"""Input that means a list of paths on standard input."""
 VIDEO_EXTENSIONS = frozenset(
     {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv", ".3gp", ".mts", ".m2ts"}
 )
-"""Lower-case extensions of the files that are read as videos."""
+"""Extensions of video files, in lower case."""
 
 
 @dataclass
@@ -26,22 +26,22 @@ class Inputs:
     """Files to predict on."""
 
     files: list[Path] = field(default_factory=list)
-    """Images, each once."""
+    """Images, without duplicates."""
     videos: list[Path] = field(default_factory=list)
-    """Videos, each once."""
+    """Videos, without duplicates."""
     standard_input: bool = False
     """Whether standard input lists further images."""
 
 
 def find_inputs(inputs: Sequence[str | Path], leave_out: Path | None = None) -> Inputs:
-    """Return the images and videos of files, folders and patterns, each once, in order.
+    """Return the images and videos of files, folders and patterns in order, without duplicates.
 
-    A file is used whatever its name: as a video if it has the extension of one, as an image otherwise. Of folders only
-    visible files with an image extension are used, of patterns those with a video extension too, and not those in
-    `leave_out`. `-` stands for paths of images on standard input.
+    A file that is named explicitly is a video if it has the extension of one, otherwise an image. Folders contribute
+    visible files with an image extension, patterns also those with a video extension; files in `leave_out` are skipped.
+    `-` means paths of images on standard input.
 
     Raises:
-        FishnetError: An input matches nothing that can be used.
+        FishnetError: An input matches no usable file.
     """
     images: dict[Path, None] = {}
     videos: dict[Path, None] = {}
@@ -101,17 +101,17 @@ def listed_paths() -> Iterator[Path]:
 
 
 def has_whole_list() -> bool:
-    """Return whether standard input is a file, whose rest can be read without waiting for another program."""
+    """Return whether standard input is a file, which can be read without waiting for another program."""
     try:
         return stat.S_ISREG(os.fstat(sys.stdin.fileno()).st_mode)
-    except (OSError, ValueError, AttributeError):  # no standard input, or one without a descriptor
+    except (OSError, ValueError, AttributeError):  # no standard input, or one without a file descriptor
         return False
 
 
 def _lines() -> Iterator[str]:
     """Yield the lines of standard input.
 
-    They are read from its descriptor: a thread that waits in Python's own buffer would block the end of the program.
+    They are read from the file descriptor: a thread that waits in Python's buffer would block the end of the program.
     """
     try:
         descriptor = sys.stdin.fileno()

@@ -1,7 +1,7 @@
-"""Loading ahead and writing behind, so that the network does not wait for files.
+"""Prefetching and background writing, so that the network does not wait for files.
 
-Both sides are queues of bounded length, so that memory does not grow with the number of images, and both keep the
-order of the images.
+Both use queues of bounded length, so that memory does not grow with the number of images, and both keep the order of
+the images.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from typing import Generic, Self, TypeVar, cast
 from fishnet.errors import FishnetError
 
 JobT = TypeVar("JobT")
-"""What is loaded, such as a path."""
+"""Job of a loader, such as a path."""
 LoadedT = TypeVar("LoadedT")
-"""What was loaded."""
+"""Result of a loader."""
 Load = Callable[[JobT], LoadedT]
-"""Function that loads; must be picklable to run in worker processes."""
+"""Loader; must be picklable to run in worker processes."""
 
 _POLL = 0.1
-"""Seconds between two looks at whether the other side has stopped."""
+"""Interval in seconds at which a blocked side checks whether the other side has stopped."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -41,7 +41,7 @@ class Stopped(KeyboardInterrupt):
 
 @contextmanager
 def stop_signals() -> Iterator[None]:
-    """Raise `Stopped` in the main thread at the first SIGINT or SIGTERM; a second one acts as it did before."""
+    """Raise `Stopped` in the main thread at the first SIGINT or SIGTERM; a second one has its previous effect."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -64,15 +64,15 @@ def stop_signals() -> Iterator[None]:
 
 
 class Ahead(Generic[JobT, LoadedT]):
-    """Batches of what a function loads, in the order of the jobs, loaded while the last batches are in use.
+    """Prefetch batches of loaded items in the order of the jobs.
 
     Args:
-        jobs: What to load; read by a thread of its own, so that waiting for the next one delays nothing.
-        load: Function from a job to what is loaded; its exceptions are raised where the batches are taken.
+        jobs: Jobs; iterated in a separate thread, so that waiting for the next job delays nothing.
+        load: Loader of a job; its exceptions are raised in the iteration over the batches.
         batch_size: Jobs per batch.
-        workers: Processes, or threads, that load.
+        workers: Number of processes or threads.
         processes: Load in processes instead of threads.
-        patience: Seconds to wait for the next job before a batch is handed out incomplete; None waits for all.
+        patience: Seconds to wait for the next job before an incomplete batch is yielded; None waits for a full batch.
     """
 
     def __init__(
@@ -117,18 +117,18 @@ class Ahead(Generic[JobT, LoadedT]):
                 yield batch
 
     def _feed(self) -> None:
-        """Submit the jobs, no more than the queue has places."""
+        """Submit the jobs, at most as many as fit into the queue."""
         last: Exception | None = None
         try:
             for job in self._jobs:
                 if not self._put(self._executor.submit(self._load, job)):
                     return
-        except Exception as error:  # raised again where the batches are taken
+        except Exception as error:  # raised again in the iteration over the batches
             last = error
         self._put(last)
 
     def _put(self, entry: Future[LoadedT] | Exception | None) -> bool:
-        """Put an entry into the queue as soon as there is room; return whether it is still wanted."""
+        """Put an entry into the queue as soon as there is space; return False if the consumer has stopped."""
         while not self._stop.is_set():
             try:
                 self._queue.put(entry, timeout=_POLL)
@@ -149,7 +149,7 @@ def _result(future: Future[LoadedT]) -> LoadedT:
 
 
 def _executor(load: Load[JobT, LoadedT], workers: int, processes: bool) -> tuple[Executor, Load[JobT, LoadedT]]:
-    """Return what runs jobs, and the function to submit. Processes are forked here, before there are threads."""
+    """Return an executor and the function to submit. Processes are forked here, before threads are started."""
     if not processes:
         return ThreadPoolExecutor(max(1, workers), "loader"), load
     context = multiprocessing.get_context()
@@ -166,14 +166,14 @@ def _start_worker(load: Callable[..., object]) -> None:
     import torch
 
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all processes; the first one decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # sent to all processes by the terminal; the main process handles it
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _loads[:] = [load]
 
 
 def _end_with_parent() -> None:
-    """End this process when the first one was killed, since nobody would take its results."""
+    """End this process if its parent was killed."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -185,18 +185,18 @@ def _load_in_worker(job: object) -> object:
 
 
 def _nothing() -> None:
-    """Do nothing: a first job starts the processes."""
+    """Do nothing; a first job that starts the processes."""
 
 
 class Behind(Generic[LoadedT]):
-    """Passes items to a function in a thread of its own, in order.
+    """Pass items to a function in a background thread, in order.
 
-    Leaving the block waits until the function has had all items. What it raises is raised by the next `put`, or at the
-    end.
+    Leaving the context waits until all items are processed. An exception of the function is raised by the next `put`,
+    or at the end.
 
     Args:
         take: Function that writes or draws an item.
-        room: Items that may wait.
+        room: Maximum number of queued items.
     """
 
     def __init__(self, take: Callable[[LoadedT], object], room: int) -> None:
@@ -215,14 +215,14 @@ class Behind(Generic[LoadedT]):
             raise self._error
 
     def put(self, item: LoadedT) -> None:
-        """Hand over an item; waits while too many are waiting."""
+        """Queue an item; blocks while the queue is full."""
         if self._error is not None:
             raise self._error
         self._queue.put(item)
 
     def _run(self) -> None:
         while (item := self._queue.get()) is not None:
-            if self._error is None:  # after an error items are dropped, so that nobody waits for room
+            if self._error is None:  # after an error items are dropped, so that `put` does not block
                 try:
                     self._take(item)
                 except BaseException as error:

@@ -12,13 +12,13 @@ from fishnet.files import Json, atomic_path, json_text
 
 FORMAT_VERSION = 1
 FILES = ("results", "video")
-"""Entries of a video that name files."""
+"""Keys of a video's entry that contain file names."""
 
 
 class Results:
     """Entries of images, in results.jsonl while predict runs and in results.json at its end.
 
-    The entries can be read from results.jsonl at any time, also when the process was killed.
+    results.jsonl can be read at any time, also after the process was killed.
 
     Args:
         folder: Output folder.
@@ -32,13 +32,13 @@ class Results:
         self.count = 0
         """Number of images with an entry."""
         self.bad: list[str] = []
-        """Images that could not be read."""
+        """Unreadable images."""
         self.videos: list[Json] = []
-        """An entry per video."""
+        """Entries of the videos."""
         self._stream: TextIO | None = None
 
     def refuse_earlier(self) -> None:
-        """Raise UsageError if the folder has results already."""
+        """Raise UsageError if the folder already contains results."""
         what = "contains results already" if self.path.exists() else "contains the results of a predict that was killed"
         if self.path.exists() or self.lines.exists():
             raise UsageError(f"{self.folder} {what}: choose another --out or give --overwrite")
@@ -58,7 +58,7 @@ class Results:
         return {path for path in inside if path.is_file()}
 
     def start(self) -> None:
-        """Create the folder and an empty results.jsonl, before any work is done."""
+        """Create the folder and an empty results.jsonl, before any prediction."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._stream = self.lines.open("w", encoding="utf-8")
@@ -78,19 +78,19 @@ class Results:
             self._stream.flush()
         except OSError as error:
             raise FishnetError(
-                f"cannot write {self.lines}: {error.strerror}; make room or choose another --out"
+                f"cannot write {self.lines}: {error.strerror}; free disk space or choose another --out"
             ) from error
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is no answer for any image or video."""
+        """Whether there are no predictions yet."""
         return not self.count and not self.videos
 
     def finish(self, head: Json, pictures: list[Path], complete: bool) -> None:
         """Write results.json, and remove results.jsonl.
 
         Args:
-            head: What stands before the entries: task, model, classes.
+            head: Values that precede the entries: task, model, classes.
             pictures: Files that were drawn.
             complete: Whether all inputs were predicted on.
         """
@@ -124,7 +124,7 @@ class Results:
             self._stream.close()
 
     def discard(self) -> None:
-        """Remove results.jsonl, if there is nothing in it."""
+        """Remove results.jsonl if it is empty."""
         self.close()
         if self._stream is not None and self.is_empty:
             self.lines.unlink(missing_ok=True)

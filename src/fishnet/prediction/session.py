@@ -1,4 +1,4 @@
-"""One call of `fishnet predict`: what it reads, and what it leaves behind however it ends."""
+"""Session of `fishnet predict`: inputs, outputs, and the state after an interruption."""
 
 from __future__ import annotations
 
@@ -56,16 +56,16 @@ class Prediction:
 
 
 class Session:
-    """Predicts on all inputs of a call. Results that were begun are readable when the block is left by an error.
+    """Predicts on all inputs of a call. Leaving the context by an exception keeps readable results.
 
     Args:
         out: Output folder.
-        again: Function from inputs and output folder (None: those of this call) to a command line with the options of
-            this call.
+        again: Function from inputs and output folder (None: those of this call) to a command line with the same
+            options.
         overwrite: Whether results in the folder may be replaced.
 
     Raises:
-        UsageError: The folder has results.
+        UsageError: The folder already contains results.
     """
 
     def __init__(self, out: Path, again: Again, overwrite: bool) -> None:
@@ -82,13 +82,13 @@ class Session:
         self.results.discard()
 
     def start(self, inputs: list[str]) -> Inputs:
-        """Find the inputs, and create the output folder before any work is done.
+        """Find the inputs, and create the output folder before any prediction.
 
         Args:
             inputs: Files, folders, patterns, or - for standard input.
 
         Raises:
-            FishnetError: There are none.
+            FishnetError: There are no inputs.
         """
         found = find_inputs(inputs, leave_out=self.results.folder)
         self.results.start()
@@ -98,14 +98,14 @@ class Session:
         """Predict on all inputs.
 
         Args:
-            predictor: Answers.
+            predictor: Predictor.
             inputs: Images and videos.
-            loading: How images are loaded.
+            loading: Options of loading.
             every: Predict on every N-th frame of videos.
 
         Raises:
-            FishnetError: An input cannot be used; results.json has what was done before.
-            Interrupted: A signal stopped the work; results.json has what was done.
+            FishnetError: An input cannot be read; results.json contains the predictions so far.
+            Interrupted: A signal was received; results.json contains the predictions so far.
         """
         self.predictor, self.inputs = predictor, inputs
         self.total = None if inputs.standard_input else len(inputs.files)
@@ -128,7 +128,7 @@ class Session:
         except FishnetError as error:
             if self.results.is_empty:
                 raise
-            raise type(error)(f"{error}. What is left: {self._leave()}") from error
+            raise type(error)(f"{error}. Continue with: {self._leave()}") from error
         self._finish(complete=True)
         self._say(time.perf_counter() - begin)
         return Prediction(self.results.path, self._written, self.results.bad)
@@ -139,7 +139,7 @@ class Session:
         return self.painter.written + (self.inside.written if self.inside else [])
 
     def _check_pictures(self) -> set[Path]:
-        """Return the files of the folder that pictures may replace; refuse those of somebody else."""
+        """Return the files of the folder that pictures may replace; reject those that predict has not written."""
         folder = self.results.folder
         patterns = self.painter.patterns + (self.inside.patterns if self.inside else ())
         present = {path for pattern in patterns for path in folder.glob(pattern)}
@@ -155,9 +155,9 @@ class Session:
         return self.places
 
     def _refuse_place(self, file: Path) -> None:
-        """Refuse an input that a picture would replace."""
+        """Reject an input that a picture would overwrite."""
         if self.places and file.resolve() in self.places:
-            raise UsageError(f"predict writes its pictures where the input {file} is; choose another --out")
+            raise UsageError(f"a picture would overwrite the input {file}; choose another --out")
 
     def _predict_all(self, loading: Loading) -> None:
         if self.total != 0:
@@ -191,7 +191,7 @@ class Session:
         self.results.finish(head, self._written, complete)
 
     def _leave(self) -> str:
-        """Write what is done, and the list of what is not; return the command that does the rest."""
+        """Write the results so far and the list of remaining inputs; return the command that continues."""
         if self.results.is_empty:
             return self.again(None, None)
         left = self.inbox.left(drain=not self.inputs.standard_input or has_whole_list())
@@ -212,7 +212,7 @@ class Session:
 
     def _say(self, seconds: float) -> None:
         results, painter, entries = self.results, self.painter, self.results.count
-        if self.total is not None:  # of a list on standard input every image was printed
+        if self.total is not None:  # images from standard input have been printed already
             for entry in results.first:
                 print(f"{entry['file']}: {self.predictor.task.headline(entry)}")
             if entries > len(results.first):
@@ -232,14 +232,14 @@ class Session:
             told += f", {pictures[0]}{f' ... {pictures[-1].name}' if len(pictures) > 1 else ''}{more}"
         print(told)
         if self.inside and self.inside.written:
-            print(f"insides of the network: {self.inside.written[0].parent}")
+            print(f"feature maps: {self.inside.written[0].parent}")
 
 
 def _inside_pictures(predictor: Predictor, folder: Path) -> InsidePictures:
-    """Return what draws the insides of the network.
+    """Return the painter of the network's feature maps.
 
     Raises:
-        UsageError: It does not run in PyTorch.
+        UsageError: The network does not run in PyTorch.
     """
     from fishnet.models.network import Network
     from fishnet.report.insides import InsidePictures
@@ -255,8 +255,8 @@ def command_line(function: Function, given: Json, inputs: Sequence[str] | None =
     """Return a call of `predict` as a command line.
 
     Args:
-        function: `predict`, whose defaults are left out.
-        given: Arguments of the call by name, with those of the task.
+        function: `predict`; arguments with default values are omitted.
+        given: Arguments of the call by name, including those of the task.
         inputs: Other inputs.
         out: Another output folder.
     """

@@ -1,4 +1,4 @@
-"""Video files: frames in, annotated frames out, with PyAV (the extra `video`)."""
+"""Reading and writing of video files with PyAV (the extra `video`)."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 _TICKS = 60_000
 """Units of time per second in written videos; mpeg4 allows no more than 65535."""
 _CODECS = {"libx264": {"crf": "20", "preset": "veryfast"}, "mpeg4": {"qscale": "3"}}
-"""Encoders, the best first, and their options."""
+"""Encoders in order of preference, with their options."""
 _TURNS = {
     90: Image.Transpose.ROTATE_90,
     180: Image.Transpose.ROTATE_180,
     -180: Image.Transpose.ROTATE_180,
     -90: Image.Transpose.ROTATE_270,
 }
-"""Turns counterclockwise, in degrees."""
+"""Counterclockwise rotations by their angle in degrees."""
 
 
 def require_video_support() -> None:
@@ -40,14 +40,14 @@ def require_video_support() -> None:
 
 
 class BadVideoError(FishnetError):
-    """Video that cannot be used."""
+    """Unusable video."""
 
 
 class Frame(NamedTuple):
     """A frame of a video."""
 
     number: int
-    """Place in the video, from 0."""
+    """Index in the video, from 0."""
     time: float
     """Seconds since the beginning."""
     image: Image.Image
@@ -56,22 +56,22 @@ class Frame(NamedTuple):
 
 @dataclass
 class VideoInfo:
-    """What a video says of itself."""
+    """Properties of a video."""
 
     fps: float
     """Frames per second, on average."""
     frames: int | None
-    """Number of frames, if it is stated or follows from the duration."""
+    """Number of frames, if recorded or determined by the duration."""
 
 
 class VideoReader:
     """The frames of a video.
 
-    Damaged frames are left out. The iteration ends where the file does; then `problem` says what is wrong with it.
+    Damaged frames are skipped. The iteration ends at the end of the file; then `problem` describes a problem with it.
 
     Args:
         path: Video file.
-        every: Take every N-th frame.
+        every: Yield every N-th frame.
 
     Raises:
         BadVideoError: The file is not a video.
@@ -87,7 +87,7 @@ class VideoReader:
             raise bad_video(path, _reason(error)) from error
         if not self._container.streams.video:
             self._container.close()
-            raise bad_video(path, "it has no pictures, only sound or text")
+            raise bad_video(path, "it has no video stream")
         self._stream: VideoStream = self._container.streams.video[0]
         self._stream.thread_type = "AUTO"
         rate = self._stream.average_rate or self._stream.guessed_rate or Fraction(25)
@@ -98,7 +98,7 @@ class VideoReader:
         self._cut, self._end, self._pause = False, 0.0, 0.0
 
     def _seconds(self) -> float | None:
-        """Return the stated duration of the pictures; that of the file counts only if it has nothing else."""
+        """Return the duration of the video stream; that of the file only if it has no other streams."""
         stream = self._stream
         if stream.duration is not None and stream.time_base is not None:
             return float(stream.duration * stream.time_base)
@@ -138,7 +138,7 @@ class VideoReader:
                 packet: Packet = next(packets)
             except StopIteration:
                 return
-            except (av.FFmpegError, OSError):  # what follows cannot be found any more
+            except (av.FFmpegError, OSError):  # the following packets cannot be located
                 self._cut = True
                 return
             self._cut = bool(packet.is_corrupt) or (self._cut and not packet.size)
@@ -153,7 +153,7 @@ class VideoReader:
                 self._cut = True  # unless another packet follows
 
     def _ends_early(self) -> bool:
-        """Return whether the file states more than it has; its last frame may be shown as long as any other."""
+        """Return whether the file is shorter than the recorded duration, by more than the duration of one frame."""
         if self._stream.frames:
             return self.decoded + self.damaged < 0.98 * self._stream.frames - 2
         if self._stated is None:
@@ -162,13 +162,13 @@ class VideoReader:
 
     @property
     def problem(self) -> str:
-        """What was wrong with the file, in a line; empty if nothing was."""
+        """Description of a problem with the file, in a line; empty if there is none."""
         if self._cut or self._ends_early():
             expected = self.info.frames
             of = f" of about {expected}" if expected is not None and expected > self.decoded else ""
             return f"the video {self.path} ends in the middle of a frame, after {self.decoded}{of} frames"
         if self.damaged:
-            return f"{self.damaged} damaged frames of the video {self.path} were left out"
+            return f"{self.damaged} damaged frames of the video {self.path} were skipped"
         return ""
 
 
@@ -188,14 +188,14 @@ def _reason(error: Exception) -> str:
 
 
 def _upright(frame: VideoFrame) -> Image.Image:
-    """Return a frame as players show it: phones write the turn beside the pixels."""
+    """Return a frame with the rotation of the metadata applied, as players show it."""
     image: Image.Image = frame.to_image()
     turn = _TURNS.get(round(frame.rotation / 90) * 90)
     return image if turn is None else image.transpose(turn)
 
 
 class VideoWriter:
-    """Writes an MP4 file without sound. It has its final name, and can be played, when the block is left.
+    """Writes an MP4 file without sound; the file is complete under its final name when the context is left.
 
     Args:
         path: File to write.
@@ -245,7 +245,7 @@ class VideoWriter:
 
         if self._size is None:
             self._size = image.size
-            # pairs of rows and columns share their color; an odd side gets a black line
+            # chroma subsampling needs even sides; an odd side is padded with a black line
             self._stream.width, self._stream.height = (side + side % 2 for side in image.size)
             self._stream.codec_context.time_base = Fraction(1, _TICKS)
         if image.size != self._size:
@@ -260,5 +260,5 @@ class VideoWriter:
 
     def _failed(self, failure: OSError) -> FishnetError:
         return FishnetError(
-            f"cannot write {self.path}: {failure.strerror or failure}; make room, or choose another --out"
+            f"cannot write {self.path}: {failure.strerror or failure}; free disk space or choose another --out"
         )

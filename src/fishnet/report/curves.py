@@ -24,7 +24,7 @@ _FEW, _MOST = 25, 6
 _NO_LOSS_TERMS = ("loss", "lr", "grad_norm")
 """Metrics of the training split that are not terms of the loss."""
 _PULL = "grad_norm_"
-"""Prefix of the gradient norms of single heads at the trunk."""
+"""Prefix of the gradient norms per head at the trunk."""
 
 
 @dataclass
@@ -69,10 +69,10 @@ def smooth(values: list[float], share: float = 0.02) -> np.ndarray:
 
 
 def draw_curves(metrics_csv: Path, display: Display | None = None) -> Figure:
-    """Draw losses (training losses smoothed), scores, learning rate, and the gradient norms of several heads at the
-    trunk over optimizer steps.
+    """Plot losses (training losses smoothed), scores, learning rate, and the gradient norms per head at the trunk over
+    optimizer steps.
 
-    Metrics that are not in the file are left out, so runs of one epoch or without validation are supported.
+    Metrics that are not in the file are omitted, so that runs of one epoch or without validation are supported.
 
     Args:
         metrics_csv: Metrics file of the run.
@@ -98,7 +98,7 @@ def draw_curves(metrics_csv: Path, display: Display | None = None) -> Figure:
 
 
 def _panels(series: dict[tuple[str, str], Series], display: Display) -> list[Callable[[Axes], None]]:
-    """Return what draws each panel that there are metrics for."""
+    """Return functions that draw the panels, for which there are metrics."""
     scores = {name: series["val", name] for name in _score_names(series, display) if ("val", name) in series}
     own = {n: found for (split, n), found in series.items() if split == "train" and n not in _NO_LOSS_TERMS}
     parts = {name: found for name, found in own.items() if not name.startswith(_PULL)}
@@ -145,7 +145,7 @@ def _draw_scores(axes: Axes, scores: dict[str, Series], display: Display) -> Non
     for name, found in scores.items():
         values = np.asarray(found.values) * (100 if percent else 1)
         if name in display.fractions:
-            values = np.where(values < 0, np.nan, values)  # -1: not determined by the split
+            values = np.where(values < 0, np.nan, values)  # -1: undefined on the split
         label = style.middle(display.title(name), 24)
         if np.isfinite(values).any():
             label += f" (best {np.nanmax(values):.2f}{' %' if percent else ''})"

@@ -26,7 +26,7 @@ from fishnet.tasks import get_task
 Metrics = Mapping[tuple[str, str], Series]
 _MOST_ROWS = 1000
 _MOST_BYTES = 600_000
-_CURVES = "Training over the optimizer steps: losses are smoothed, scores are those of the validation split."
+_CURVES = "Metrics over optimizer steps: training losses are smoothed, scores are from the validation split."
 
 _CSS = """
 :root { color-scheme: light; --ink: #1f2933; --muted: #5d6874; --rule: #d9dee4; --tint: #f5f7f9; --accent: #0072b2; }
@@ -64,8 +64,8 @@ summary { cursor: pointer; color: var(--accent); }
 def write_report(run: RunFolder, display: Display | None = None) -> Path:
     """Write report.html into a run folder from the files of the folder, and return its path.
 
-    The file contains its style and pictures, and all text from the run is escaped. Missing or unreadable files are left
-    out, with a note if a file is damaged.
+    The file contains its style and pictures, and all text from the run is escaped. Missing or unreadable files are
+    omitted, with a note if a file is damaged.
 
     Args:
         run: Run folder.
@@ -110,7 +110,7 @@ def write_report(run: RunFolder, display: Display | None = None) -> Path:
 
 
 def _section(title: str, content: str, note: str = "") -> str:
-    """Return a section with a sentence that explains it; empty if there is no content."""
+    """Return a section with an explanatory note; empty if there is no content."""
     lead = f"{_note(note)}\n" if note else ""
     return f"<section>\n<h2>{escape(title)}</h2>\n{lead}{content}\n</section>" if content else ""
 

@@ -1,10 +1,9 @@
-"""Pictures of what a trunk computes for an image: the maps of tail, body and head of a fish, or those of other trunks.
+"""Visualization of the feature maps of a trunk: tail, body and head of a FishNet, or the maps of other trunks.
 
-For each stage there are two pictures. `strength` shows how far the features of a place differ from their mean over the
-image: the norm over the channels. `components` shows which features they are: the first three principal components of
-the channels over the places of the image are red, green and blue, so that places with similar features have similar
-colors. Both are scaled to the range from the 1st to the 99th percentile. Colors of different stages have nothing to do
-with each other.
+There are two pictures per stage. `strength` is the norm over the channels of the difference between the features at a
+position and their mean over the image. `components` shows the first three principal components of the channels, over
+all positions of the image, as red, green and blue, so that similar features have similar colors. Both are scaled to the
+range from the 1st to the 99th percentile. Colors of different stages are not comparable.
 """
 
 from __future__ import annotations
@@ -29,11 +28,11 @@ from fishnet.files import UniqueStems
 from fishnet.models.network import Images, Network
 
 CAPTION = (
-    "What the layers of the network compute for one image. Left of each pair: how far the features of a place differ "
-    "from their mean over the image (norm over the channels, yellow is most). Right: the first three principal "
+    "Feature maps of one image, by stage. Left of each pair: norm over the channels of the difference between the "
+    "features at a position and their mean over the image (yellow is high). Right: the first three principal "
     "components of the channels as red, green and blue, so that similar features have similar colors."
 )
-"""What the picture shows, in a sentence for a report."""
+"""Caption of the picture in a report."""
 PLACES = {
     "stem": ("tail", 0), "t1": ("tail", 1), "t2": ("tail", 2), "t3": ("tail", 3),
     "bridge": ("body", 3), "b1": ("body", 2), "b2": ("body", 1), "b3": ("body", 0),
@@ -59,7 +58,7 @@ class Cell(NamedTuple):
 
 @contextmanager
 def first_batch(network: Network) -> Iterator[list[Tensor]]:
-    """Keep the first normalized batch (N, C, H, W) that the trunk gets while the block runs, in the list returned."""
+    """Record the first normalized batch (N, C, H, W) that the trunk receives in the returned list."""
     seen: list[Tensor] = []
 
     def keep(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -74,16 +73,16 @@ def first_batch(network: Network) -> Iterator[list[Tensor]]:
 
 
 def draw_insides(network: Network, images: Images) -> Image.Image | None:
-    """Draw what the trunk of a network computes for the first of some images, as one sheet with the image; equal inputs
-    give equal pictures.
+    """Draw the feature maps of a network's trunk for the first of some images, as a sheet with the image. The result is
+    deterministic.
 
     Args:
         network: Network in eval mode.
-        images: Images as the network takes them. A batch that is padded with zeros at the bottom and on the right is
-            drawn without its padding.
+        images: Network inputs. A batch that is padded with zeros at the bottom and on the right is drawn without its
+            padding.
 
     Returns:
-        The sheet; None if the network gives no maps.
+        The sheet; None if the network has no feature maps.
     """
     with torch.inference_mode():
         batch, _ = network.batcher(images[:1])
@@ -101,7 +100,7 @@ def _three(values: tuple[float, ...]) -> tuple[float, float, float]:
 
 
 class InsidePictures:
-    """A sheet per image, named as its file, in OUT/insides.
+    """A sheet per image in OUT/insides, named after the image.
 
     Args:
         out: Folder to write insides/ into.
@@ -123,13 +122,13 @@ class InsidePictures:
             run: Passes the image through the network.
 
         Raises:
-            UsageError: The network gives no maps.
+            UsageError: The network has no feature maps.
         """
         with first_batch(self.network) as seen:
             run()
         picture = draw_insides(self.network, seen[0]) if seen else None
         if picture is None:
-            raise UsageError("--insides: timm gives no maps of this network; leave it out")
+            raise UsageError("--insides: timm does not provide feature maps of this network; leave the option out")
         path = self.out / "insides" / f"{self._names.of(file)}.png"
         self.written.append(style.save_picture(picture, path))
 
@@ -145,7 +144,7 @@ def _size_without_padding(image: Tensor) -> tuple[int, int]:
 
 
 def _cells(maps: Mapping[str, Tensor], canvas: tuple[int, int], size: tuple[int, int]) -> list[Cell]:
-    """Return the stages with their places, cut to the image.
+    """Return the stages with their cells, cropped to the image.
 
     Args:
         maps: Maps (1, C, h, w) by stage.
@@ -165,17 +164,17 @@ def _cells(maps: Mapping[str, Tensor], canvas: tuple[int, int], size: tuple[int,
 
 
 def strength(values: np.ndarray) -> np.ndarray:
-    """Return the norm over the channels of the difference between features (C, H, W) and their mean over the places,
-    scaled to 0..1, (H, W); zeros if there is no difference."""
+    """Return the norm over the channels of the difference between features (C, H, W) and their spatial mean, (H, W),
+    scaled to 0..1; zeros if there is no difference."""
     difference = values - values.mean((1, 2), keepdims=True)
     return _scaled(np.sqrt((difference**2).sum(0)), 0.0)
 
 
 def components(values: np.ndarray) -> np.ndarray:
-    """Return the first three principal components of features (C, H, W) over the places, scaled to 0..1, (H, W, 3).
+    """Return the first three principal components of features (C, H, W) over all positions, scaled to 0..1, (H, W, 3).
 
-    Channels are standardized first, so that none counts for its scale. The sign of a component is that which makes its
-    largest weight positive. Components without variance are 0.5.
+    Channels are standardized first. The sign of a component is chosen so that its largest weight is positive.
+    Components without variance are 0.5.
     """
     channels, height, width = values.shape
     points = values.reshape(channels, -1).T
@@ -229,10 +228,10 @@ def _sheet(image: Image.Image, cells: list[Cell]) -> Image.Image:
 
 def _legend() -> list[str]:
     return [
-        "Left of each pair: strength. How far the features of a place differ from",
-        "their mean over the image: norm over the channels, dark to yellow.",
-        "Right: components. The first three principal components of the channels",
-        "as red, green and blue: similar features have similar colors.",
+        "Left of each pair: strength, the norm over the channels of the difference",
+        "between features and their mean over the image, from dark to yellow.",
+        "Right: the first three principal components of the channels as red, green",
+        "and blue: similar features have similar colors.",
         "Each picture has its own scale.",
     ]
 

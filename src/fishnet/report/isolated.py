@@ -175,7 +175,7 @@ def _convolutions(graph: fx.Graph, model: nn.Module) -> dict[fx.Node, str]:
 
 
 def _is_size(node: fx.Node) -> bool:
-    """Return whether a node is a shape or the like, which connects two maps in the graph without passing on values."""
+    """Return whether a node is a shape or size, which connects two maps in the graph without passing on values."""
     if node.op == "call_method":
         return node.target in _NOT_DATA
     return node.op == "call_function" and node.target is getattr and node.args[1] in _NOT_DATA

@@ -46,7 +46,8 @@ def moved(deltas: np.ndarray, boxes: np.ndarray, weights: Sequence[float]) -> np
 
 
 def from_distances(distances: np.ndarray, squares: np.ndarray) -> np.ndarray:
-    """Return boxes whose edges (left, top, right, bottom) are at distances from the centers of squares, in their sides.
+    """Return boxes from distances of the edges (left, top, right, bottom) to the centers of squares, in units of their
+    sides.
 
     Args:
         distances: float32 (N, 4).
@@ -70,7 +71,7 @@ def large(boxes: np.ndarray, least: float) -> np.ndarray:
 
 
 def best(scores: np.ndarray, count: int) -> np.ndarray:
-    """Return the indices of the `count` highest scores (N,), the highest first; of equal ones, the first."""
+    """Return the indices of the `count` highest scores (N,) in descending order; ties by index."""
     if count < len(scores):
         limit = np.partition(scores, len(scores) - count)[len(scores) - count]
         above, equal = np.flatnonzero(scores > limit), np.flatnonzero(scores == limit)
@@ -81,13 +82,13 @@ def best(scores: np.ndarray, count: int) -> np.ndarray:
 
 
 def suppressed(boxes: np.ndarray, scores: np.ndarray, groups: np.ndarray, iou: float) -> np.ndarray:
-    """Return the indices of the boxes that non-maximum suppression within each group keeps, the best first.
+    """Return the indices of the boxes that non-maximum suppression within each group keeps, by descending score.
 
     Args:
         boxes: float32 (N, 4).
         scores: float32 (N,).
         groups: int (N,), such as classes; boxes of different groups do not suppress each other.
-        iou: A box is removed if its IoU with a better one is above this value.
+        iou: A box is removed if its IoU with a box of a higher score is above this value.
     """
     order = np.argsort(-scores, kind="stable")
     kept = np.zeros(len(boxes), bool)
@@ -98,7 +99,7 @@ def suppressed(boxes: np.ndarray, scores: np.ndarray, groups: np.ndarray, iou: f
 
 
 def _greedy(boxes: np.ndarray, iou: float) -> list[int]:
-    """Return the places of the boxes that are kept, from boxes with the best first."""
+    """Return the indices of the boxes that are kept; `boxes` are sorted by descending score."""
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     rest = np.arange(len(boxes))
     kept: list[int] = []

@@ -18,7 +18,7 @@ from .model import Model
 
 
 def main(folder: Path, argv: Sequence[str] | None = None) -> int:
-    """Predict on images and print a line of JSON for each; return 0 done, 1 an image or the folder cannot be used.
+    """Predict on images, print a line of JSON for each, and return the exit code: 1 if an image or folder is unusable.
 
     Args:
         folder: Exported folder.
@@ -27,12 +27,12 @@ def main(folder: Path, argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="runner.py", description="Predict on images; prints a line of JSON for each.")
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
     parser.add_argument("--top", type=int, help="number of classes per image")
-    parser.add_argument("--threshold", type=float, help="minimum score of a class, for several labels per image")
+    parser.add_argument("--threshold", type=float, help="minimum score of a class, for multi-label models")
     parser.add_argument("--score", type=float, help="minimum score of an object")
     parser.add_argument("--max-detections", type=int, help="maximum number of objects per image")
     parser.add_argument("--out", help="folder to write label maps to, as PNG files of class indices")
     parser.add_argument(
-        "--allow-fallback", action="store_true", help="compute in fp32 if the precision is missing here"
+        "--allow-fallback", action="store_true", help="compute in fp32 if this machine does not support the precision"
     )
     given = vars(parser.parse_args(argv))
     images, out, fallback = given.pop("images"), given.pop("out"), given.pop("allow_fallback")
@@ -54,7 +54,7 @@ def main(folder: Path, argv: Sequence[str] | None = None) -> int:
 
 
 def _plain(answer: Json, name: str, out: str | None) -> Json:
-    """Return an answer as values of JSON; label maps become files."""
+    """Return a prediction as JSON values; label maps are written to files."""
     found: Json = {}
     for key, value in answer.items():
         if isinstance(value, dict):

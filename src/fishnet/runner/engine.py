@@ -1,4 +1,4 @@
-"""An exported network: graphs and decoders -> answers by head."""
+"""Inference engine of an exported network: graphs and decoders."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Engine:
     """Runs an exported network.
 
     Args:
-        preparation: How images are prepared.
+        preparation: Preprocessing of images.
         heads: Decoders by the name of the head.
         graphs: Graphs by name: `dense` takes images, the others pooled maps of regions.
     """
@@ -46,7 +46,7 @@ class Engine:
         return found
 
     def decode(self, raw: Mapping[str, Arrays], canvas: Size, sizes: Sequence[Size]) -> dict[str, list[object]]:
-        """Return the answers of every head, one per image.
+        """Return the predictions of every head, one per image.
 
         Args:
             raw: Outputs by head and by name.
@@ -56,7 +56,7 @@ class Engine:
         return {name: self.heads[name].decode(own, canvas, sizes, self.graphs) for name, own in raw.items()}
 
     def run(self, images: Sequence[np.ndarray]) -> dict[str, list[object]]:
-        """Return the answers by head for images uint8 (h, w, 3) of any sizes, in the size of the network."""
+        """Return the predictions by head for prepared images uint8 (h, w, 3) of any sizes."""
         answers: dict[str, dict[int, object]] = {name: {} for name in self.heads}
         for places in self.preparation.groups(images):
             batch, canvas, sizes = self.preparation.batch([images[place] for place in places])
@@ -69,7 +69,7 @@ def read_description(folder: Path) -> Json:
     """Return the content of export.json.
 
     Raises:
-        RunnerError: There is none, it is damaged, or of a newer version.
+        RunnerError: The file is missing, damaged, or of a newer version.
     """
     path = folder / EXPORT_JSON
     try:
@@ -90,7 +90,7 @@ def open_engine(folder: Path, allow_fallback: bool = False) -> Engine:
 
     Args:
         folder: Exported folder.
-        allow_fallback: Compute in fp32 where this machine lacks the precision of the export.
+        allow_fallback: Compute in fp32 if this machine does not support the precision of the export.
 
     Raises:
         RunnerError: A file is missing, damaged or belongs to another model, the package that runs the format is
@@ -137,7 +137,7 @@ def head_of(spec: Mapping[str, object]) -> Head:
     """Return the decoder that an entry of export.json describes.
 
     Raises:
-        KeyError: Its type is unknown.
+        KeyError: The type is unknown.
         TypeError: A value is missing or unknown.
     """
     values = dict(spec)

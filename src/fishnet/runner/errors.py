@@ -4,4 +4,4 @@ from __future__ import annotations
 
 
 class RunnerError(Exception):
-    """One line for the user: what is wrong, where, and how to correct it."""
+    """Error with a one-line message: what is wrong, where, and how to correct it."""

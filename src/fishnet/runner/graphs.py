@@ -1,4 +1,4 @@
-"""Files of graphs -> functions from arrays to arrays, by onnxruntime, OpenVINO or PyTorch."""
+"""Loading of graph files with onnxruntime, OpenVINO or PyTorch."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ FORMATS = ("torch", "onnx", "openvino")
 SUFFIXES = {"torch": ".pt2", "onnx": ".onnx", "openvino": ".xml"}
 """File name extension of each format."""
 PACKAGES = {"torch": "torch", "onnx": "onnxruntime", "openvino": "openvino"}
-"""What runs each format."""
+"""Package that runs each format."""
 _HINTS = {"fp32": "f32", "int8": "f32", "bf16": "bf16", "fp16": "f16"}
 _CAPABILITIES = {"fp32": "FP32", "int8": "INT8", "bf16": "BF16", "fp16": "FP16"}
 
 
 def lacking(form: str, precision: str) -> str | None:
-    """Return why this machine cannot compute in a precision, in a few words; None if it can.
+    """Return the reason why this machine does not support a precision; None if it does.
 
     Args:
         form: torch, onnx or openvino.
@@ -37,23 +37,23 @@ def lacking(form: str, precision: str) -> str | None:
         found = Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         if _CAPABILITIES[precision] in found:
             return None
-        return f"OpenVINO has no {precision} arithmetic on this CPU"
+        return f"OpenVINO does not support {precision} on this CPU"
     if form == "onnx":
-        return f"onnxruntime has no {precision} arithmetic on CPUs"
+        return f"onnxruntime does not support {precision} on CPUs"
     import torch
 
     if precision == "bf16" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
         return None
-    return f"PyTorch has no fast {precision} arithmetic on this CPU"
+    return f"PyTorch has no fast {precision} on this CPU"
 
 
 def open_graph(path: Path, form: str, precision: str) -> Graph:
-    """Return the function of a graph file.
+    """Load a graph file as a function from arrays to arrays.
 
     Args:
         path: File.
         form: torch, onnx or openvino.
-        precision: Arithmetic of OpenVINO; the other formats have it in the graph.
+        precision: Inference precision of OpenVINO; the graphs of other formats contain it.
 
     Raises:
         RunnerError: The package that runs it is missing, or the file is damaged.
@@ -103,7 +103,7 @@ def _openvino(path: Path, precision: str) -> Graph:
 
 
 def openvino_settings(precision: str) -> dict[str, str]:
-    """Return what OpenVINO is told: without it, CPUs with bf16 instructions compute in bf16 by themselves."""
+    """Return the precision hint of OpenVINO: without it, CPUs with bf16 instructions compute in bf16."""
     return {"INFERENCE_PRECISION_HINT": _HINTS[precision]}
 
 
@@ -120,7 +120,7 @@ def compiled(model: Callable[[Arrays], object]) -> Graph:
 def _torch(path: Path, precision: str) -> Graph:
     import torch
 
-    # guards would refuse maps of one pixel, which these programs compute as any other
+    # guards would reject maps of one pixel, which these programs can compute
     program = torch.export.load(path).module(check_guards=False)
 
     def run(inputs: Arrays) -> Arrays:

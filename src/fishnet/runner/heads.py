@@ -1,4 +1,4 @@
-"""Heads of exported networks: outputs of the graphs -> answers per image, in pixels of the network's input."""
+"""Decoders of exported networks: from graph outputs to predictions per image, in pixels of the network's input."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SMALLEST = 1e-2
 
 
 class Detections(TypedDict):
-    """Objects found in one image, the best first; boxes and keypoints in pixels of the network's input."""
+    """Objects in one image, sorted by score; boxes and keypoints in pixels of the network's input."""
 
     boxes: np.ndarray
     """float32 (N, 4): x1 y1 x2 y2."""
@@ -46,7 +46,7 @@ class Head:
     """Class names in the order of the outputs."""
 
     def decode(self, raw: Arrays, canvas: Size, sizes: Sequence[Size], graphs: Mapping[str, Graph]) -> list[object]:
-        """Return one answer per image.
+        """Return one prediction per image.
 
         Args:
             raw: Outputs of the head.
@@ -63,7 +63,7 @@ class ClassifierHead(Head):
 
     classes: Sequence[str]
     multi_label: bool = False
-    """Whether an image has any number of classes."""
+    """Whether an image may have any number of classes."""
 
     def decode(self, raw: Arrays, canvas: Size, sizes: Sequence[Size], graphs: Mapping[str, Graph]) -> list[object]:
         """Return the logits of each image."""

@@ -1,4 +1,4 @@
-"""Any image that Pillow decodes -> 8-bit RGB, as an image viewer shows it."""
+"""Decoding of images to 8-bit RGB, as an image viewer shows them."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 THRESHOLD = 0.5
-"""Minimum probability of a mask's pixels."""
+"""Probability threshold for the pixels of a mask."""
 
 
 def linear(size: int, wanted: int) -> np.ndarray:
@@ -52,7 +52,7 @@ def pasted(mask: np.ndarray, box: np.ndarray, height: int, width: int) -> np.nda
         width: Width of the image.
     """
     side = len(mask)
-    scale = np.float32((side + 2) / side)  # a border of zeros, so that the edge falls off as the inside does
+    scale = np.float32((side + 2) / side)  # padded by zeros, so that values decrease at the edges of the mask as well
     mask = np.pad(mask, 1)
     half = (box[2:] - box[:2]) * np.float32(0.5) * scale
     center = (box[2:] + box[:2]) * np.float32(0.5)
@@ -91,7 +91,7 @@ def keypoints(maps: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def run_lengths(mask: np.ndarray) -> str:
-    """Return the compressed run lengths of a mask (H, W), bool, as COCO's files contain them."""
+    """Return the compressed run lengths of a mask (H, W), bool, as in COCO files."""
     flat = np.concatenate([[False], mask.ravel(order="F"), [False]])
     edges = np.flatnonzero(flat[1:] != flat[:-1])
     counts = np.diff(np.concatenate([[0], edges, [mask.size]])).tolist()

@@ -1,4 +1,4 @@
-"""An exported network as a function of an image."""
+"""Prediction with an exported network."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from .masks import pasted, run_lengths
 from .prepare import Size
 
 PIXEL_CENTER = 0.5
-"""COCO counts keypoints in pixel indices, networks in distances from the upper left corner."""
+"""COCO gives keypoints as pixel indices, networks as distances from the upper left corner."""
 _STRIP = 2**18
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """What an answer contains."""
+    """Thresholds that select the predictions."""
 
     top: int = 5
     """Number of classes per image, for models with one label per image."""
@@ -46,8 +46,8 @@ class Model:
 
     Args:
         folder: Folder that `fishnet export` wrote.
-        allow_fallback: Compute in fp32 where this machine lacks the precision of the export.
-        thresholds: What an answer contains, instead of what export.json says.
+        allow_fallback: Compute in fp32 if this machine does not support the precision of the export.
+        thresholds: Thresholds instead of those in export.json.
 
     Raises:
         RunnerError: The folder is incomplete, damaged or of another model, or something is missing to run it.
@@ -64,14 +64,14 @@ class Model:
         self.thresholds = Thresholds(**values)  # type: ignore[arg-type]
 
     def __call__(self, image: str | Path | bytes | Image.Image) -> Json:
-        """Return what the network predicts for an image.
+        """Predict on an image.
 
         Args:
             image: Path or content of an image file, or an image of Pillow; neither resized nor normalized.
 
         Returns:
-            `predictions`, as results.json of `fishnet predict` has them: label, index and score of classes, with the
-            box, mask or keypoints of objects, or with the share of the pixels. A network that classifies pixels adds
+            `predictions`, as in results.json of `fishnet predict`: label, index and score of classes, with the box,
+            mask or keypoints of objects, or with the share of the pixels. A network that classifies pixels adds
             `label_map`, class indices (H, W). A network with several heads returns the predictions of each under image,
             region and pixel.
 
@@ -152,7 +152,7 @@ def _check(values: np.ndarray) -> None:
 
 
 def label_map(logits: np.ndarray, size: Size) -> np.ndarray:
-    """Return the most probable class of every pixel, in strips, so that memory grows with the width only.
+    """Return the most probable class of every pixel, computed in strips, so that memory grows only with the width.
 
     Args:
         logits: float32 (classes, h, w).
@@ -175,7 +175,7 @@ def label_map(logits: np.ndarray, size: Size) -> np.ndarray:
 
 
 def _neighbors(places: np.ndarray, size: int, wanted: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the two source pixels of each pixel along a side, and the share of the second."""
+    """Return the two source pixels of each pixel along a side, and the weight of the second."""
     exact = np.clip((places + 0.5) * (size / wanted) - 0.5, 0, size - 1)
     low = np.floor(exact).astype(np.int64)
     return low, np.minimum(low + 1, size - 1), (exact - low).astype(np.float32)

@@ -1,6 +1,6 @@
-"""Preprocessing: RGB image -> pixels in the size of the network -> normalized batch.
+"""Preprocessing of images: resize, crop, normalize, batch.
 
-This is the only implementation: evaluation, prediction, calibration and exported networks use it.
+Evaluation, prediction, calibration and exported networks all use this implementation.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from PIL import Image
 Size = tuple[int, int]
 """Height and width in pixels."""
 UNLIMITED = 1 << 30
-"""Maximum of the longer side of images that are not limited."""
+"""Value of `longest` that means no limit."""
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -25,7 +25,7 @@ _FILTERS = {
 
 @dataclass(frozen=True)
 class Preparation:
-    """How images are prepared for a network."""
+    """Preprocessing of a network's inputs."""
 
     kind: str
     """square: the shorter side is resized to size / crop_pct pixels, then the center is cropped; fit: the shorter side
@@ -94,7 +94,7 @@ def square(image: Image.Image, size: int, crop_pct: float, interpolation: str) -
 
     An image that already has the right size is not resampled.
     """
-    # the small constant keeps quotients such as 1 / 0.1 from falling just below a whole number
+    # the small constant corrects quotients that are rounded to just below an integer
     short = math.floor(size / crop_pct + 1e-6)
     width, height = image.size
     if min(width, height) != short:

@@ -1,4 +1,4 @@
-"""The memory on which a thread handles signals."""
+"""Alternate signal stack of a thread."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class _Stack(ctypes.Structure):
 
 @contextmanager
 def signal_stack_kept() -> Iterator[None]:
-    """Give the calling thread the signal stack back that it had before.
+    """Restore the signal stack of the calling thread at the end of the context.
 
-    OpenVINO sets a stack of its own where it compiles a model, and frees it with the model. The next signal that
-    Python handles, such as the end of a worker process of a data loader, would then end the process by a segmentation
-    fault. Does nothing on other systems than Linux.
+    OpenVINO sets its own signal stack when it compiles a model, and frees it with the model. The next signal that
+    Python handles, such as the end of a data loader's worker, would then cause a segmentation fault. Only needed on
+    Linux.
     """
     library = ctypes.CDLL(None) if platform.system() == "Linux" else None
     before = _Stack()

@@ -1,6 +1,6 @@
-"""Tasks: what is predicted. `BUILT_IN` is the only list of them; everything else calls `get_task`.
+"""Registry of tasks. `BUILT_IN` is the only list of them; all other code calls `get_task`.
 
-Another package adds a task by an entry point of the group `fishnet.tasks` that refers to a `TaskKind`:
+Other packages add tasks by an entry point of the group `fishnet.tasks` that refers to a `TaskKind`:
 
     [project.entry-points."fishnet.tasks"]
     depth = "my_package.depth:TASK"
@@ -52,7 +52,7 @@ def get_task(name: str) -> TaskKind:
     entry = others[name]
     try:
         kind = entry.load()
-    except Exception as error:  # a package of somebody else may raise anything when it is imported
+    except Exception as error:  # a third-party package may raise anything when it is imported
         raise UsageError(f"task {name!r} cannot be loaded from {entry.value}: {error}") from error
     if not isinstance(kind, TaskKind) or kind.name != name:
         raise UsageError(f"task {name!r}: {entry.value} must be a TaskKind with that name")
@@ -61,9 +61,9 @@ def get_task(name: str) -> TaskKind:
 
 @cache
 def loaded_tasks() -> tuple[TaskKind, ...]:
-    """Return all tasks whose packages can be imported; the others are named once on standard error.
+    """Return all tasks whose packages can be imported; the others are reported once on standard error.
 
-    One broken package must not take the commands of all other tasks with it.
+    A broken third-party package must not break the commands of all other tasks.
     """
     kinds = []
     for name in task_names():
@@ -75,11 +75,11 @@ def loaded_tasks() -> tuple[TaskKind, ...]:
 
 
 def make_task(card: ModelCard, **options: Any) -> AnyTask:
-    """Return evaluation and prediction for a card.
+    """Return the task of a card, for evaluation and prediction.
 
     Args:
         card: Card of a network.
-        options: Prediction options, see `fishnet predict --help`; None stands for the default.
+        options: Prediction options, see `fishnet predict --help`; None means the default.
 
     Raises:
         UsageError: An option that the task does not have.
@@ -93,10 +93,10 @@ def make_task(card: ModelCard, **options: Any) -> AnyTask:
 
 
 def _as_dataclass(kind: type[Any], values: Mapping[str, Any], owner: str, prefix: str = "") -> Any:
-    """Return a dataclass from values by name, those of the dataclasses in it as mappings; None stands for the default.
+    """Return a dataclass from values by name, with nested dataclasses as mappings; None means the default.
 
     Raises:
-        UsageError: A name that it does not have.
+        UsageError: A name that is not a field.
     """
     hints = typing.get_type_hints(kind)
     given = {name: value for name, value in values.items() if value is not None}

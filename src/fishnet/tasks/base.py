@@ -1,8 +1,8 @@
-"""What a task consists of. Training, commands, runs and reports use tasks through these types, none by name.
+"""Interfaces of a task. Training, commands, runs and reports use tasks only through these types.
 
 A task is a module of `fishnet.tasks`, or of another package that registers it under the entry-point group
-`fishnet.tasks`. Its `TASK` says which settings it has and how to make the two objects that do the work: a `Task`, made
-from a model's card alone, evaluates and predicts; a `Training`, made from settings, adds data and losses.
+`fishnet.tasks`. Its `TASK` (a `TaskKind`) declares its settings and creates two objects: a `Task`, made from a model
+card alone, evaluates and predicts; a `Training`, made from settings, provides data, architecture and losses.
 """
 
 from __future__ import annotations
@@ -30,38 +30,38 @@ from fishnet.models.heads.types import Answers
 from fishnet.models.network import Images, Network
 from fishnet.models.precision import autocast
 
-if TYPE_CHECKING:  # training draws nothing until its end
+if TYPE_CHECKING:  # drawing is imported only at the end of training
     from matplotlib.figure import Figure
 
 BadImages = Literal["stop", "skip"]
 Collate = Callable[[list[Any]], Any]
-"""Function that makes a batch of samples."""
+"""Function that collates samples into a batch."""
 Sample = dict[str, Any]
 """Element of a data set, with the keys of `Batch`."""
 Batch = dict[str, Any]
-"""Images under `image`, targets as the task names them, `index` of each sample, and `bad`: the path of an image that
-could not be read, or an empty string."""
+"""Images under `image`, targets under the keys of the task, `index` of each sample, and `bad`: the path of an image
+that could not be read, or an empty string."""
 Answer = dict[str, Any]
-"""What a model predicts for an image, as `fishnet.Predictor` returns it."""
+"""Prediction for an image, as `fishnet.Predictor` returns it."""
 Entry = Json
-"""An answer as results.json contains it."""
+"""A prediction as JSON values, as in results.json."""
 DataT = TypeVar("DataT")
 """Data set of a task."""
 EvaluatorT = TypeVar("EvaluatorT")
 """Evaluator of a task."""
 EvaluationT = TypeVar("EvaluationT", contravariant=True)
-"""What the evaluator of a task computes."""
+"""Evaluation of a task."""
 PreparedT = TypeVar("PreparedT")
 """Model input prepared from an image."""
 ResultT = TypeVar("ResultT", covariant=True)
-"""What an evaluator computes."""
+"""Result of an evaluator."""
 
 
 class Runtime(Protocol):
-    """Runs a network: the one of PyTorch in this process, or an exported one."""
+    """Runs a network: a PyTorch module, or an exported network."""
 
     def __call__(self, images: Images) -> Answers:
-        """Return the answers by head, each with an entry per image."""
+        """Return the predictions by head, each with an entry per image."""
         ...
 
 
@@ -71,14 +71,14 @@ class TorchRuntime:
     Args:
         network: Network in eval mode, on `device`.
         device: Device that images are moved to.
-        precision: Arithmetic: fp32, bf16 or fp16.
+        precision: Numerical precision: fp32, bf16 or fp16.
     """
 
     def __init__(self, network: nn.Module, device: torch.device, precision: str = "fp32") -> None:
         self.network, self.device, self.precision = network, device, precision
 
     def __call__(self, images: Images) -> Answers:
-        """Return the answers by head, on the device of the network."""
+        """Return the predictions by head, on the device of the network."""
         with torch.inference_mode(), autocast(self.device, self.precision):
             if isinstance(images, Tensor):
                 return self.network(images.to(self.device, memory_format=torch.channels_last, non_blocking=True))
@@ -86,13 +86,13 @@ class TorchRuntime:
 
 
 def precision_of(runtime: Runtime) -> str | None:
-    """Return the arithmetic of a runtime: fp32, bf16 or fp16; None if it does not say."""
+    """Return the numerical precision of a runtime: fp32, bf16 or fp16; None if it is unknown."""
     return runtime.precision if isinstance(runtime, TorchRuntime) else None
 
 
 @contextmanager
 def evaluation_mode(network: nn.Module) -> Iterator[None]:
-    """Set a network to eval mode; every module gets its own mode back afterwards."""
+    """Set a network to eval mode; the mode of every module is restored afterwards."""
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:
@@ -106,7 +106,7 @@ class Evaluation(Protocol):
     """Result of an evaluation.
 
     Attributes:
-        metrics: Metrics by name. Fractions are between 0 and 1; -1 marks a metric that the split does not determine.
+        metrics: Metrics by name. Fractions are between 0 and 1; -1 marks a metric that is undefined on the split.
         images: Number of evaluated images.
     """
 
@@ -114,28 +114,28 @@ class Evaluation(Protocol):
     images: int
 
     def to_dict(self) -> Json:
-        """Return everything as plain values for JSON."""
+        """Return the evaluation as JSON values."""
         ...
 
 
 class Evaluator(Protocol[ResultT]):
-    """Collects the answers of a split, over all processes, and computes the metrics."""
+    """Accumulates the predictions of a split over all processes and computes the metrics."""
 
     def compute(self) -> ResultT:
-        """Return the `Evaluation` of all answers. All processes must call it."""
+        """Return the `Evaluation` of all predictions. All processes must call it."""
         ...
 
 
 class DrawnItem(TypedDict):
-    """An image for a painter."""
+    """Image to be drawn by a painter."""
 
     file: str
     thumbnail: Image.Image | None
-    """What `Painter.thumbnail` returned; None for an image that is not drawn."""
+    """Result of `Painter.thumbnail`; None for an image that is not drawn."""
 
 
 class Painter(Protocol):
-    """Draws answers one by one, so that memory does not grow with the number of images.
+    """Draws predictions one by one, so that memory does not grow with the number of images.
 
     Attributes:
         patterns: Glob patterns of the files that it writes, relative to the output folder.
@@ -148,11 +148,11 @@ class Painter(Protocol):
     drawn: int
 
     def thumbnail(self, image: Image.Image) -> Image.Image:
-        """Return the image in the size that `add` expects; called by the processes that load images."""
+        """Return the image in the size that `add` expects; called in the worker processes that load images."""
         ...
 
     def wants(self, index: int) -> bool:
-        """Whether the image of that index is drawn."""
+        """Whether the image with that index is drawn."""
         ...
 
     def add(self, item: DrawnItem, answer: Answer) -> None:
@@ -160,12 +160,12 @@ class Painter(Protocol):
         ...
 
     def frame(self, image: Image.Image, answer: Answer) -> Image.Image:
-        """Return an image in its own size with the answer drawn on it, such as a frame of a video; nothing is
-        written."""
+        """Return an image, such as a frame of a video, with the prediction drawn on it in its original size; nothing
+        is written."""
         ...
 
     def finish(self) -> None:
-        """Write what is not on disk yet."""
+        """Write all remaining files."""
         ...
 
 
@@ -185,11 +185,11 @@ class Task(Protocol[DataT, EvaluatorT, EvaluationT, PreparedT]):
 
     @property
     def collate(self) -> Collate | None:
-        """Function that makes a batch of samples; None stacks tensors."""
+        """Function that collates samples into a batch; None stacks tensors."""
         ...
 
     def open_split(self, root: Path, split: str, bad_images: BadImages) -> DataT:
-        """Return a data set prepared for the model; its classes are numbered as the outputs of the model."""
+        """Return a split with the preprocessing of the model; class indices are those of the model's outputs."""
         ...
 
     def evaluator(self, dataset: DataT, device: torch.device) -> EvaluatorT:
@@ -197,16 +197,18 @@ class Task(Protocol[DataT, EvaluatorT, EvaluationT, PreparedT]):
         ...
 
     def network_inputs(self, batch: Batch) -> Images:
-        """Return the images of a batch that could be read, in their order; there may be none."""
+        """Return the readable images of a batch, in order; there may be none."""
         ...
 
     def run(self, runtime: Runtime, images: Images, batch: Batch) -> Answers:
-        """Return the answers for `network_inputs(batch)` that `update` takes; a task may run the network several times
-        for them, with test-time augmentation."""
+        """Return the predictions for `network_inputs(batch)` in the form that `update` takes.
+
+        With test-time augmentation, the network runs several times.
+        """
         ...
 
     def update(self, evaluator: EvaluatorT, answers: Answers, batch: Batch) -> None:
-        """Pass the answers for `network_inputs(batch)` to an evaluator, with the targets of the batch."""
+        """Pass the predictions for `network_inputs(batch)` and the targets of the batch to an evaluator."""
         ...
 
     def describe(self, evaluation: EvaluationT) -> list[str]:
@@ -222,36 +224,36 @@ class Task(Protocol[DataT, EvaluatorT, EvaluationT, PreparedT]):
         ...
 
     def transform(self, image: Image.Image) -> Tensor:
-        """Return an RGB image as the network takes it; a network takes a batch or a list of them."""
+        """Return an RGB image as network input; a network takes a batch or a list of them."""
         ...
 
     def prepare(self, image: Image.Image) -> PreparedT:
-        """Return what `answer` takes of an RGB image, such as its tiles."""
+        """Return an RGB image, or its tiles, prepared for `answer`."""
         ...
 
     def answer(self, runtime: Runtime, prepared: Sequence[PreparedT]) -> list[Answer]:
-        """Return what the model predicts for prepared images."""
+        """Return the predictions for prepared images."""
         ...
 
     @property
     def about(self) -> Json:
-        """What results.json says about its entries, such as the format of boxes."""
+        """Description of the entries of results.json, such as the format of boxes."""
         ...
 
     def entry(self, answer: Answer) -> Entry:
-        """Return an answer as results.json contains it."""
+        """Return a prediction as an entry of results.json."""
         ...
 
     def headline(self, entry: Entry) -> str:
-        """Return an entry of results.json in a few words."""
+        """Return a one-line summary of an entry of results.json."""
         ...
 
     def painter(self, out: Path, images: int) -> Painter:
-        """Return a painter of the answers for a number of images, which writes into a folder."""
+        """Return a painter that writes pictures of the predictions for a number of images to a folder."""
         ...
 
     def draw_examples(self, runtime: Runtime, dataset: DataT) -> Image.Image:
-        """Return a picture of the answers for some images of a data set, with the truth."""
+        """Return a picture of the predictions and the ground truth for some images of a data set."""
         ...
 
 
@@ -260,22 +262,22 @@ AnyTask = Task[Any, Any, Any, Any]
 
 
 class TrainOrder(TypedDict, total=False):
-    """What `fishnet.data.loader.TrainBatches` needs to know of a training split of N samples."""
+    """Sampling of a training split of N samples, for `fishnet.data.loader.TrainBatches`."""
 
     groups: np.ndarray
-    """int (N,): a batch takes samples of one group only."""
+    """int (N,): all samples of a batch belong to the same group."""
     repeats: np.ndarray
-    """float (N,): how often a sample is shown per epoch on average, at least 1."""
+    """float (N,): average number of repetitions of a sample per epoch, at least 1."""
     quotas: Quotas
-    """Least share of each step that has labels of a level."""
+    """Minimum fraction of the samples of each step that are labeled for a level, by level."""
 
 
 class Training(Protocol):
-    """What training needs: data, network and losses. Problems with the data are raised when it is made."""
+    """Data, architecture and losses of a run. The constructor raises problems with the data."""
 
     @property
     def config(self) -> TrainConfig:
-        """Settings of the run. What they left open, such as a detector that depends on the data, is decided."""
+        """Settings of the run, with automatic choices resolved, such as a detector that depends on the data."""
         ...
 
     @property
@@ -294,15 +296,15 @@ class Training(Protocol):
         ...
 
     def train_order(self) -> TrainOrder:
-        """Return what the order of the training split depends on: groups of similar images, repeated images."""
+        """Return how the training split is sampled: groups, repetitions and quotas."""
         ...
 
     def architecture(self) -> Architecture:
-        """Return what builds the network."""
+        """Return the architecture that the network is built from."""
         ...
 
     def card(self) -> ModelCard:
-        """Return what evaluation and prediction need to know of the network."""
+        """Return the model card, which evaluation and prediction are made from."""
         ...
 
     def losses(self, network: Network, batch: Batch, epoch: int) -> dict[str, Tensor]:
@@ -320,7 +322,7 @@ class Training(Protocol):
         ...
 
     def fingerprint(self) -> Json:
-        """Return values that change when the data set does."""
+        """Return values that change if the data set changes."""
         ...
 
 
@@ -330,10 +332,10 @@ def evaluate_network(
     """Run a network over all batches and return the `Evaluation`.
 
     Args:
-        task: How a batch is evaluated.
+        task: Task that runs and evaluates a batch.
         runtime: Runs the network.
         batches: Batches of a data loader.
-        evaluator: Evaluator of `task`; answers that it has already count too.
+        evaluator: Evaluator of `task`; predictions that it already contains are included.
     """
     with torch.inference_mode():
         for batch in batches:
@@ -344,10 +346,10 @@ def evaluate_network(
 
 
 class DataReport(Protocol):
-    """What was done to a data set."""
+    """Report on a check, split or conversion of a data set."""
 
     def describe(self) -> str:
-        """Return it as text."""
+        """Return the report as text."""
         ...
 
 
@@ -356,11 +358,11 @@ Given = Mapping[str, Any]
 
 
 class RecipeChoice(NamedTuple):
-    """The recipe of a run that names none."""
+    """Default recipe of a run."""
 
     name: str
     reason: str
-    """Why, in a few words, such as "weights are given"."""
+    """Reason in a few words, such as "weights are given"."""
 
 
 def at_size(card: ModelCard, size: int) -> ModelCard:
@@ -372,7 +374,7 @@ def at_size_with_longest(longest: int) -> Callable[[ModelCard, int], ModelCard]:
     """Return an `at_size` for cards whose size is the shorter side, with the maximum of the longer side in `details`.
 
     Args:
-        longest: Maximum of the longer side in pixels where a card does not say it.
+        longest: Maximum of the longer side in pixels if a card does not record it.
     """
 
     def scaled(card: ModelCard, size: int) -> ModelCard:
@@ -385,7 +387,7 @@ def at_size_with_longest(longest: int) -> Callable[[ModelCard, int], ModelCard]:
 
 @dataclass(frozen=True)
 class TaskKind:
-    """A task as everything outside of its own folder sees it."""
+    """Declaration of a task: the only part of it that code outside its folder uses."""
 
     name: str
     """Name on the command line."""
@@ -394,7 +396,7 @@ class TaskKind:
     config: type[TrainConfig]
     """Settings of a run: a dataclass, subclass of `TrainConfig`."""
     options: type[Any]
-    """How the model answers: a dataclass whose fields are options of `fishnet predict` and keywords of `Predictor`."""
+    """Prediction options: a dataclass whose fields are options of `fishnet predict` and keywords of `Predictor`."""
     make_training: Callable[[Any], Training]
     """Settings -> data and losses."""
     make_task: Callable[[ModelCard, Any], AnyTask]
@@ -402,17 +404,17 @@ class TaskKind:
     recipes: str
     """Package that contains the recipes, one YAML file each."""
     choose_recipe: Callable[[Given], RecipeChoice]
-    """Explicitly set settings -> recipe of a run that names none."""
+    """Explicitly set settings -> default recipe."""
     evaluation_options: type[Any] | None = None
-    """Options that `fishnet evaluate` takes too: a dataclass whose fields are among those of `options`."""
+    """Options of `fishnet evaluate`: a dataclass whose fields are a subset of those of `options`."""
     tied: frozenset[str] = frozenset()
-    """Settings besides the model that a checkpoint depends on; a resumed run cannot change them."""
+    """Settings, besides the model, that the tensors of a checkpoint depend on; a resumed run cannot change them."""
     free: frozenset[str] = frozenset()
     """Settings that do not change the result; a resumed run may change them."""
     batch_size: int = 32
-    """Images per forward pass in evaluation and prediction, by default."""
+    """Default number of images per forward pass in evaluation and prediction."""
     display: Display = field(default_factory=Display)
-    """What reports show of an evaluation."""
+    """Presentation of evaluations in reports."""
     check_data: Callable[..., CheckReport] | None = None
     """Implementation of `fishnet data check`: takes the folder, then options as keywords; its docstring is the help."""
     split_data: Callable[..., DataReport] | None = None
@@ -424,7 +426,7 @@ class TaskKind:
     can_convert: Callable[[Path], bool] | None = None
     """Whether a folder has a layout that `convert_data` reads."""
     topics: Mapping[str, Callable[[], str]] = field(default_factory=dict)
-    """What `fishnet info TOPIC` prints, by topic."""
+    """Functions that return the text of `fishnet info TOPIC`, by topic."""
     layouts: str = "see its documentation"
     """Layouts of the folders that `split_data` takes, in a few words."""
     convert_layouts: str = "see its documentation"

@@ -7,17 +7,17 @@ from collections.abc import Sequence
 from fishnet.files import Json
 
 ROWS = 20
-"""Most classes of a table."""
+"""Maximum number of classes in a table."""
 
 
 def class_table(rows: Sequence[Json], names: list[str], measure: str, weight: str) -> list[str]:
-    """Return a table with a line per class; of more than 20 classes the worst by `measure`, the largest first if equal.
+    """Return a table with a line per class; of more than 20 classes only the worst by `measure`, ties by `weight`.
 
     Args:
         rows: `class` and metrics by name; None if the data does not determine a metric.
-        names: Figures to show.
-        measure: Figure that determines the worst classes.
-        weight: Figure that determines the largest classes.
+        names: Metrics to show.
+        measure: Metric that determines the worst classes.
+        weight: Count that determines the most frequent classes.
     """
     lines = []
     if len(rows) > ROWS:

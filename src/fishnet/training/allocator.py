@@ -1,4 +1,4 @@
-"""What becomes of memory that a training on a CPU frees."""
+"""Settings of glibc's memory allocator for training on a CPU."""
 
 from __future__ import annotations
 
@@ -11,26 +11,25 @@ from contextlib import contextmanager
 from fishnet.models.config import Memory
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-"""Numbers of the parameters of glibc's mallopt."""
+"""Parameter numbers of glibc's mallopt."""
 _NEVER, _ANY_BLOCK = (1 << 31) - 1, 1 << 30
 _USUAL_BLOCK = 32 << 20
-"""Where glibc's own adjustment of the threshold ends."""
+"""Maximum of glibc's dynamic mmap threshold."""
 _LARGE_BLOCK = 16 << 20
 
 
 @contextmanager
 def allocation_for(memory: Memory, wanted: bool = True) -> Iterator[None]:
-    """Let glibc treat the memory of large tensors as a training on a CPU needs it.
+    """Configure how glibc reuses the memory of large tensors during training on a CPU.
 
-    A step allocates the same tensors again and again. By default each large one is mapped anew, and the system clears
-    it page by page, which takes 5 to 10 % of the step. In the modes `fast` and `balanced` freed memory stays with the
-    process instead, and is returned at the end. With `saver` tensors of 16 MiB and more are returned at once, since
-    holes between tensors of different sizes would otherwise take twice the memory. Without glibc, or if the environment
-    adjusts the allocator, nothing is changed.
+    Every step allocates the same tensors. By default each large one is mapped and cleared by the kernel again, which
+    takes 5 to 10 % of the step. In the modes `fast` and `balanced`, the process therefore keeps freed memory until the
+    end of the context. In `saver`, tensors of 16 MiB and more are returned immediately, since fragmentation would
+    otherwise double the memory. Nothing is changed without glibc, or if environment variables configure the allocator.
 
     Args:
         memory: Memory mode of the training.
-        wanted: False changes nothing.
+        wanted: Whether to change anything.
     """
     library = ctypes.CDLL(None) if wanted and _is_adjustable() else None
     if library is None:

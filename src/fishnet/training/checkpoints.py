@@ -26,8 +26,8 @@ from fishnet.training.signals import SignalWatch, resume_command
 class RunKeeper(pl.Callback):
     """Saves checkpoints, validates after epochs, and keeps the best network.
 
-    `last.ckpt` is written at optimizer steps, at least every `checkpoint_minutes`, before a validation and after it.
-    A checkpoint records whether its validation is done; if not, a resumed run validates first.
+    `last.ckpt` is written at optimizer steps, at least every `checkpoint_minutes`, and before and after a validation.
+    A checkpoint records whether its validation is done; if not, a resumed run starts with the validation.
 
     Args:
         run: Run folder.
@@ -41,7 +41,7 @@ class RunKeeper(pl.Callback):
         self.timing = MetricsFile(run.timing_csv)
         self.best: float | None = None
         self.best_epoch = -1
-        self.worse = 0  # validations since the best one
+        self.worse = 0  # number of validations since the best one
         self.validated = True
         self.speed: float | None = None  # images per second of the latest epoch
         self.seconds_per_epoch = 0.0
@@ -49,7 +49,7 @@ class RunKeeper(pl.Callback):
         self._saved_at = time.monotonic()
 
     def state_dict(self) -> Checkpoint:
-        """Return the state that a resumed run needs."""
+        """Return the state to resume from."""
         return {
             "best": self.best, "best_epoch": self.best_epoch, "worse": self.worse, "validated": self.validated,
         }  # fmt: skip
@@ -105,7 +105,7 @@ class RunKeeper(pl.Callback):
 
     def _time_to_save(self, trainer: pl.Trainer, module: TrainingModule) -> bool:
         if trainer.world_size > 1 and trainer.global_step % module.config.log_every:
-            return False  # the processes have to agree, which costs a message; now and then is enough
+            return False  # agreement between processes needs communication, so that it is not checked at every step
         return bool(trainer.strategy.broadcast(time.monotonic() - self._saved_at >= self.seconds))
 
     def _save(self, trainer: pl.Trainer, module: TrainingModule) -> None:
@@ -144,11 +144,11 @@ class RunKeeper(pl.Callback):
             save_model(self.run.epoch_file(epoch + 1), module.evaluated_model, module.job.card())
 
     def _stop_early(self, trainer: pl.Trainer, module: TrainingModule) -> None:
-        """End the training if the last validations were not better, as often as `patience` says."""
+        """Stop training if `patience` validations have passed without improvement."""
         patience = module.config.patience
         if patience is not None and self.worse >= patience:
             trainer.should_stop = True
-            announce(f"stopping: no better validation since epoch {self.best_epoch + 1} (patience {patience})")
+            announce(f"early stopping: no improvement since epoch {self.best_epoch + 1} (patience {patience})")
 
     def _note_timing(self, trainer: pl.Trainer, module: TrainingModule) -> None:
         watch, batches = self.stopwatch, module.trainer.fit_loop.epoch_loop.batch_progress.current.completed
@@ -181,7 +181,7 @@ class RunKeeper(pl.Callback):
         if not better:
             self._save(trainer, module)
             return
-        # best.ckpt first: after a kill in between, last.ckpt is not validated yet, and the resumed run repeats this.
+        # best.ckpt first: after a kill in between, last.ckpt is not yet validated, and the resumed run repeats this.
         trainer.save_checkpoint(self.run.best)
         if trainer.is_global_zero:
             with atomic_path(self.run.last) as partial:
@@ -215,7 +215,7 @@ class RunKeeper(pl.Callback):
         return f"  {self.speed:{'.0f' if self.speed >= 10 else '.1f'}} images/s{left}"
 
     def finish(self, trainer: pl.Trainer, module: TrainingModule) -> None:
-        """Run a validation that was missed at the end, and save the network of a run that was cut short."""
+        """Run a pending validation, and save the network of a run that was stopped by max_steps."""
         if not self.validated:
             self._validate(trainer, module, trainer.current_epoch - 1)
         if trainer.is_global_zero and not self.run.model_file.exists():

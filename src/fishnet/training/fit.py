@@ -1,4 +1,4 @@
-"""Training from settings to a finished run folder."""
+"""Training of a run: network, fit, report."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from fishnet.training.trainer import build_trainer, check_devices, runs_on_cpu
 
 
 def build_module(job: Training, run: RunFolder, resume: bool = False) -> TrainingModule:
-    """Build the network of a run with its weights; nothing is written, so that a start that fails leaves no folder.
+    """Build the network of a run with its initial weights; nothing is written, so that a failed start leaves no folder.
 
     Args:
         job: What to train.
@@ -37,8 +37,8 @@ def build_module(job: Training, run: RunFolder, resume: bool = False) -> Trainin
         resume: Continue from the last checkpoint, if there is one.
 
     Raises:
-        UsageError: The settings do not fit the network or this machine.
-        FishnetError: The weights cannot be had or do not fit.
+        UsageError: The settings are invalid for the network or this machine.
+        FishnetError: The weights cannot be loaded.
     """
     check_devices(job.config)
     with quiet_lightning():
@@ -49,7 +49,7 @@ def fit(module: TrainingModule, resume: bool = False) -> None:
     """Train into a run folder, from the beginning or from the last checkpoint.
 
     Args:
-        module: What `build_module` returns.
+        module: Result of `build_module`.
         resume: Continue from the last checkpoint.
 
     Raises:
@@ -68,7 +68,7 @@ def fit(module: TrainingModule, resume: bool = False) -> None:
             write_environment(run.environment_json, job.fingerprint(), resume)
             print(f"resuming at step {step}" if checkpoint else f"writing to {run.path}", flush=True)
             if epochs == config.epochs:
-                announce(f"all {epochs} epochs are trained; --epochs {2 * epochs} --allow-changes trains further")
+                announce(f"all {epochs} epochs are trained; continue with --epochs {2 * epochs} --allow-changes")
         with allocation_for(config.memory, runs_on_cpu(config)):
             trainer.fit(module, ckpt_path=checkpoint)
         keeper.finish(trainer, module)
@@ -77,7 +77,7 @@ def fit(module: TrainingModule, resume: bool = False) -> None:
 
 
 class Position(NamedTuple):
-    """How far a checkpoint is."""
+    """Training progress of a checkpoint."""
 
     step: int
     """Optimizer steps."""
@@ -88,7 +88,7 @@ class Position(NamedTuple):
 
 
 def read_position(checkpoint: Path) -> Position:
-    """Return how far a checkpoint is."""
+    """Return the training progress of a checkpoint."""
     state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
     keeper = next(value for key, value in state["callbacks"].items() if key.startswith("RunKeeper"))
     epochs = state["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
@@ -96,14 +96,15 @@ def read_position(checkpoint: Path) -> Position:
 
 
 def check_epochs(config: TrainConfig, run: RunFolder) -> None:
-    """Refuse to resume a run to fewer epochs than it has.
+    """Check that a resumed run has not finished more epochs than the settings ask for.
 
     Raises:
         UsageError: More epochs are finished than the settings ask for.
     """
     done = read_position(run.last).epochs if run.last.exists() else 0
     if done > config.epochs:
-        raise UsageError(f"--epochs {config.epochs}: {run.path} has finished {done} epochs already; give more of them")
+        message = f"{run.path} has already finished {done} epochs; choose a larger number"
+        raise UsageError(f"--epochs {config.epochs}: {message}")
 
 
 def finish_report(job: Training, run: RunFolder) -> None:

@@ -1,4 +1,4 @@
-"""How strongly each head of a network pulls at the trunk that they share."""
+"""Gradient norms of the losses of each head with respect to the features of the shared trunk."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from fishnet.models.trunk import Features
 
 
 class TrunkGradients:
-    """Gradients of the losses of every head with respect to what the trunk gives, as the heads see it.
+    """Gradients of the losses of every head with respect to the outputs of the trunk.
 
-    A map of a trunk may be computed from another one. Each is counted for what heads and necks make of it, and not for
-    what the trunk itself makes of it too: these are the gradients that enter the trunk.
+    Maps of a trunk may be computed from each other. Only gradients from heads and necks are included, not those that
+    flow between maps within the trunk: these are the gradients that enter the trunk.
 
     Args:
         network: Network with several heads.
@@ -28,10 +28,10 @@ class TrunkGradients:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Keep what the trunk gives in a forward pass inside of the context."""
+        """Record the outputs of the trunk during a forward pass inside the context."""
 
         def keep(module: torch.nn.Module, inputs: object, features: Features) -> Features:
-            # heads take views; the trunk has computed its later maps from the tensors themselves
+            # heads receive views; the trunk computes its later maps from the original tensors
             maps = [one.view_as(one) for one in features.maps]
             vector = None if features.vector is None else features.vector.view_as(features.vector)
             found = [*maps, *([] if vector is None else [vector])]
@@ -45,13 +45,13 @@ class TrunkGradients:
             handle.remove()
 
     def squares(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the squared norm of the gradient of the losses of each head by all values of maps and features, as
+        """Return the squared gradient norm of the losses of each head with respect to maps and features, as
         `grad_norm_HEAD`; the graph is kept for the backward pass.
 
-        Each process has its own features, so squares add up over processes; `norm_over_processes` makes norms of them.
+        Each process has its own features, so that squares add up over processes; see `norm_over_processes`.
 
         Args:
-            losses: Losses by name, with that of their head in front.
+            losses: Losses by name, prefixed by the name of the head.
         """
         found: dict[str, Tensor] = {}
         for head in self.network.heads:
@@ -66,10 +66,10 @@ class TrunkGradients:
 
 
 def norm_over_processes(mean_square: Tensor, processes: int) -> Tensor:
-    """Return the norm of a gradient by the features of all processes, whose loss is the mean over the processes.
+    """Return the gradient norm with respect to the features of all processes, for the mean loss over processes.
 
     Args:
-        mean_square: Mean over the processes of the squared norm of the gradient of a process's own loss.
+        mean_square: Mean over processes of the squared gradient norm of the loss of a process.
         processes: Number of processes.
     """
     return (mean_square / processes).sqrt()

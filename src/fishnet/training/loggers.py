@@ -1,4 +1,4 @@
-"""Loggers of other tools, beside metrics.csv: TensorBoard, Weights & Biases, MLflow."""
+"""Experiment loggers besides metrics.csv: TensorBoard, Weights & Biases, MLflow."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fishnet.files import write_json
 from fishnet.runs import RunFolder
 
 PROJECT = "fishnet"
-"""Project of Weights & Biases, and experiment of MLflow, unless their environment variables name another."""
+"""Default project of Weights & Biases and experiment of MLflow; their environment variables override it."""
 
 
 def make_loggers(config: TrainConfig, run: RunFolder) -> list[Logger]:
@@ -67,7 +67,7 @@ def _mlflow(config: TrainConfig, run: RunFolder) -> Logger:
 
 
 def _kept(run: RunFolder, name: str, make: Callable[[], str]) -> str:
-    """Return the identifier of a run in another tool, which the run folder keeps for the time when it is resumed."""
+    """Return the identifier of a run in another tool; it is stored in the run folder for resuming."""
     known: dict[str, str] = json.loads(run.loggers_json.read_text("utf-8")) if run.loggers_json.exists() else {}
     if name not in known:
         known[name] = make()
@@ -80,7 +80,7 @@ def _settings(config: TrainConfig) -> dict[str, object]:
 
 
 class Tool(NamedTuple):
-    """Another tool that metrics are logged to."""
+    """Experiment tracker that metrics are logged to."""
 
     package: str
     """Package to import; the extra has the name of the tool."""

@@ -1,7 +1,7 @@
-"""The adapter of a task to Lightning: network, loss, optimizer, precision, processes, exact resume.
+"""Lightning module of a training: network, loss, optimizer, precision, processes, exact resume.
 
-A run is a function of its settings: before every batch the generators are seeded from (seed, epoch, batch, process),
-so drop path and mixing do not depend on what ran before, and a resumed run equals one that was never stopped.
+Runs are reproducible: before every batch, the generators are seeded from (seed, epoch, batch, process), so that drop
+path and mixing do not depend on earlier batches, and a resumed run is identical to an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ from fishnet.training.trainer import runs_on_cpu
 from fishnet.training.warm_start import start_heads
 
 LOADED = "modules_with_loaded_weights"
-"""Entry of a checkpoint: names of the modules whose norms came with the weights that the run started with."""
+"""Entry of a checkpoint: names of the modules whose norm layers were loaded from the initial weights."""
 
 
 def freeze(model: Network, parts: list[str]) -> None:
     """Disable gradients of the named parts of a network; their BatchNorm statistics are kept too.
 
-    Parts of the backbone have their own names, such as `stem`, others their names in the network, such as
+    Parts of the backbone are named without a prefix, such as `stem`; others by their module name, such as
     `heads.region`.
 
     Raises:
@@ -82,8 +82,7 @@ class TrainingModule(pl.LightningModule):
     Args:
         job: What to train.
         run: Run folder for metrics.
-        checkpoint: Checkpoint that the run is resumed from; its weights take the place of those that the run started
-            with, which need not exist any more.
+        checkpoint: Checkpoint to resume from; its weights replace the initial weights, which need not exist any more.
     """
 
     def __init__(self, job: Training, run: RunFolder, checkpoint: Path | None = None):
@@ -96,7 +95,7 @@ class TrainingModule(pl.LightningModule):
         self._prepare_model()
         self.ema = ModelEmaV3(self.model, decay=self.config.ema, use_warmup=True) if self.config.ema else None
         if self.ema is not None:
-            self.ema.requires_grad_(False)  # else DDP waits for gradients that never come
+            self.ema.requires_grad_(False)  # otherwise DDP waits for gradients that are never computed
         self.log_file = MetricsFile(run.metrics_csv)
         self.bad_images: set[str] = set()
         self._val_loader: DataLoader[Batch] | None = None
@@ -107,7 +106,7 @@ class TrainingModule(pl.LightningModule):
     def _prepare_model(self) -> None:
         config = self.config
         freeze(self.model, config.freeze)
-        if config.norm in ("frozen", "sync"):  # group norms belong to the architecture
+        if config.norm in ("frozen", "sync"):  # group norm is part of the architecture
             apply_norm_policy(self.model, config.norm)
         if not any(parameter.requires_grad for parameter in self.model.parameters()):
             raise UsageError("freeze: all parameters are frozen; at least one must be trained")
@@ -119,7 +118,7 @@ class TrainingModule(pl.LightningModule):
 
     @property
     def evaluated_model(self) -> nn.Module:
-        """The network that is validated and saved: the EMA, if there is one."""
+        """Network that is validated and saved: the EMA, if enabled."""
         return self.ema.module if self.ema is not None else self.model
 
     def train_dataloader(self) -> ResumableLoader:
@@ -155,7 +154,7 @@ class TrainingModule(pl.LightningModule):
         return lambda step: lr_share(optim, step, steps, epochs)
 
     def on_save_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Save the names of the parameters, in the order of the optimizer state, and what came with weights."""
+        """Save the names of the parameters, in the order of the optimizer state, and of modules with loaded weights."""
         checkpoint[PARAMETERS] = parameter_names(self.trainer.optimizers[0], self.model)
         checkpoint[LOADED] = loaded_modules(self.model)
 
@@ -189,7 +188,7 @@ class TrainingModule(pl.LightningModule):
         return self.in_memory_order(batch)
 
     def in_memory_order(self, batch: Batch) -> Batch:
-        """Convert the images to NHWC memory format if the settings say so."""
+        """Convert the images to NHWC memory format if `channels_last` is set."""
         image = batch.get("image")
         if self.config.channels_last and isinstance(image, Tensor) and image.ndim == 4:
             batch["image"] = image.contiguous(memory_format=torch.channels_last)
@@ -210,7 +209,7 @@ class TrainingModule(pl.LightningModule):
         return loss
 
     def _losses_of(self, batch: Batch, watch: bool) -> dict[str, Tensor]:
-        """Return the losses of a batch; if it is watched, note how strongly each head pulls at the trunk."""
+        """Return the losses of a batch; with `watch`, record the gradient norm of each head at the trunk."""
         if not watch or len(self.model.heads) < 2 or self.config.compile:
             return self.job.losses(self.model, batch, self.current_epoch)
         gradients = TrunkGradients(self.model)
@@ -287,11 +286,11 @@ class TrainingModule(pl.LightningModule):
 
     @property
     def display(self) -> Display:
-        """What reports show of an evaluation of this task, and which metric decides on the best epoch."""
+        """Presentation of evaluations in reports, and the metric that selects the best epoch."""
         return get_task(self.job.task.card.task).display
 
     def deciding(self, metrics: Collection[str]) -> str:
-        """Return the name of the metric that decides on the best epoch.
+        """Return the name of the metric that selects the best epoch.
 
         Args:
             metrics: Names of the metrics of an evaluation.
@@ -300,8 +299,8 @@ class TrainingModule(pl.LightningModule):
             FishnetError: The evaluation lacks the metric that the settings name.
         """
         best = self.config.best
-        if best is not None and best not in metrics:  # of masks, on a split without outlines
-            raise FishnetError(f"best: the validation split has nothing to compute {best!r} from; choose another")
+        if best is not None and best not in metrics:  # such as mask_ap on a split without outlines
+            raise FishnetError(f"best: {best!r} cannot be computed on the validation split; choose another metric")
         return best or self.display.primary_of(metrics)
 
     def evaluate_split(self, progress: bool = True) -> Evaluation:
@@ -325,7 +324,7 @@ class TrainingModule(pl.LightningModule):
 def mean_losses(batches: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Return the mean of each loss over the accumulated batches that have it.
 
-    Not every batch has every loss: an image may lack the labels of a head.
+    A batch lacks the losses of a head if none of its images is labeled for the head.
     """
     names = dict.fromkeys(name for losses in batches for name in losses)
     return {name: torch.stack([losses[name] for losses in batches if name in losses]).mean() for name in names}
@@ -336,7 +335,7 @@ def build_model(job: Training, fresh: bool = False) -> Network:
 
     Args:
         job: What to train.
-        fresh: Whether to leave out the weights to start from.
+        fresh: Whether to skip loading the initial weights.
     """
     config = job.config
     torch.manual_seed(config.seed)
@@ -349,10 +348,10 @@ def build_model(job: Training, fresh: bool = False) -> Network:
 def share_buffers(module: nn.Module) -> None:
     """Broadcast the buffers (BatchNorm statistics and counters) of the first process.
 
-    Each process updates its own from its part of a batch, and the EMA follows them. DDP overwrites them with those of
-    the first process before every forward pass, so those of the first process are the running statistics of the run,
-    and the only ones in a checkpoint. Broadcasting them makes the evaluated network the saved one, and does not change
-    the training, however often it is done; averaging over the processes would.
+    Each process updates its own buffers from its part of a batch, and the EMA follows them. DDP overwrites them with
+    those of the first process before every forward pass, so that those of the first process are the running statistics
+    of the run, and the only ones in a checkpoint. Broadcasting makes the evaluated network identical to the saved one
+    without changing the training; averaging over processes would change it.
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         for buffer in module.buffers():

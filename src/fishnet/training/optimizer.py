@@ -15,14 +15,13 @@ from fishnet.config import OptimConfig, TrainConfig
 from fishnet.errors import UsageError, did_you_mean
 
 Checkpoint = dict[str, Any]
-"""State of a run, as Lightning writes it."""
+"""Checkpoint in the format of Lightning."""
 PARAMETERS = "optimizer_parameters"
 """Entry of a checkpoint: names of the parameters in the order in which the optimizer's state numbers them."""
 
 
 def base_lr(config: TrainConfig) -> float:
-    """Return the learning rate at the top of the schedule: `lr`, or `optim.lr` scaled from 256 images to the batch
-    size."""
+    """Return the peak learning rate: `lr`, or `optim.lr` scaled linearly from 256 images to the batch size."""
     return config.lr if config.lr is not None else config.optim.lr * config.batch_size / 256
 
 
@@ -44,7 +43,7 @@ def lr_share(optim: OptimConfig, step: int, steps_per_epoch: int, epochs: int) -
 
 
 def optimizer_names() -> list[str]:
-    """Return the names of the optimizers, without those that need another package or second derivatives."""
+    """Return the names of timm's optimizers, except those that need another package or second derivatives."""
     names = [str(name) for name in list_optimizers(exclude_filters=["bnb*", "fused*", "kron*"])]
     return [name for name in names if not get_optimizer_info(name).second_order]
 
@@ -54,19 +53,19 @@ def check_optimizer(name: str) -> None:
     if name not in (names := optimizer_names()):
         hint = did_you_mean(name, names)
         raise UsageError(
-            f"optim.name: unknown optimizer {name!r}.{hint} Usual ones are sgd, adamw, lamb and lion; fishnet info "
+            f"optim.name: unknown optimizer {name!r}.{hint} Common ones are sgd, adamw, lamb and lion; fishnet info "
             f"optimizers lists all"
         )
 
 
 def describe_optimizers() -> str:
-    """Return all optimizers with a few words on each."""
+    """Return a table of all optimizers with a short description."""
     lines = [f"  {name:<16}{get_optimizer_info(name).description}" for name in optimizer_names()]
     return "\n".join(["optimizers (fishnet train TASK --optim.name NAME)", "", *lines])
 
 
 def _momentum(optim: OptimConfig) -> dict[str, Any]:
-    """Return the momentum as the optimizer takes it; further betas are its own."""
+    """Return the momentum as keyword arguments of the optimizer; further betas keep their defaults."""
     info = get_optimizer_info(optim.name)
     if info.has_momentum:
         return {"momentum": optim.momentum}
@@ -87,7 +86,7 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
         layer_decay=optim.layer_decay,
         **_momentum(optim),
     )
-    for group in optimizer.param_groups:  # timm leaves the factor of a layer to its own schedulers
+    for group in optimizer.param_groups:  # timm applies the scale of a layer only in its own schedulers
         group["lr"] *= group.pop("lr_scale", 1.0)
     return optimizer
 
@@ -101,8 +100,8 @@ def parameter_names(optimizer: Optimizer, model: nn.Module) -> list[str]:
 def follow_settings(checkpoint: Checkpoint, optimizer: Optimizer, model: nn.Module, share: float) -> None:
     """Rewrite the optimizer and schedule state of a checkpoint for a new optimizer.
 
-    Learning rates, weight decay, momentum and parameter groups become those of `optimizer`; what was accumulated per
-    parameter (momentum buffers, moments) is kept by the name of the parameter. Equal settings change nothing.
+    Learning rates, weight decay, momentum and parameter groups are taken from `optimizer`; the state of each parameter
+    (momentum buffers, moments) is kept by its name. With equal settings nothing changes.
 
     Args:
         checkpoint: Loaded checkpoint with `PARAMETERS`, changed in place.

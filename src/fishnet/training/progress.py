@@ -1,4 +1,4 @@
-"""Progress of a run, for people and for timing.csv."""
+"""Progress bars and timing of a run."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class ProgressBar(TQDMProgressBar):
     def get_metrics(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
-        """Return what is shown at the end of the bar."""
+        """Return the values shown at the end of the bar."""
         assert isinstance(pl_module, ShowsLoss)
         rate = max(group["lr"] for group in trainer.optimizers[0].param_groups)
         return {"loss": f"{pl_module.recent_loss():.3f}", "lr": f"{rate:.2e}"}

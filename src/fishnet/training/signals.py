@@ -12,7 +12,7 @@ from fishnet.errors import Interrupted
 from fishnet.runs import RunFolder
 
 Handler = Callable[[int, FrameType | None], object] | int | None
-"""What Python calls on a signal."""
+"""Type of a signal handler."""
 
 
 def resume_command(run: RunFolder) -> str:

@@ -51,9 +51,9 @@ def runs_on_cpu(config: TrainConfig) -> bool:
 
 
 def decide_precision(config: TrainConfig) -> TrainConfig:
-    """Return the settings with a precision where they say auto, and say if bf16 is slow on this machine.
+    """Return the settings with `auto` replaced by a precision; warn if bf16 is slow on this machine.
 
-    On a GPU, auto is bf16, or fp16 on one without bf16; on a CPU it is bf16 with bf16 instructions, else fp32.
+    On a GPU, auto means bf16, or fp16 if the GPU lacks bf16; on a CPU, bf16 with bf16 instructions, otherwise fp32.
     """
     on_cpu = runs_on_cpu(config)
     if config.precision == "auto":
@@ -87,7 +87,7 @@ def build_trainer(config: TrainConfig, callbacks: list[pl.Callback], run: RunFol
     """
     check_devices(config)
     check_loggers(config.loggers)
-    # only the first process logs, and its run folder exists by now
+    # only the main process logs; its run folder exists at this point
     loggers = make_loggers(config, run) if is_main_process() else []
     return pl.Trainer(
         accelerator="cpu" if runs_on_cpu(config) else "gpu",

@@ -1,4 +1,4 @@
-"""Necks and heads of a network from an earlier run, beside the trunk that `build_network` loads."""
+"""Loading of necks and heads from an earlier run; `build_network` loads the trunk."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from fishnet.models.norms import note_loaded_norms
 
 
 def start_heads(network: Network, weights: str | None, card: ModelCard) -> None:
-    """Load the necks and heads that fit from the model file of a run, and print which.
+    """Load matching necks and heads from the model file of a run, and print which.
 
-    A neck is taken if it has the same form, a head if it is of the same kind and has the same classes in the same
-    order too. The last layer of a classifier is taken with the trunk.
+    A neck is loaded if its shapes match; a head also needs the same kind and the same classes in the same order. The
+    last layer of a classifier is loaded with the trunk.
 
     Args:
         network: Network with the trunk of the weights.

@@ -148,7 +148,7 @@ def test_boxes_without_area_are_left_out_and_counted(tmp_path: Path, capsys: pyt
     make(tmp_path, split="val")
     data = open_detection(tmp_path, "train")
     assert capsys.readouterr().out == ""  # whoever opens it prints the notes
-    assert data.notes == [f"{path}: left out 2 objects whose box has no area (annotations 918, 77)"]
+    assert data.notes == [f"{path}: excluded 2 objects whose box has no area (annotations 918, 77)"]
     assert [len(data[index]["target"]["labels"]) for index in range(3)] == [1, 0, 0]
     report = check_detection(tmp_path)
     found = [problem for problem in report.problems if problem.kind == "box without area"]

@@ -380,7 +380,7 @@ def test_the_coco_layout_of_roboflow_keeps_its_outlines(mini: Callable[[str], Pa
         open_detection(root, "train")
     assert can_convert(root)
     report = data_convert(str(root), str(tmp_path / "coco"))
-    assert "the category without objects" in report.describe()
+    assert "the super-category without objects" in report.describe()
     for split in ("train", "val"):
         found, expected = (open_detection(folder, split) for folder in (tmp_path / "coco", source))
         assert found.classes == expected.classes == ["person"]

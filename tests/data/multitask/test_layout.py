@@ -60,7 +60,7 @@ def test_each_image_has_the_labels_that_were_written(folder: Path) -> None:
     assert split.counts() == dict.fromkeys(names, 1)
     assert split.known.sum(0).tolist() == [4, 4, 4]
     (note,) = split.notes
-    assert re.search(r"left out 1 images without a label of any level, such as .*006\.jpg", note)
+    assert re.search(r"skipped 1 images without a label of any level, such as .*006\.jpg", note)
 
 
 def test_each_task_takes_its_level_and_unlabeled_is_not_empty(folder: Path) -> None:
@@ -183,7 +183,7 @@ def test_bad_data_is_one_clear_error(folder: Path, tmp_path: Path) -> None:
         ([f"image={folder}", f"image={folder}"], FishnetError, "has labels of the image level twice"),
         (str(tmp_path / "nowhere"), FishnetError, "nowhere does not exist"),
         ("pixels=/data", UsageError, "unknown level 'pixels'. Did you mean 'pixel'? Levels are image, region, pixel"),
-        ("pixel=", UsageError, "a folder is missing behind pixel="),
+        ("pixel=", UsageError, "a folder is missing after pixel="),
         ([], UsageError, "--data needs a folder"),
     ):
         with pytest.raises(kind, match=re.escape(message)):

@@ -60,7 +60,7 @@ def test_a_class_whose_pixels_lie_in_outlines_is_one_of_objects(tmp_path: Path) 
     line = found.describe(CLASSES.pixel)
     assert line.startswith("panoptic maps: stuff is grass, wall; Cat , animal are not (")
     assert "Cat  is a category of objects" in line
-    assert "100 % of animal lie in outlines of objects" in line
+    assert "100 % of animal are inside outlines of objects" in line
     assert "--stuff" in line
     assert "classes.json" in line
 
@@ -106,6 +106,6 @@ def test_the_pets_are_things(mini: Callable[[str], Path]) -> None:
     """Every category is a breed, and the label maps know `pet` only."""
     found = decide_stuff(open_multitask(mini("pets3"), "train"))
     assert found.names == ["background"]
-    assert "of pet lie in outlines" in found.reason
+    assert "of pet are inside outlines" in found.reason
     settings = {"data": str(mini("pets3")), "model": "fishnet_nano"}
     assert MultitaskTraining(resolve(get_task("multitask"), "scratch_small", settings)).task.stuff == {0: 4}

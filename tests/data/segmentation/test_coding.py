@@ -114,7 +114,7 @@ def test_gray_colors_of_a_palette_are_no_values(tmp_path) -> None:
 def test_ignored_pixels_need_a_value_to_be_written() -> None:
     coding = parse_coding(MASK, "x")
     assert np.array(coding.encode(np.array([[1, 0]]))).tolist() == [[255, 0]]
-    with pytest.raises(ValueError, match="no value stands for them"):
+    with pytest.raises(ValueError, match="no value is defined for them"):
         coding.encode(np.array([[255]]))
 
 
@@ -124,8 +124,8 @@ def test_values_outside_the_classes_are_counted() -> None:
     with pytest.raises(LabelError) as caught:
         coding.decode(raw_labels(Image.fromarray(values)))
     assert caught.value.unknown == {7: 2, 9: 1}
-    assert str(caught.value) == "the values 7 (2 pixels), 9 (1 pixels) of the label map stand for no class"
-    with pytest.raises(LabelError, match=r"the color \[1, 2, 3\] \(1 pixels\) of the label map stands for no class"):
+    assert str(caught.value) == "the values 7 (2 pixels), 9 (1 pixels) of the label map are not classes"
+    with pytest.raises(LabelError, match=r"the color \[1, 2, 3\] \(1 pixels\) of the label map is not a class"):
         parse_coding(COLORED, "x").decode(raw_labels(Image.new("RGB", (1, 1), (1, 2, 3))))
 
 
@@ -166,14 +166,14 @@ def test_damaged_files(tmp_path) -> None:
         ({"classes": "ab"}, "`classes` must be a non-empty list of names"),
         ({"classes": ["a", "b", "a"]}, "lists the same class twice: a"),
         ({"classes": ["road"]}, "lists one class only ('road')"),
-        ({"classes": ["a", "b"], "ignore_index": 1}, "`ignore_index` 1 also stands for a class"),
+        ({"classes": ["a", "b"], "ignore_index": 1}, "`ignore_index` 1 is also a class"),
         ({"classes": ["a", "b"], "ignore_index": -1}, "`ignore_index` must be a value from 0 to 65535"),
         ({"classes": ["a", "b"], "ignore_index": "255"}, "`ignore_index` must be a value from 0 to 65535"),
         ({"classes": ["a", "b"], "values": {"x": "a"}}, "`values` must give the name of a class to values"),
         ({"classes": ["a", "b"], "values": ["a", "b"]}, "`values` must give the name of a class to values"),
         ({"classes": ["road", "b"], "values": {"0": "raod", "1": "b"}}, "Did you mean 'road'?"),
         ({"classes": ["a", "b"], "values": {"0": "a"}}, "no value for the class 'b'"),
-        ({"values": {"0": "a", "255": "b"}, "ignore_index": 255}, "`ignore_index` 255 also stands for a class"),
+        ({"values": {"0": "a", "255": "b"}, "ignore_index": 255}, "`ignore_index` 255 is also a class"),
         ({"classes": ["a", "b"], "palette": [[0, 0, 0]]}, "2 classes, 1 colors"),
         ({"classes": ["a", "b"], "palette": [[0, 0, 0], [0, 0, 256]]}, "three numbers from 0 to 255"),
         ({"classes": ["a", "b"], "palette": [[0, 0, 9], [0, 0, 9]]}, "'a' and 'b' have the same color [0, 0, 9]"),

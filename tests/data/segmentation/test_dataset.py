@@ -131,7 +131,7 @@ def test_batches_are_lists_of_plain_tensors(clean: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (png(np.full((36, 40), 7, np.uint8)), r"the value 7 \(1,440 pixels\) of the label map stands for no class"),
+        (png(np.full((36, 40), 7, np.uint8)), r"the value 7 \(1,440 pixels\) of the label map is not a class"),
         (png(label_map(0, 20, 36)), r"it has 20x36 pixels, but the image .*001\.jpg has 40x36"),
         (encode(noise(1), "PNG"), "it has colors"),
         (png(np.random.default_rng(0).integers(0, 3, (36, 40), np.uint8))[:300], "truncated"),
@@ -180,9 +180,9 @@ def test_images_without_a_partner_are_left_out_and_noted(clean: Path) -> None:
     dataset = open_segmentation(clean, "train")
     assert [dataset.path(index).name for index in range(len(dataset))] == ["002.jpg", "003.jpg", "004.jpg"]
     assert [note.partition(": ")[2] for note in dataset.notes] == [
-        "left out 1 images without a label map, such as train/images/000.jpg",
-        "left out 1 label maps without an image, such as train/labels/001.png",
-        "left out 1 files whose stem another one has, such as train/images/002.png",
+        "skipped 1 images without a label map, such as train/images/000.jpg",
+        "skipped 1 label maps without an image, such as train/labels/001.png",
+        "skipped 1 files whose stem another one has, such as train/images/002.png",
     ]
 
 

@@ -376,7 +376,7 @@ def test_another_size_scales_both_bounds(trained: RunFolder, data: Path, factor:
 
 def test_only_metrics_that_the_detector_has_decide_on_the_best_epoch(data: Path, tmp_path: Path) -> None:
     settings = {**QUICK, "data": str(data), "out": str(tmp_path / "run")}
-    with pytest.raises(UsageError, match=r"the validation computes no 'mask_ap'.* Metrics: box_ap, "):
+    with pytest.raises(UsageError, match=r"the validation does not compute 'mask_ap'.* Metrics: box_ap, "):
         train("detection", **{**settings, "detector": "faster_rcnn", "best": "mask_ap"})
     assert not (tmp_path / "run").exists()
 

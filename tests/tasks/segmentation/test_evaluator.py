@@ -141,7 +141,7 @@ def test_width_of_the_band() -> None:
     ("found", "truth", "message"),
     [
         (np.zeros((4, 5), int), np.zeros((5, 4), int), "prediction has 4x5 pixels .* label map 5x4"),
-        (np.zeros((4, 5), int), np.full((4, 5), 7), "the truth has the value 7, .* class \\(0 to 2\\)"),
+        (np.zeros((4, 5), int), np.full((4, 5), 7), "the ground truth has the value 7, .* class \\(0 to 2\\)"),
         (np.full((4, 5), -1), np.zeros((4, 5), int), "the prediction has the value -1"),
         (np.zeros((3, 4, 5), int), np.zeros((4, 5), int), "prediction must be a label map .* int64 of shape"),
         (np.zeros((4, 5)), np.zeros((4, 5), int), "not float64"),

@@ -34,7 +34,7 @@ KINDS: dict[str, tuple[Severity, str]] = {
     "16-bit": ("note", "16-bit images (scaled to 8 bits when read)"),
     "animated": ("note", "animated files (the first frame is used)"),
     "alpha": ("note", "images with transparency (composited on white when read)"),
-    "unlabeled": ("note", "images without a label (left out)"),
+    "unlabeled": ("note", "images without a label (excluded)"),
     "unlisted": ("note", "images that are not in the list of the split"),
     "other file": ("note", "files that are not images (ignored)"),
 }

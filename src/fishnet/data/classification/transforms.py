@@ -191,7 +191,7 @@ class RandAugment:
 
 
 def _posterize(image: Image.Image, bits: int, **_: object) -> Image.Image:
-    """Posterize to at least one bit: timm's strongest level keeps none, which newer versions of Pillow refuse."""
+    """Posterize to at least one bit: timm's strongest level keeps none, which newer versions of Pillow reject."""
     return image if bits >= 8 else ImageOps.posterize(image, max(1, bits))
 
 

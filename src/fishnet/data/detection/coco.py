@@ -139,10 +139,10 @@ class CocoFile:
 
 
 def read_coco(path: Path) -> CocoFile:
-    """Read an annotation file; unusable objects are left out and listed in `problems` or `left_out`.
+    """Read an annotation file; unusable objects are excluded and listed in `problems` or `left_out`.
 
     Raises:
-        FishnetError: The file is missing, not JSON or not in COCO format; names what is missing.
+        FishnetError: The file is missing, not JSON or not in COCO format; the message names the missing part.
     """
     with _no_collection():
         return parse_coco(load_document(path), path)

@@ -80,7 +80,7 @@ class DetectionDataset(BadImageSkipper, Dataset[Sample]):
         masks, keypoints: Whether targets contain them; may be set.
         seed: Seed of all random draws; may be set.
         bad_images: Paths that this process could not read so far.
-        notes: What whoever opens the data set should know, a line each.
+        notes: Notes for the user about the data set, one line each.
     """
 
     task = "detection"
@@ -191,7 +191,7 @@ def boxed(boxes: np.ndarray, classes: np.ndarray, crowd: np.ndarray, size: Size)
 
 
 def annotated_classes(listed: Sequence[int], classes: int) -> Tensor:
-    """Return which classes were looked for in an image, bool (classes,), from their indices."""
+    """Return which classes were annotated in an image, bool (classes,), from their indices."""
     known = torch.zeros(classes, dtype=torch.bool)
     known[list(listed)] = True
     return known
@@ -229,7 +229,7 @@ def open_detection(
         split: Name of the split; `train` also finds `train2017`.
         classes: Class names that the split must have, from the training split or a model; None accepts any.
         bad_images: "stop" raises an error for unusable objects and images, here or on access; "skip" leaves them
-            out. Objects whose box has no area are always left out, and counted in the notes of the data set.
+            out. Objects whose box has no area are always excluded, and counted in the notes of the data set.
 
     Raises:
         FishnetError: Folder, split or images are missing, or the annotation file is damaged or has unusable entries.
@@ -246,7 +246,7 @@ def open_detection(
     if problems and bad_images == "stop":
         raise FishnetError(
             f"{path} has {len(problems)} problems: {summarize(problems)}. `fishnet data check detection {root} --fix "
-            "OUT.json` repairs what can be repaired; --bad-images skip leaves out the rest"
+            "OUT.json` repairs what can be repaired; --bad-images skip excludes the rest"
         )
     if classes is not None and classes != file.classes:
         missing, extra = sorted(set(classes) - set(file.classes)), sorted(set(file.classes) - set(classes))
@@ -258,10 +258,10 @@ def open_detection(
     dataset = DetectionDataset(file, folder)
     if file.left_out:
         shown = ", ".join([*(str(fault.number) for fault in file.left_out[:5]), *["..."][: len(file.left_out) > 5]])
-        note = f"{path}: left out {len(file.left_out)} objects whose box has no area (annotations {shown})"
+        note = f"{path}: excluded {len(file.left_out)} objects whose box has no area (annotations {shown})"
         dataset.notes.append(note)
     if partly := sum(len(listed) < len(file.classes) for listed in file.annotated.values()):
-        note = f"{path}: {partly} images are annotated for some categories only; the others are left out there"
+        note = f"{path}: {partly} images are annotated for some categories only; the others are ignored in them"
         dataset.notes.append(note)
     dataset.skip_bad = bad_images == "skip"
     return dataset

@@ -122,7 +122,7 @@ def parse_categories(entries: list[CategoryEntry], path: Path) -> tuple[list[str
 
 
 def parse_image(entry: ImageEntry, classes: dict[int, int], seen: set[int]) -> ImageEntry:
-    """Validate and return an image entry; its id is added to `seen` even if the entry cannot be used.
+    """Validate and return an image entry; its id is added to `seen` even if the entry is unusable.
 
     Args:
         entry: Image of a COCO document.

@@ -120,7 +120,7 @@ def choose_images(labels: Sequence[frozenset[Label]], paths: Sequence[Path], val
     """Return the indices of the images for val; images with equal content are assigned together.
 
     Args:
-        labels: Classes of each image, of which val gets about the same share.
+        labels: Classes of each image, of which val gets about the same fraction.
         paths: Files of the images.
         val: Fraction of the images that goes to val.
         seed: Seed of the random choice.

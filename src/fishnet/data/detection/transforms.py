@@ -154,7 +154,7 @@ class Mosaic:
         return sanitize(_merged(parts, list(covers[1:])))
 
     def _part(self, sample: Sample, place: tuple[int, int, int, int]) -> Sample:
-        """Scale and crop a sample to its place (top, left, bottom, right), and pad it to the square."""
+        """Scale and crop a sample to its position (top, left, bottom, right), and pad it to the square."""
         top, left, bottom, right = place
         height, width = bottom - top, right - left
         h, w = canvas_size(sample)
@@ -256,7 +256,7 @@ def _merged(parts: list[Sample], covers: list[Tensor]) -> Sample:
         layers = [plain(target.get(name, torch.full_like(plain(like), IGNORE))) for target in targets]
         merged[name] = tv_tensors.wrap(_layered(layers, covers), like=like)
     known = [target["annotated"] for target in targets if "annotated" in target]
-    if known:  # a class is known in the whole picture if it was looked for in every part
+    if known:  # a class is annotated in the mosaic if it is annotated in every part
         merged["annotated"] = torch.stack(known).all(0)
     merged |= _all_crowds(targets)
     image = _layered([plain(part["image"]) for part in parts], covers)

@@ -14,7 +14,7 @@ from fishnet.models.heads.types import Size, Target
 
 
 class SampleTarget(TypedDict):
-    """Truth of one image: N objects with boxes, optionally with masks or K keypoints; N may be 0, crowds stand apart.
+    """Ground truth of one image: N objects with boxes, optionally masks or K keypoints; N may be 0, without crowds.
 
     Coordinates are continuous, see `fishnet.data.geometry`."""
 
@@ -23,7 +23,7 @@ class SampleTarget(TypedDict):
     labels: Tensor
     """int64 (N,): class indices."""
     annotated: NotRequired[Tensor]
-    """bool (classes,): which classes were looked for in the image; without it all."""
+    """bool (classes,): which classes were annotated in the image; all if missing."""
     crowds: NotRequired[Tensor]
     """float32 (M, 4): boxes of the crowds, if there are any."""
     crowd_labels: NotRequired[Tensor]

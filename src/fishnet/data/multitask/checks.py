@@ -1,4 +1,4 @@
-"""Check a multitask folder for problems before training: which image has which labels, and whether they fit."""
+"""Check a multitask folder for problems before training: the labels of each image, and whether they are valid."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ KINDS: dict[str, tuple[Severity, str]] = {
     "layout": ("error", "lists, folders or classes that cannot be used"),
     "missing split": ("error", "splits that are missing"),
     "other classes": ("error", "splits with other classes than train"),
-    "no label": ("error", "images without a label of any level (left out)"),
+    "no label": ("error", "images without a label of any level (excluded)"),
     "missing level": ("note", "levels that no image of a split has"),
     "not annotated": ("error", "objects of categories that were not annotated in their image"),
     "missing image": ("error", "label maps without an image"),
@@ -133,7 +133,7 @@ def _counts(split: MultitaskSplit) -> dict[str, int]:
 
 
 def _check_lists(sources: list[Source], split: MultitaskSplit, report: CheckReport) -> None:
-    """Report what the lists of a split show: missing files and labels, and objects that cannot be used."""
+    """Report missing files, missing labels and unusable objects of a split."""
     for level, count in zip(LEVELS, split.known.sum(0).tolist(), strict=True):
         if not count:
             report.add("missing level", split.name, f"no image has labels of the {level} level")
@@ -253,7 +253,7 @@ def _check_classes(splits: dict[str, MultitaskSplit], counts: dict[str, list[np.
 
 
 def _relative(path: Path, sources: list[Source]) -> str:
-    """Return a path as it is shown: relative to the data folder, if there is one and the path is in it."""
+    """Return a path for display: relative to the data folder, if the path is in it."""
     for base in (sources[0].root, sources[0].root.resolve()):
         if len(sources) == 1 and path.is_relative_to(base):
             return path.relative_to(base).as_posix()

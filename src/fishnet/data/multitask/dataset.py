@@ -121,7 +121,7 @@ class MultitaskDataset(BadImageSkipper, Dataset[Sample]):
         single = ~objects.crowd
         found: geometry.Sample = {**boxed(objects.boxes, objects.classes, objects.crowd, size)}
         if self.masks:
-            # the box of an object without an outline only says where it may be
+            # an object without an outline may be anywhere in its box
             runs = objects.masks or [of_box(box, *size) for box in objects.boxes.tolist()]
             chosen = [runs[place] for place in np.flatnonzero(single).tolist()]
             found["masks"] = tv_tensors.Mask(decode(chosen, *size))
@@ -165,7 +165,7 @@ class MultitaskDataset(BadImageSkipper, Dataset[Sample]):
         return found
 
     def fingerprint(self) -> Json:
-        """Return values that change when the data set does: counts of labels, and a hash of names and labels."""
+        """Return values that change if the data set changes: counts of labels, and a hash of names and labels."""
         split, digest = self.split, hashlib.sha256()
         for path, label in zip(split.paths, split.labels.tolist(), strict=True):
             digest.update(f"{path.name}\0{label}\n".encode(errors="surrogateescape"))

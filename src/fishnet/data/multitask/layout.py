@@ -35,7 +35,7 @@ _NONE = -1
 
 
 class Source(NamedTuple):
-    """A data folder and what is taken from it."""
+    """A data folder and the levels that are read from it."""
 
     root: Path
     level: Level | None
@@ -60,7 +60,7 @@ def parse_sources(data: str | Path | Sequence[str | Path]) -> list[Source]:
         name, equals, folder = str(text).partition("=")
         if equals and name in LEVELS:
             if not folder:
-                raise UsageError(f"--data {text}: a folder is missing behind {name}=")
+                raise UsageError(f"--data {text}: a folder is missing after {name}=")
             sources.append(Source(Path(folder), next(level for level in LEVELS if level == name)))
         elif equals and re.fullmatch(r"\w+", name) and not Path(text).exists():
             raise UsageError(f"--data {text}: unknown level {name!r}.{did_you_mean(name, LEVELS)} {_KNOWN}")
@@ -100,7 +100,7 @@ class MultitaskSplit:
         region_of: Index of the data set in `regions` and of the image in it, -1 without objects, int64 (N, 2).
         pixels: Data sets with label maps.
         pixel_of: Likewise for label maps, int64 (N, 2).
-        notes: What whoever opens the data should know, a line each.
+        notes: Notes for the user about the data, one line each.
     """
 
     name: str
@@ -239,7 +239,7 @@ def open_multitask(
     notes = [note for one in regions for note in one.notes]
     for source in sources:
         if source.level is None and (missing := without_labels(source.root, split, table)):
-            many = f"left out {len(missing)} images without a label of any level, such as {missing[0]}"
+            many = f"skipped {len(missing)} images without a label of any level, such as {missing[0]}"
             notes.append(f"{source.root}, {split}: {many}")
     return MultitaskSplit(split, names, list(table), rows[:, 0], regions, rows[:, 1:3], pixels, rows[:, 3:5], notes)
 
@@ -274,7 +274,7 @@ def _read(
     regions: list[DetectionDataset],
     pixels: list[SegmentationDataset],
 ) -> Iterator[_Part]:
-    """Yield the labels that a folder gives; opened data sets are added to the lists.
+    """Yield the labels in a folder; opened data sets are added to the lists.
 
     Raises:
         FishnetError: The folder or its split is missing or damaged, or has no labels of any level.

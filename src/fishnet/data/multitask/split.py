@@ -29,7 +29,7 @@ def can_split(root: Path) -> bool:
 def split_multitask(root: Path | str, val: float = 0.2, seed: int = 0, undo: bool = False) -> SplitReport | UndoReport:
     """Create a val split of a multitask folder, or complete an interrupted split.
 
-    Val gets about the same share of the images of each class of each level, and of the images with labels of each
+    Val gets about the same fraction of the images of each class of each level, and of the images with labels of each
     level. Files with equal content stay in the same split; images without any label stay in train.
 
     Args:

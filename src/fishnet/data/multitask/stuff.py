@@ -28,7 +28,7 @@ class Stuff(NamedTuple):
     """Why it is these."""
 
     def describe(self, classes: Sequence[str]) -> str:
-        """Return in a line what is stuff, what is not, why, and how to change it.
+        """Return a line that lists stuff and other classes, with the reason and the setting to change it.
 
         Args:
             classes: Classes of the label maps.
@@ -53,8 +53,8 @@ def shared_by_name(pixel: Sequence[str], region: Sequence[str]) -> list[str]:
 def decide_stuff(split: MultitaskSplit, named: Sequence[str] = ()) -> Stuff:
     """Return which classes of the label maps are stuff.
 
-    These are the classes that the settings name, else those that classes.json names, else all that no category of
-    objects shares: by its name, or because its pixels lie in the outlines of objects.
+    These are the classes in the settings, otherwise those in classes.json, otherwise all that match no category of
+    objects: neither by name, nor because their pixels are inside the outlines of objects.
 
     Args:
         split: Training split.
@@ -70,13 +70,13 @@ def decide_stuff(split: MultitaskSplit, named: Sequence[str] = ()) -> Stuff:
     shares = inside_outlines(split) if len(same) < len(pixel) else {}
     covered = {name: share for name, share in shares.items() if share >= INSIDE and name not in same}
     reasons = [f"{name} is a category of objects" for name in same[:3]] + ["..."][: len(same) > 3]
-    reasons += [f"{100 * share:.0f} % of {name} lie in outlines of objects" for name, share in covered.items()]
+    reasons += [f"{100 * share:.0f} % of {name} are inside outlines of objects" for name, share in covered.items()]
     names = [name for name in pixel if name not in same and name not in covered]
     return Stuff(names, ", ".join(reasons) or "no category of objects has these names or covers these pixels")
 
 
 def inside_outlines(split: MultitaskSplit) -> dict[str, float]:
-    """Return the fraction of the pixels of each class that lie in outlines of objects, by class; without those that
+    """Return the fraction of the pixels of each class that are inside outlines of objects, by class; without those that
     do not occur.
 
     It is measured on images with label map and the outlines of all their objects, at most `MOST_IMAGES` of them, evenly
@@ -90,7 +90,7 @@ def inside_outlines(split: MultitaskSplit) -> dict[str, float]:
         objects = split.objects(index)
         try:
             labels = split.pixels[number].label_map(place)
-        except BadImageError:  # training says what to do about it
+        except BadImageError:  # training reports it
             continue
         masks = [] if objects is None or objects.masks is None else objects.masks
         if any(tuple(run["size"]) != labels.shape for run in masks):

@@ -34,7 +34,7 @@ KINDS: dict[str, tuple[Severity, str]] = {
     "bomb": ("error", "images too large to open (decompression bombs)"),
     "unreadable label": ("error", "label maps that cannot be read"),
     "label format": ("error", "label maps that are neither class indices nor colors of a palette"),
-    "unknown values": ("error", "label maps with values that stand for no class"),
+    "unknown values": ("error", "label maps with values that are not classes"),
     "size mismatch": ("error", "label maps whose size differs from their image"),
     "one class": ("error", "splits with a single class"),
     "no labels": ("error", "splits whose pixels are all ignored"),
@@ -158,7 +158,7 @@ def _check_files(listing: Listing, report: CheckReport) -> None:
 def _check_pairs(
     listing: Listing, report: CheckReport, seen: dict[bytes, list[tuple[str, str]]], workers: int, progress: bool
 ) -> _SplitFacts:
-    """Read all images and label maps of a split, and report what concerns single files."""
+    """Read all images and label maps of a split, and report problems of single files."""
     coding, classes = listing.coding, len(listing.coding.classes)
     found = _SplitFacts(listing, PixelCounts.empty(classes))
     bar = tqdm(
@@ -208,7 +208,7 @@ def _inspect(root: Path, pair: Pair, coding: LabelCoding) -> _PairFacts:
 
 
 def _check_size(pair: Pair, facts: _PairFacts, report: CheckReport) -> None:
-    """Report a label map that does not fit its image."""
+    """Report a label map whose size differs from its image."""
     if not facts.image.readable or facts.size == (0, 0):
         return
     if facts.size not in (facts.shape.upright, facts.shape.stored):
@@ -218,7 +218,7 @@ def _check_size(pair: Pair, facts: _PairFacts, report: CheckReport) -> None:
 
 
 def _check_values(split: str, found: _SplitFacts, report: CheckReport) -> None:
-    """Report label maps that cannot be used, each kind with a guess of what they are."""
+    """Report unusable label maps, with a guess of their encoding for each kind of problem."""
     by_kind: dict[str, list[tuple[str, LabelError]]] = defaultdict(list)
     for name, error in found.faulty:
         by_kind[error.kind].append((name, error))
@@ -235,7 +235,7 @@ def _check_values(split: str, found: _SplitFacts, report: CheckReport) -> None:
 
 
 def _check_classes(split: str, found: _SplitFacts, report: CheckReport) -> None:
-    """Report classes without pixels, and splits from which nothing can be learned."""
+    """Report classes without pixels, and splits without labeled pixels."""
     coding, counts = found.listing.coding, found.counts
     read = len(found.listing.pairs) - len(found.faulty)
     present = np.flatnonzero(counts.pixels)
@@ -254,7 +254,7 @@ def _check_classes(split: str, found: _SplitFacts, report: CheckReport) -> None:
 
 
 def _histogram(facts: dict[str, _SplitFacts]) -> list[str]:
-    """Return a table of the share of the pixels and the number of images of each class in each split."""
+    """Return a table of the fraction of pixels and the number of images of each class in each split."""
     named = {split or "images": found for split, found in facts.items() if found.counts.pixels.any()}
     if not named:
         return []

@@ -38,7 +38,7 @@ class CocoMaps:
         path: Annotation file.
 
     Raises:
-        FishnetError: The file is damaged or lacks what is needed.
+        FishnetError: The file is damaged or incomplete.
     """
 
     def __init__(self, root: Path, split: str, path: Path) -> None:

@@ -30,7 +30,7 @@ class LabelError(Exception):
 
     Attributes:
         kind: Kind of finding in the report of a check.
-        unknown: Number of pixels of each value, or color as 0xRRGGBB, that stands for no class.
+        unknown: Number of pixels of each value, or color as 0xRRGGBB, that is not a class.
     """
 
     def __init__(self, kind: str, reason: str, unknown: dict[int, int] | None = None) -> None:
@@ -50,7 +50,7 @@ class RawLabels(NamedTuple):
 
 @dataclass(frozen=True)
 class LabelCoding:
-    """Classes, and what stands for them in label files.
+    """Classes and their encoding in label files.
 
     Attributes:
         classes: Class names by class index.
@@ -84,7 +84,7 @@ class LabelCoding:
         return self.palette is not None
 
     def value_of(self, index: int) -> int:
-        """Return the value that stands for a class; the smallest if there are several."""
+        """Return the value of a class; the smallest if there are several."""
         if self.values is None:
             return index
         return min(value for value, number in self.values.items() if number == index)
@@ -93,7 +93,7 @@ class LabelCoding:
         """Return a label map (H, W) of class indices and `ignore_index`.
 
         Raises:
-            LabelError: The file has colors but the coding has none, or values that stand for no class.
+            LabelError: The file has colors but the coding has none, or values that are not classes.
         """
         indices = self._of_colors(raw.values) if raw.colors else self._of_values(raw.values)
         unknown = indices < 0
@@ -111,7 +111,7 @@ class LabelCoding:
             colors: Write the colors of the palette; None: if there is a palette.
 
         Raises:
-            ValueError: Pixels are ignored, but no value or color stands for them.
+            ValueError: Pixels are ignored, but no value or color is defined for them.
         """
         colors = self.palette is not None if colors is None else colors
         entries: Sequence[int | Color]
@@ -126,7 +126,7 @@ class LabelCoding:
         if blank is not None:
             lookup[self.ignore_index] = blank
         elif (label_map == self.ignore_index).any():
-            raise ValueError("the label map has ignored pixels, but no value stands for them")
+            raise ValueError("the label map has ignored pixels, but no value is defined for them")
         wide = lookup.max() > np.iinfo(np.uint8).max
         return Image.fromarray(lookup[label_map].astype(np.uint16 if wide else np.uint8))
 
@@ -175,9 +175,7 @@ class LabelCoding:
 
     def _of_colors(self, values: np.ndarray) -> np.ndarray:
         if self.palette is None:
-            raise LabelError(
-                "label format", "it has colors (RGB), but classes.json has no `palette`, which says what they stand for"
-            )
+            raise LabelError("label format", "it has colors (RGB), but classes.json has no `palette` that defines them")
         codes, indices = self._codes
         place = np.searchsorted(codes, values).clip(max=len(codes) - 1)
         return np.where(codes[place] == values, indices[place], -1)
@@ -223,12 +221,13 @@ def unpacked(code: int) -> Color:
 
 
 def _named(found: dict[int, int], colors: bool) -> str:
-    """Return values that stand for no class with their numbers of pixels, the most frequent first."""
+    """Return values that are not classes with their numbers of pixels, by descending frequency."""
     most = sorted(found.items(), key=lambda item: -item[1])
     shown = [f"{list(unpacked(value)) if colors else value} ({count:,} pixels)" for value, count in most[:5]]
     more = f" and {len(most) - 5} more" if len(most) > 5 else ""
     what = ("colors" if colors else "values") if len(most) > 1 else ("color" if colors else "value")
-    return f"the {what} {', '.join(shown)}{more} of the label map stand{'' if len(most) > 1 else 's'} for no class"
+    verdict = "are not classes" if len(most) > 1 else "is not a class"
+    return f"the {what} {', '.join(shown)}{more} of the label map {verdict}"
 
 
 def read_coding(path: Path) -> LabelCoding:
@@ -258,7 +257,7 @@ def parse_coding(document: object, name: str) -> LabelCoding:
         name: Name of the file in messages.
 
     Raises:
-        FishnetError: It cannot be used; the message says what to correct.
+        FishnetError: The file is invalid; the message says what to correct.
     """
     document = {"classes": document} if isinstance(document, list) else document
     if not isinstance(document, dict):
@@ -283,7 +282,7 @@ def parse_coding(document: object, name: str) -> LabelCoding:
     if colors and ignored_color in colors:
         raise FishnetError(
             f"{name}: `ignore_color` {list(ignored_color or ())} is also the color of "
-            f"{classes[colors.index(ignored_color or (0, 0, 0))]!r}; every color stands for one thing"
+            f"{classes[colors.index(ignored_color or (0, 0, 0))]!r}; every color must have one meaning"
         )
     return LabelCoding(classes, ignored, values, colors, ignored_color, _stuff(document.get("stuff"), classes, name))
 
@@ -333,7 +332,7 @@ def _values(values: object, name: str) -> dict[int, str] | None:
 
 
 def _ignored(document: Json, taken: set[int], classes: list[str], name: str) -> tuple[int, ...]:
-    """Return the values to ignore; the default 255 only if it stands for no class."""
+    """Return the values to ignore; the default is 255 unless it is a class."""
     if "ignore_index" not in document:
         usual = IGNORE if len(classes) <= IGNORE else WIDE_IGNORE
         return () if usual in taken else (usual,)
@@ -345,8 +344,8 @@ def _ignored(document: Json, taken: set[int], classes: list[str], name: str) -> 
         )
     if both := [value for value in found if value in taken]:
         raise FishnetError(
-            f"{name}: `ignore_index` {both[0]} also stands for a class; choose a value that none has, or use `values` "
-            "to say which value stands for which class"
+            f"{name}: `ignore_index` {both[0]} is also a class; choose another value, or map "
+            "values to classes by `values`"
         )
     return tuple(found)
 

@@ -116,7 +116,7 @@ def _of_listing(listing: Listing) -> _Source:
     tops = {"voc": 1, "cityscapes": 2, "folders": 1 + bool(listing.split)}
     names = [PurePosixPath(*PurePosixPath(pair.image).parts[tops[listing.kind] :]) for pair in listing.pairs]
     notes = [
-        f"{listing.split}: left out {len(files)} {what}, such as {files[0]}"
+        f"{listing.split}: skipped {len(files)} {what}, such as {files[0]}"
         for what, files in (
             ("images without a label map", listing.unlabeled),
             ("unmatched label maps", listing.orphans),

@@ -47,7 +47,7 @@ class SegmentationDataset(BadImageSkipper, Dataset[Sample]):
             be set. It draws from the global generators, which are seeded by (seed, epoch, index).
         seed: Seed of all random draws; may be set.
         bad_images: Paths that this process could not use so far, of images or label maps.
-        notes: What whoever opens the data set should know, a line each.
+        notes: Notes for the user about the data set, one line each.
     """
 
     task = "segmentation"
@@ -61,7 +61,7 @@ class SegmentationDataset(BadImageSkipper, Dataset[Sample]):
 
     @property
     def coding(self) -> LabelCoding:
-        """What stands for the classes in the label files."""
+        """Encoding of the classes in the label files."""
         return self.listing.coding
 
     @property
@@ -131,7 +131,7 @@ class SegmentationDataset(BadImageSkipper, Dataset[Sample]):
         return Sample(image=sample["image"], target=sample["target"], size=sample["size"], index=index, bad=bad)
 
     def fingerprint(self) -> Json:
-        """Return values that change when the data set does: counts, and a hash of names, sizes and coding."""
+        """Return values that change if the data set changes: counts, and a hash of names, sizes and coding."""
         digest = hashlib.sha256(repr(sorted(self.coding.to_dict().items())).encode())
         for pair in self.listing.pairs:
             digest.update(f"{pair.image}\0{pair.label}\0".encode(errors="surrogateescape"))
@@ -179,7 +179,7 @@ def bad_label(path: Path, reason: str) -> BadImageError:
 
 
 def matching_image(path: Path, size: tuple[int, int], label: Path) -> Image.Image:
-    """Return an image as RGB, upright, or as it is stored if only that fits its label map.
+    """Return an image as RGB, upright, or in its stored orientation if only that matches its label map.
 
     Args:
         path: Path of the image.
@@ -244,7 +244,7 @@ def open_segmentation(
     )
     for what, names in left_out:
         if names:
-            dataset.notes.append(f"{root}, {split}: left out {len(names)} {what}, such as {names[0]}")
+            dataset.notes.append(f"{root}, {split}: skipped {len(names)} {what}, such as {names[0]}")
     dataset.skip_bad = bad_images == "skip"
     return dataset
 

@@ -1,4 +1,4 @@
-"""Guess what the values of label files are when they do not fit the classes."""
+"""Guesses about the encoding of label files whose values are not classes."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _PHOTO = 64
 
 
 def guess_values(values: Counter[int], coding: LabelCoding, palette: bool = False) -> str:
-    """Return in a sentence what the values of label maps probably are, and what to do.
+    """Return a sentence with the probable meaning of the values of label maps, and what to do.
 
     Args:
         values: Pixels of each value in all label maps of a split, the valid values too.
-        coding: Coding that they do not fit.
+        coding: Coding that they do not match.
         palette: Whether the files have a palette.
     """
     found, classes = sorted(values), coding.classes
@@ -61,11 +61,11 @@ def guess_values(values: Counter[int], coding: LabelCoding, palette: bool = Fals
 
 
 def guess_colors(colors: Counter[int], coding: LabelCoding) -> str:
-    """Return in a sentence what the colors of label maps probably are, and what to do.
+    """Return a sentence with the probable meaning of the colors of label maps, and what to do.
 
     Args:
         colors: Pixels of each color, as 0xRRGGBB, in all label maps of a split.
-        coding: Coding that they do not fit.
+        coding: Coding that they do not match.
     """
     most = [color for color, _ in colors.most_common(_LISTED)]
     listed = ", ".join(str(list(unpacked(color))) for color in most) + (", ..." if len(colors) > _LISTED else "")

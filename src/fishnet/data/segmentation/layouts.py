@@ -53,7 +53,7 @@ class Listing:
     orphans: list[str] = field(default_factory=list)
     """Label maps without an image."""
     doubled: list[str] = field(default_factory=list)
-    """Images and label maps with the stem of another one, which cannot be told apart."""
+    """Images and label maps with the same stem as another, which are ambiguous."""
     lossy: list[str] = field(default_factory=list)
     """Files among the label maps in a format that does not keep their values."""
 
@@ -70,7 +70,7 @@ def layout_of(root: Path) -> Kind | None:
 def available_splits(root: Path) -> list[str]:
     """Return the names of the splits with label maps: train, val and test first, then others by name.
 
-    A folder with `images` and `labels` of its own is one split with an empty name.
+    A folder that directly contains `images` and `labels` is one split with an empty name.
 
     Raises:
         FishnetError: The folder is missing, a file, empty, or has an unknown layout.
@@ -188,7 +188,7 @@ def _list_cityscapes(root: Path, split: str) -> Listing:
 
 
 def _own_coding(root: Path, usual: LabelCoding) -> LabelCoding:
-    """Return the coding of the classes.json of the folder, or the usual one of its layout if there is none."""
+    """Return the coding of the classes.json of the folder, or the default of its layout if there is none."""
     path = root / CLASSES_FILE
     return read_coding(path) if path.is_file() else usual
 
@@ -227,7 +227,7 @@ def _is_split(folder: Path) -> bool:
 
 
 def _advice(root: Path) -> str:
-    """Return where the data set lies, if it is in a folder below, such as VOCdevkit/VOC2012."""
+    """Return the folder of the data set if it is a sub-folder, such as VOCdevkit/VOC2012."""
     for folder in (*subfolders(root), *(inner for outer in subfolders(root) for inner in subfolders(outer))):
         if layout_of(folder) in ("voc", "cityscapes"):
             return f" Did you mean {folder}?"

@@ -1,4 +1,4 @@
-"""Classes of Pascal VOC and Cityscapes, and the values that stand for them in the label files of these data sets."""
+"""Classes of Pascal VOC and Cityscapes, and their values in the label files of these data sets."""
 
 from __future__ import annotations
 

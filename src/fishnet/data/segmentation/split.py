@@ -31,7 +31,7 @@ def split_segmentation(
     undo: bool = False,
     progress: bool = True,
 ) -> SplitReport | UndoReport:
-    """Create a val split with about the same share of the images of each class, or complete an interrupted split.
+    """Create a val split with about the same fraction of the images of each class, or complete an interrupted split.
 
     Images and label maps of `root/train` are moved to `root/val`; `root/images` and `root/labels` are divided into
     train and val. Images with equal pixels stay in the same split. Images without a label map stay in train.
@@ -67,7 +67,7 @@ def _make_plan(root: Path, val: float, seed: int, copy: bool, progress: bool) ->
     splits = available_splits(root)
     if layout_of(root) != "folders":
         raise FishnetError(
-            f"{root} has lists or folders of splits that others know; `fishnet data convert {root} NEW --task "
+            f"{root} already defines its own splits; `fishnet data convert {root} NEW --task "
             "segmentation --val 0.2` divides a copy"
         )
     if present := [name for name in splits if name.startswith("val")] or ["val"] * (root / "val").exists():
@@ -107,7 +107,7 @@ def _refuse_links(listing: Listing, copy: bool) -> None:
     folder = listing.root / listing.split
     for place in (folder, folder / "images", folder / "labels"):
         if place.is_symlink() and not copy and place != listing.root:
-            raise FishnetError(f"{place} is a symbolic link, and its files belong elsewhere; replace it by the files")
+            raise FishnetError(f"{place} is a symbolic link to files elsewhere; replace it by the files")
 
 
 def occurring_classes(listing: Listing, progress: bool = True, workers: int = 2) -> list[frozenset[int]]:

@@ -50,15 +50,15 @@ class RandomScale:
 
 
 class ClassCrop:
-    """Random crop in which no class has more than a share of the labeled pixels (PSPNet's and MMSegmentation's rule).
+    """Random crop in which no class has more than a given fraction of the labeled pixels (as in MMSegmentation).
 
-    Up to 10 crops are drawn; if none fits, the last one is taken, as MMSegmentation does. Smaller images are padded at
+    Up to 10 crops are drawn; if none is accepted, the last one is used. Smaller images are padded at
     the bottom and right.
 
     Args:
         size: Height and width in pixels.
-        max_class_share: Maximum share of one class; 1 takes the first crop.
-        ignore_index: Value of pixels that do not count, and of new pixels.
+        max_class_share: Maximum fraction of one class; 1 accepts the first crop.
+        ignore_index: Value of ignored pixels and of padding.
     """
 
     def __init__(self, size: Size, max_class_share: float = 0.75, ignore_index: int = IGNORE) -> None:
@@ -75,7 +75,7 @@ class ClassCrop:
         return pad_to(chosen, *self.size, ignore=self.ignore_index)
 
     def _largest_share(self, label_map: Tensor) -> float:
-        """Return the share of the most frequent class of the labeled pixels; 1 if there are none."""
+        """Return the fraction of the most frequent class among the labeled pixels; 1 if there are none."""
         counts = torch.bincount(plain(label_map).flatten(), minlength=self.ignore_index + 1)
         counts[self.ignore_index] = 0
         return float(counts.max() / counts.sum()) if counts.any() else 1.0
@@ -121,7 +121,7 @@ class AugmentConfig:
     crop: tuple[int, int] | None = None
     """Height and width of the random crop in pixels; None: a square of --size."""
     max_class_share: float = 0.75
-    """Crops in which one class has a larger share of the pixels are drawn again, up to 10 times; 1 disables it."""
+    """Maximum fraction of one class in a crop; other crops are drawn again, up to 10 times; 1 disables it."""
     flip: float = 0.5
     """Probability of a horizontal flip."""
     photometric: bool = True
@@ -158,7 +158,7 @@ def train_pipeline(
 
 
 def eval_pipeline(size: EvalSize, longest: int | None = None) -> Pipeline:
-    """Return the transform for evaluation, which resizes the image and leaves the label map as it is.
+    """Return the transform for evaluation, which resizes the image and keeps the size of the label map.
 
     Args:
         size: Shorter side, exact (height, width), or None to keep the size of the image.

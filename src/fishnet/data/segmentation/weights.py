@@ -46,7 +46,7 @@ def count_pixels(dataset: SegmentationDataset, workers: int = 2, progress: bool 
     """Count the pixels of each class in all label maps of a data set.
 
     Args:
-        dataset: Data set; files that cannot be used are left out if it skips bad images.
+        dataset: Data set; unusable files are skipped if it skips bad images.
         workers: Number of threads that read label maps.
         progress: Show a progress bar on a terminal.
 
@@ -86,7 +86,7 @@ def count_pixels(dataset: SegmentationDataset, workers: int = 2, progress: bool 
 def median_frequency(counts: PixelCounts) -> np.ndarray:
     """Return class weights by median frequency balancing, float64 (C,): median frequency / frequency of the class.
 
-    The frequency of a class is its share of the labeled pixels of those images in which it occurs (Eigen and Fergus,
+    The frequency of a class is its fraction of the labeled pixels of those images in which it occurs (Eigen and Fergus,
     arXiv 1411.4734, section 4.3; SegNet, arXiv 1511.00561). The median is that of the classes that occur; those that do
     not have weight 0, since no pixel could learn from them.
     """
@@ -99,7 +99,7 @@ def median_frequency(counts: PixelCounts) -> np.ndarray:
 
 
 def enet(counts: PixelCounts, offset: float = 1.02) -> np.ndarray:
-    """Return class weights 1 / ln(offset + p), float64 (C,), where p is the share of the class of all labeled pixels.
+    """Return class weights 1 / ln(offset + p), float64 (C,), where p is its fraction of all labeled pixels.
 
     With offset 1.02 the weights lie between 1.4 and 50 (ENet, Paszke et al., arXiv 1606.02147, section 5.2).
     """

@@ -1,5 +1,5 @@
-"""`fishnet bench`: how fast models run, in which runtime, side by side on one machine.
+"""`fishnet bench`: speed of models in several runtimes on one machine.
 
-A row of the table is a `Case`. Every case has a process of its own, which builds the model and waits; the rows take
-turns, so that a busy machine slows all of them alike.
+A row of the table is a `Case`. Every case has its own process, which builds the model and waits for requests; rows are
+measured in turns, so that other load on the machine affects all of them equally.
 """

@@ -1,4 +1,4 @@
-"""Photos for the ranges of int8 values."""
+"""Calibration images for int8."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ FEWEST, MOST = 10, 300
 
 
 def find_photos(folder: Path) -> list[Path]:
-    """Return up to 300 images in a folder and its folders, evenly spread over it.
+    """Return up to 300 evenly spaced images of a folder and its sub-folders.
 
     Raises:
         UsageError: There is no such folder, or it has fewer than 10 images.
     """
     if not folder.is_dir():
-        raise UsageError(f"--calibration {folder} is not a folder; give one with photos like those it will run on")
+        raise UsageError(f"--calibration {folder} is not a folder; give a folder of representative photos")
     found = sorted(image_files(folder))
     if len(found) < FEWEST:
         raise UsageError(f"--calibration {folder} has {len(found)} images; int8 needs at least {FEWEST}")
@@ -33,7 +33,7 @@ def find_photos(folder: Path) -> list[Path]:
 
 
 def batches(photos: list[Path], size: int) -> Iterator[Tensor]:
-    """Yield batches of one image (1, 3, size, size), normalized as those of ImageNet.
+    """Yield batches of one image (1, 3, size, size), normalized with the statistics of ImageNet.
 
     Raises:
         BadImageError: An image cannot be read.

@@ -1,4 +1,4 @@
-"""What is measured: models x batch x size x precision x runtime."""
+"""Cases of a benchmark: models x batch x size x precision x runtime."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Case:
     """One row of the table."""
 
     model: str
-    """Model as it was typed, or a run folder."""
+    """Model as given on the command line, or a run folder."""
     batch: int
     size: int
     """Height and width of the images in pixels."""
@@ -34,30 +34,30 @@ class Case:
 
     @property
     def path(self) -> str:
-        """Model, runtime and precision in one word, as `--ratio-to` names a row."""
+        """Model, runtime and precision, in the syntax of `--ratio-to`."""
         return f"{self.model}@{self.runtime}/{self.precision}"
 
     @property
     def label(self) -> str:
-        """The model as people read it."""
+        """Display name of the model."""
         return self.model if self.model == PEAK or Path(self.model).is_dir() else parse_spec(self.model, "MODEL").label
 
     def to_json(self) -> Json:
-        """Return plain values."""
+        """Return the case as JSON values."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, content: Json) -> Self:
-        """Return the case of plain values."""
+        """Return a case from JSON values."""
         return cls(**content)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Values of every dimension, of which a table has all combinations."""
+    """Values of every dimension; all combinations are measured."""
 
     models: Sequence[str]
-    """MODEL, or MODEL@RUNTIME or MODEL@RUNTIME/PRECISION for a model that is measured in these only."""
+    """MODEL, or MODEL@RUNTIME or MODEL@RUNTIME/PRECISION to measure a model only in these."""
     batch: Sequence[int] = (1,)
     size: Sequence[int] = (224,)
     precision: Sequence[str] = ("fp32",)
@@ -66,10 +66,10 @@ class Plan:
     device: str = "cpu"
 
     def cases(self) -> list[Case]:
-        """Return the rows, without combinations of a runtime and a precision that it does not have.
+        """Return the rows, except unsupported combinations of runtime and precision.
 
         Raises:
-            UsageError: An unknown name, or no row is left.
+            UsageError: An unknown name, or no row remains.
         """
         found = list(dict.fromkeys(self._cases()))
         if not found:
@@ -98,13 +98,13 @@ class Plan:
 
 
 def with_peaks(cases: Sequence[Case], plain: str = "channels_last") -> list[Case]:
-    """Return cases with those of what the machine can do, for every precision, batch and size among them.
+    """Return cases and those that measure the peak throughput, for every precision, batch and size among them.
 
-    Plain shapes run in every runtime of the cases that does all multiply-adds it is counted for, and in PyTorch itself.
+    Peaks are measured in PyTorch, and in every runtime of the cases that executes all multiply-adds that are counted.
 
     Args:
         cases: Rows of models.
-        plain: Runtime that is always among them, where it has the precision.
+        plain: Runtime that is always measured, if it supports the precision.
     """
     found: dict[Case, None] = {}
     for case in cases:
@@ -121,14 +121,14 @@ def check_numbers(flag: str, values: Sequence[int]) -> None:
 
 
 def find_base(cases: Sequence[Case], named: str) -> dict[tuple[int, int], Case]:
-    """Return the row that ratios are to, by batch and size.
+    """Return the baseline row of the ratios, by batch and size.
 
     Args:
         cases: All rows.
         named: MODEL, MODEL@RUNTIME or MODEL@RUNTIME/PRECISION.
 
     Raises:
-        UsageError: No row has this name, or several of one batch and size.
+        UsageError: No row has this name, or several rows of the same batch and size have it.
     """
     model, _, rest = named.partition("@")
     runtime, _, precision = rest.partition("/")
@@ -139,10 +139,10 @@ def find_base(cases: Sequence[Case], named: str) -> dict[tuple[int, int], Case]:
             place = case.batch, case.size
             if place in found:
                 raise UsageError(
-                    f"--ratio-to {named} means {found[place].path} and {case.path}; name one of them in full"
+                    f"--ratio-to {named} matches {found[place].path} and {case.path}; give one of them in full"
                 )
             found[place] = case
     if not found:
         known = ", ".join(dict.fromkeys(case.path for case in cases))
-        raise UsageError(f"--ratio-to {named} is no row; rows are {known}")
+        raise UsageError(f"--ratio-to {named} is not a row; rows are {known}")
     return found

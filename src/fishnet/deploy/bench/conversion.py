@@ -1,7 +1,7 @@
-"""Networks converted for OpenVINO and ONNX Runtime, as plainly as their own tools do it.
+"""Conversion of networks for OpenVINO and ONNX Runtime with their own tools.
 
-This is what the benchmark compares with; `python -m fishnet.deploy.bench.conversion JSON` runs in a process of its own,
-so that the memory that a conversion takes is not counted as that of the converted network.
+This is the reference of the benchmark. `python -m fishnet.deploy.bench.conversion JSON` runs in a separate process, so
+that the memory of the conversion is not counted as that of the converted network.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from fishnet.runner.signals import signal_stack_kept
 
 
 class Wanted(NamedTuple):
-    """What a network is converted to."""
+    """Target of a conversion."""
 
     format: str
     """openvino or onnx."""
     fused: bool
-    """Whether it is fused before."""
+    """Whether the network is fused first."""
     int8: bool
-    """Whether its convolutions and matrix products are quantized."""
+    """Whether convolutions and matrix products are quantized."""
 
     @property
     def file_name(self) -> str:
@@ -43,10 +43,10 @@ def convert(
 
     Args:
         network: Network in eval mode.
-        example: Input of the size that it will run on.
-        wanted: Format, and what happens to the network before.
+        example: Input of the size to run on.
+        wanted: Format, fusing and quantization.
         file: File to write.
-        calibration: Returns batches of images to find the ranges of int8 values on.
+        calibration: Returns batches of images to calibrate int8 on.
 
     Raises:
         FishnetError: A package is missing.
@@ -60,7 +60,7 @@ def convert(
         warnings.simplefilter("ignore")
         if wanted.format == "onnx":
             batch = torch.export.Dim("batch")
-            example = torch.cat([example, example]) if len(example) == 1 else example  # 1 would be taken as fixed
+            example = torch.cat([example, example]) if len(example) == 1 else example  # 1 would be exported as fixed
             torch.onnx.export(
                 network, (example,), file, dynamo=True, verbose=False, dynamic_shapes=({0: batch},), optimize=True
             )
@@ -78,7 +78,7 @@ def quantize(model: object, images: Iterable[Tensor]) -> object:
 
     Args:
         model: OpenVINO model.
-        images: Batches (N, C, H, W) to find the ranges of values on.
+        images: Batches (N, C, H, W) to calibrate on.
 
     Raises:
         FishnetError: nncf is not installed.

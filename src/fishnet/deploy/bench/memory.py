@@ -18,12 +18,12 @@ def resident() -> int:
 
 
 def peak() -> int:
-    """Return the largest resident memory since `reset_peak`, or since the process began where that cannot be reset."""
+    """Return the peak resident memory since `reset_peak`, or since the start of the process if it cannot be reset."""
     return _field("VmHWM") or _largest()
 
 
 def reset_peak() -> None:
-    """Return what is free to the system, and begin to look for the peak anew, where the system can (Linux)."""
+    """Release free memory to the system and reset the peak, if supported (Linux)."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
@@ -32,7 +32,7 @@ def reset_peak() -> None:
 
 
 def die_first() -> None:
-    """Ask the system to end this process before all others when memory runs out (Linux)."""
+    """Make this process the first to be killed when memory runs out (Linux)."""
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000", "ascii")
 

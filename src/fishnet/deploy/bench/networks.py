@@ -1,4 +1,4 @@
-"""The networks that are measured: models by name, and networks of runs."""
+"""Networks to measure: models by name, and networks of runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fishnet.models.specs import parse_spec
 
 
 class RawOutputs(nn.Module):
-    """What a network of a run computes before decoding: (N, C, H, W) -> tensors."""
+    """Network of a run without decoding: (N, C, H, W) -> tensors."""
 
     def __init__(self, network: Network) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class RawOutputs(nn.Module):
 
 
 def build(model: str) -> nn.Module:
-    """Return a model by its name, with the same random weights each time, or the network of a run folder.
+    """Return a model by its name, with reproducible random weights, or the network of a run folder.
 
     Raises:
         UsageError: The model is unknown.
@@ -37,7 +37,7 @@ def build(model: str) -> nn.Module:
 
         return RawOutputs(load_model(model, "cpu")[0])
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of other packages, about themselves
+        warnings.simplefilter("ignore")  # irrelevant warnings of other packages
         torch.manual_seed(0)
         return parse_spec(model, "MODEL").build()
 

@@ -1,4 +1,4 @@
-"""What the machine can do: the multiply-adds per second of plain matrix products and convolutions."""
+"""Peak throughput of the machine: multiply-adds per second of plain matrix products and convolutions."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from torch import nn
 
 PEAK = "peak"
-"""Model of the cases that measure it."""
+"""Model name of the cases that measure the peak."""
 _LAYERS = 4
-"""Layers of one shape in a row, so that the conversion of the input to another precision does not count."""
+"""Number of consecutive layers of a shape, so that the conversion of the input precision is negligible."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Equal layers in a row."""
+    """Consecutive equal layers."""
 
     name: str
     build: Callable[[], nn.Module]
@@ -52,4 +52,4 @@ SHAPES = (
     _convolution(3, 256, 28),
     _convolution(3, 512, 14),
 )
-"""The fixed list of shapes, those of networks for 224x224 images among them."""
+"""Shapes to measure, including those of networks for 224x224 images."""

@@ -1,4 +1,4 @@
-"""Results as a picture: a bar per row, and lines where a dimension is swept."""
+"""Plot of the results: a bar per row, and lines for sweeps."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _AXES = {"pixels": "size", "images in a batch": "batch", "multiply-adds": "multi
 
 
 def draw(content: Json) -> Figure:
-    """Return the picture of results.
+    """Plot the results.
 
     Args:
-        content: Plain values of `Results.to_json`.
+        content: Result of `Results.to_json`.
     """
     rows = [row for row in content["rows"] if "seconds" in row]
     with styled():
@@ -44,7 +44,7 @@ def _bars(axes: Axes, rows: list[Json]) -> None:
     errors = [row["images_per_second"] * row["spread"] for row in rows]
     axes.barh(names, speeds, xerr=errors, color=colors, ecolor=INK)
     axes.invert_yaxis()
-    axes.set_xlabel("images per second; the lines are half the distance between the quartiles")
+    axes.set_xlabel("images per second; error bars are half the interquartile range")
     for place, row in enumerate(rows):
         ratio = f", {row['ratio']:.2f}x" if "ratio" in row else ""
         digits = 0 if speeds[place] >= 100 else 1

@@ -1,4 +1,4 @@
-"""Convert a model in a process of its own, once for all rows that need it."""
+"""Conversion of a model in a separate process, once for all rows that need it."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from fishnet.errors import FishnetError
 
 @dataclass(frozen=True)
 class Conversion:
-    """A model that is converted."""
+    """Conversion of a model."""
 
     model: str
     size: int
     wanted: Wanted
     folder: str
-    """Where the converted models of a call are."""
+    """Folder of the converted models."""
     calibration: str | None
     """Folder of photos for int8."""
 
@@ -36,7 +36,7 @@ class Conversion:
         return Path(self.folder) / key / self.wanted.file_name
 
     def run(self) -> None:
-        """Convert it, in this process."""
+        """Run the conversion in this process."""
         torch.manual_seed(0)
         self.file.parent.mkdir(parents=True, exist_ok=True)
         photos = find_photos(Path(self.calibration)) if self.wanted.int8 and self.calibration else []
@@ -45,10 +45,10 @@ class Conversion:
 
 
 def converted(job: Conversion) -> Path:
-    """Return the file of a converted model, and convert it if it is missing.
+    """Return the file of a converted model; convert the model if the file is missing.
 
     Raises:
-        FishnetError: It cannot be converted.
+        FishnetError: The model cannot be converted.
     """
     if not job.file.exists():
         command = [sys.executable, "-m", "fishnet.deploy.bench.prepare", json.dumps(asdict(job))]

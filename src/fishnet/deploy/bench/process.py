@@ -1,4 +1,4 @@
-"""The workers as the command sees them."""
+"""Worker processes of the benchmark."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from fishnet.files import Json
 
 
 class RowFailed(FishnetError):
-    """A row cannot be measured; the message says why."""
+    """A row cannot be measured; the message is the reason."""
 
 
 class Process:
-    """A worker; see `fishnet.deploy.bench.worker`.
+    """A worker process; see `fishnet.deploy.bench.worker`.
 
-    It is in a session of its own: Ctrl-C in a terminal reaches the command only, which keeps what was measured.
+    It runs in its own session, so that Ctrl-C in a terminal only reaches the command, which keeps the results so far.
     """
 
     def __init__(self, order: Order) -> None:
@@ -42,14 +42,14 @@ class Process:
 
     @property
     def pid(self) -> int:
-        """Its identifier."""
+        """Process identifier."""
         return self._process.pid
 
     def ask(self, **request: str | int) -> Json:
         """Send a request and return the answer.
 
         Raises:
-            RowFailed: It failed, or the process died.
+            RowFailed: The request failed, or the process died.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -65,8 +65,8 @@ class Process:
         return answer
 
     def close(self) -> None:
-        """End it."""
-        with suppress(ProcessLookupError):  # also a conversion that it waits for
+        """Terminate the process."""
+        with suppress(ProcessLookupError):  # including a running conversion
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout, self._log):

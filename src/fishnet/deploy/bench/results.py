@@ -1,4 +1,4 @@
-"""What was measured, as plain values, and as a table."""
+"""Results of a benchmark, as JSON values and as a table."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ from fishnet.models.precision import cpu_flags
 FORMAT = 1
 Sweep = Literal["size", "batch", "depth"]
 AGAINST = {"size": "pixels", "batch": "images in a batch", "depth": "multiply-adds"}
-"""What time and memory are fitted against."""
+"""Variable that time and memory are fitted against, by sweep."""
 _TELLING = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8", "asimddp",
             "bf16", "i8mm", "sve")  # fmt: skip
 _BACKWARD = 3
-"""Multiply-adds of a training step in those of its forward pass: gradients of inputs and weights cost one each."""
+"""Multiply-adds of a training step relative to a forward pass: gradients of inputs and of weights add one each."""
 
 
 @dataclass
 class Results:
-    """Rows, and what they are compared with."""
+    """Rows and their baseline."""
 
     rows: list[Row] = field(default_factory=list)
     notes: dict[Case, str] = field(default_factory=dict)
-    """Rows that were not measured, and why."""
+    """Rows that were not measured, with the reason."""
     base: Mapping[tuple[int, int], Case] = field(default_factory=dict)
-    """Row that ratios are to, by batch and size."""
+    """Baseline row of the ratios, by batch and size."""
     base_name: str | None = None
     sweep: Sweep | None = None
     threads: int = 1
     rounds: int = 0
 
     def to_json(self, complete: bool) -> Json:
-        """Return everything as plain values.
+        """Return the results as JSON values.
 
         Args:
-            complete: Whether nothing interrupted it.
+            complete: Whether the measurement was not interrupted.
         """
         shown = [row for row in self.rows if row.case.model != PEAK]
         environment = describe_environment()
@@ -93,14 +93,14 @@ class Results:
         return entry
 
     def _ratios(self, row: Row) -> list[float] | None:
-        """Return how many times as fast as the base row a row was in every round."""
+        """Return the speed of a row relative to the baseline in every round."""
         base = self.base.get((row.case.batch, row.case.size))
         turns = next((one.turns for one in self.rows if one.case == base), [])
         ratios = [theirs / own for theirs, own in zip(turns, row.turns, strict=False)]
         return ratios or None
 
     def _fits(self, rows: Sequence[Row]) -> list[Json]:
-        """Return the exponents of time and memory against what was swept."""
+        """Return the exponents of time and memory as a function of the swept variable."""
         if self.sweep is None:
             return []
         lines: dict[tuple[str, ...], list[Row]] = {}
@@ -147,10 +147,10 @@ HEAD = (
 
 
 def table(content: Json) -> str:
-    """Return results as a text table, with what the machine is above it and fits below it.
+    """Return results as a text table, preceded by the machine and followed by fits.
 
     Args:
-        content: Plain values of `Results.to_json`.
+        content: Result of `Results.to_json`.
     """
     lines = [describe_machine(content), ""]
     lines += aligned(*cells(content))
@@ -163,7 +163,7 @@ def table(content: Json) -> str:
         lines.append(f"measured peak in {precision}: {rate:.1f} G multiply-adds/s ({found['where']})")
     lines += [describe_fit(fit) for fit in content["fits"]]
     if not content["complete"]:
-        lines.append("interrupted: figures are those of the rounds before")
+        lines.append("interrupted: results are from the completed rounds")
     return "\n".join(lines)
 
 
@@ -176,7 +176,7 @@ def describe_machine(content: Json) -> str:
 
 
 def describe_fit(fit: Json) -> str:
-    """Return an exponent in a sentence."""
+    """Return a description of a fitted exponent."""
     name = ", ".join(filter(None, (fit["model"], fit["runtime"], fit["precision"])))
     parts = [
         f"{what} ~ ({fit['against']})^{fit[what]['exponent']:.2f} (R2 {fit[what]['fit']:.3f})"

@@ -1,4 +1,4 @@
-"""Rows that take turns: A B A B, so that what else the machine does slows all of them alike."""
+"""Measurement of rows in turns (A B A B), so that other load on the machine affects all of them equally."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TURN_SECONDS, _MOST_PASSES = 0.25, 50
 
 @dataclass
 class Row:
-    """What was measured of a case."""
+    """Measurements of a case."""
 
     case: Case
     turns: list[float] = field(default_factory=list)
@@ -29,34 +29,34 @@ class Row:
     macs: int | None = None
     """Multiply-adds for one image."""
     memory: int | None = None
-    """Peak bytes that building the network and running it took."""
+    """Peak memory in bytes of building and running the network."""
     compile_seconds: float | None = None
     shapes: dict[str, list[float]] = field(default_factory=dict)
-    """Of what the machine can do only: multiply-adds per second in every turn, by shape."""
+    """For peaks only: multiply-adds per second in every turn, by shape."""
     failed: str | None = None
-    """Why it could not be measured."""
+    """Reason why it could not be measured."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """How rows are measured."""
+    """Measurement of rows in turns."""
 
     folder: str
-    """Where converted models are kept."""
+    """Folder of converted models."""
     threads: int
     rounds: int
     calibration: str | None
     say: Callable[[str], object]
-    """Is told what happens, a line each."""
+    """Called with a line for every progress message."""
 
     def measure(self, cases: Sequence[Case], together: bool = False) -> Iterator[Row]:
-        """Measure cases; the rows of a group are yielded as soon as they exist, and fill while the iteration goes on.
+        """Measure cases; the rows of a group are yielded immediately and filled as the iteration continues.
 
-        So an interrupted iteration leaves all that was measured in the rows.
+        After an interruption, the rows therefore contain all measurements so far.
 
         Args:
-            cases: Rows. Those of one batch and size take turns, and with them what the machine can do.
-            together: Whether all rows take turns, whatever their batch and size.
+            cases: Cases. Those of the same batch and size are measured in turns, together with the peaks.
+            together: Whether all rows are measured in turns, regardless of batch and size.
         """
         keys = {case: (0, 0) if together else (case.batch, case.size) for case in cases}
         for _, group in groupby(
@@ -109,7 +109,7 @@ class _Turns:
         self.passes = max(1, min(_MOST_PASSES, math.ceil(_TURN_SECONDS / max(found["warm_seconds"], 1e-6))))
 
     def take(self) -> None:
-        """Take a turn."""
+        """Measure one turn."""
         if self.row.failed:
             return
         try:
@@ -130,12 +130,13 @@ class _Turns:
 
 
 def peak_rate(rows: Sequence[Row], precision: str) -> tuple[float, str] | None:
-    """Return the largest multiply-adds per second of any turn at a precision, and where; None if nothing was measured.
+    """Return the maximum of multiply-adds per second over all turns at a precision, and its shape and runtime.
 
-    It is not a median: a turn that other work slowed says nothing about what the machine can do.
+    The maximum is used instead of the median, since other load can only reduce the throughput. None if nothing was
+    measured.
 
     Args:
-        rows: Rows of what the machine can do, by any runtime.
+        rows: Rows of peaks in any runtime.
         precision: Precision of the multiply-adds.
     """
     rates = [
@@ -148,7 +149,7 @@ def peak_rate(rows: Sequence[Row], precision: str) -> tuple[float, str] | None:
 
 
 def describe(case: Case) -> str:
-    """Return a case in a few words."""
+    """Return a short description of a case."""
     if case.model == PEAK:
-        return f"what the machine can do with {case.runtime} in {case.precision}"
+        return f"peak throughput with {case.runtime} in {case.precision}"
     return f"{case.label}: {case.runtime}, {case.precision}, batch {case.batch}, {case.size}x{case.size}"

@@ -1,6 +1,6 @@
-"""Runtimes by name: what runs a network, in which precisions.
+"""Runtimes by name, and the precisions that they support.
 
-A runtime of its own, such as that of an exported model, is one more entry of `RUNTIMES`.
+Further runtimes are added as entries of `RUNTIMES`.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ Pass = Callable[[], object]
 
 @dataclass(frozen=True)
 class Job:
-    """What a runtime is to run."""
+    """Network and inputs to run."""
 
     network: Callable[[], nn.Module]
-    """Makes the network: (N, C, H, W) -> tensors."""
+    """Builds the network: (N, C, H, W) -> tensors."""
     batch: int
     size: tuple[int, ...]
     """Shape of one image, (C, H, W), or of another input."""
@@ -42,7 +42,7 @@ class Job:
     """Returns the file of a converted network."""
 
     def images(self) -> Tensor:
-        """Return the batch: noise, the same each time."""
+        """Return a batch of reproducible noise."""
         generator = torch.Generator().manual_seed(0)
         return torch.randn(self.batch, *self.size, generator=generator).to(self.device)
 
@@ -53,26 +53,26 @@ class Opened:
 
     run: Pass
     compile_seconds: float | None = None
-    """Time that the runtime took to compile the network, if it does."""
+    """Compile time in seconds, if the runtime compiles."""
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """How networks are run."""
+    """A way to run networks."""
 
     open: Callable[[Job], Opened]
     precisions: frozenset[str]
     needs: str = ""
-    """Package that it needs, of the extra `deploy`."""
+    """Required package, from the extra `deploy`."""
     trains: bool = False
     cuda: bool = False
-    """Whether it runs on GPUs."""
+    """Whether it supports GPUs."""
     counts: bool = True
-    """Whether plain convolutions in it tell what the machine can do: it does every multiply-add that is counted, by
-    kernels that no other runtime with this mark has."""
+    """Whether it is used to measure peak throughput: it executes every multiply-add that is counted, with kernels that
+    no other runtime with this mark uses."""
 
     def has(self, precision: str, train: bool, device: str) -> bool:
-        """Whether it runs networks in a precision, or trains them, on a device."""
+        """Whether it supports a precision on a device, for training if `train` is set."""
         known = self.precisions - ({"fp16"} if device == "cpu" else {"int8"})
         return precision in known and (self.trains or not train) and (self.cuda or device == "cpu")
 
@@ -161,7 +161,7 @@ def _open_openvino(job: Job, fused: bool = False) -> Opened:
     core = openvino.Core()
     model = core.read_model(file)
     model.reshape([job.batch, *job.size])
-    # What int8 leaves in float is computed in the fastest precision of the machine, as the runtime does by itself.
+    # Layers that int8 leaves in floating point run in the fastest precision of the machine, the default of OpenVINO.
     hint = {"fp32": {"INFERENCE_PRECISION_HINT": "f32"}, "bf16": {"INFERENCE_PRECISION_HINT": "bf16"}}
     config = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1", "INFERENCE_NUM_THREADS": str(job.threads)}
     with signal_stack_kept():
@@ -196,4 +196,4 @@ RUNTIMES: dict[str, Runtime] = {
     ),
 }
 """Runtimes by name: PyTorch in its default layout, in channels-last memory, after `fishnet.deploy.fuse`, compiled; the
-others with the untouched network, and with the fused one."""
+others with the original and with the fused network."""

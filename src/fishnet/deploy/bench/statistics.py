@@ -20,7 +20,7 @@ def quantile(values: Sequence[float], share: float) -> float:
 
 
 def spread(values: Sequence[float]) -> float:
-    """Return half the distance between the quartiles, relative to the median."""
+    """Return half the interquartile range, relative to the median."""
     return (quantile(values, 0.75) - quantile(values, 0.25)) / 2 / median(values)
 
 
@@ -30,12 +30,12 @@ class Power(NamedTuple):
     exponent: float
     factor: float
     fit: float
-    """Share of the variance of log y that the line explains (R squared)."""
+    """Coefficient of determination (R squared) in log y."""
 
 
 def fit_power(x: Sequence[float], y: Sequence[float]) -> Power | None:
-    """Return the power law through points, by least squares of the logarithms; None with fewer than two different x or
-    a value that is not positive."""
+    """Fit a power law by least squares of the logarithms; None with fewer than two different x or with a value that is
+    not positive."""
     if len(set(x)) < 2 or min([*x, *y]) <= 0:
         return None
     u, v = np.log(np.asarray(x, dtype=float)), np.log(np.asarray(y, dtype=float))

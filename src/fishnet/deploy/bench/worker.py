@@ -1,6 +1,6 @@
-"""The process of one row: builds the model, then runs passes when it is asked to.
+"""Worker process of one row: builds the model, then runs passes on request.
 
-It reads a request per line of its standard input, as JSON, and answers each with a line of JSON on its standard output.
+It reads a JSON request per line of standard input, and writes a JSON response per line of standard output.
 """
 
 from __future__ import annotations
@@ -39,21 +39,21 @@ _NO_MEMORY = (
 
 @dataclass(frozen=True)
 class Order:
-    """What a worker is started with."""
+    """Arguments of a worker."""
 
     case: Case
     threads: int
     folder: str
-    """Where converted models are."""
+    """Folder of converted models."""
     calibration: str | None
 
     def text(self) -> str:
-        """Return it as one line."""
+        """Return the arguments as one line of JSON."""
         return json.dumps(asdict(self))
 
 
 class Worker:
-    """One row that is measured."""
+    """Measurement of one row."""
 
     def __init__(self, order: Order) -> None:
         self.order, self.case = order, order.case
@@ -92,7 +92,7 @@ class Worker:
         }
 
     def run(self, passes: int) -> Json:
-        """Return the seconds of each of a number of passes; of several shapes, one after the other."""
+        """Return the seconds of each pass; several shapes are measured one after the other."""
         seconds = []
         for one in self.opened:
             for _ in range(passes):
@@ -117,9 +117,9 @@ class Worker:
         return converted(Conversion(self.case.model, self.case.size, wanted, order.folder, order.calibration))
 
     def _shape(self, shape: Shape) -> Opened:
-        """Return one of the shapes that show what the machine can do.
+        """Open one of the shapes that measure the peak throughput.
 
-        Its int8 values are those of noise: nothing is predicted, and the time does not depend on them.
+        int8 is calibrated on noise, since the time does not depend on the values.
         """
 
         def wanted(one: Wanted) -> Path:
@@ -134,7 +134,7 @@ class Worker:
 
 
 def explain(error: Exception) -> str:
-    """Return why a row failed, as one line."""
+    """Return the reason why a row failed, as one line."""
     text = " ".join(str(error).split())
     if isinstance(error, MemoryError) or any(sign in text.lower() for sign in _NO_MEMORY):
         return "out of memory"
@@ -144,9 +144,9 @@ def explain(error: Exception) -> str:
 
 
 def main() -> None:
-    """Answer requests until the standard input ends."""
+    """Process requests until the end of standard input."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)  # output of libraries must not be mixed with responses
     content = json.loads(sys.argv[1])
     worker = Worker(Order(**{**content, "case": Case.from_json(content["case"])}))
     memory.die_first()
@@ -154,7 +154,7 @@ def main() -> None:
         request = json.loads(line)
         try:
             answer = worker.open() if request["do"] == "open" else worker.run(request["passes"])
-        except Exception as error:  # networks and runtimes of other packages raise anything
+        except Exception as error:  # networks and runtimes of other packages may raise any exception
             answer = {"error": explain(error)}
         print(json.dumps(answer), file=answers, flush=True)
 

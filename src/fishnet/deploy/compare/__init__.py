@@ -1,4 +1,4 @@
-"""`fishnet compare`: several models and seeds trained by one recipe, and what came of it side by side.
+"""`fishnet compare`: train and compare several models and seeds with one recipe.
 
-Every run is an ordinary run folder, OUT/MODEL/seedN, written by `fishnet train` in a process of its own.
+Every run is an ordinary run folder, OUT/MODEL/seedN, written by `fishnet train` in a separate process.
 """

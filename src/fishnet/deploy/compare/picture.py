@@ -1,4 +1,4 @@
-"""A comparison as a picture, and as a page."""
+"""Plot and HTML page of a comparison."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ th:first-child, td:first-child { text-align: left; }
 .scroll { overflow-x: auto; } img { max-width: 100%; } p { color: #5d6874; overflow-wrap: anywhere; }"""
 
 _NOTE = (
-    "Mean ± standard deviation over seeds, of the best epoch on the validation split; of speed, half the distance "
-    "between the quartiles."
+    "Mean ± standard deviation over seeds, for the best epoch on the validation split; for speed, half the "
+    "interquartile range."
 )
 
 
 def draw(content: Json) -> Figure:
-    """Return the picture of a comparison: the most important metric against parameters, multiply-adds and speed.
+    """Plot the primary metric of a comparison over parameters, multiply-adds and speed.
 
     Args:
-        content: Plain values of `document`.
+        content: Result of `document`.
     """
     shown = [entry for entry in content["models"] if entry["runs"]]
     panels = [("parameters", "parameters"), ("multiply_adds", f"multiply-adds, {content['size']}x{content['size']}")]
@@ -72,7 +72,7 @@ def page(content: Json, out: Path) -> str:
     """Return a comparison as a self-contained HTML page with links to the reports of the runs.
 
     Args:
-        content: Plain values of `document`.
+        content: Result of `document`.
         out: Folder of the page.
     """
     head, rows = cells(content)

@@ -1,4 +1,4 @@
-"""Which runs a comparison consists of."""
+"""Runs of a comparison."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The run as people read it."""
+        """Display name of the run."""
         return f"{self.model.label} seed {self.seed}"
 
     @property
     def is_finished(self) -> bool:
-        """Whether it is trained to its end: its report is the last file that training writes."""
+        """Whether training has finished: the report is the last file that it writes."""
         return self.folder.report_html.is_file() and self.folder.evaluation_json().is_file()
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Models x seeds, all other settings equal."""
+    """Models x seeds with equal settings."""
 
     task: str
     data: str
@@ -44,20 +44,20 @@ class Comparison:
     out: Path
     recipe: str | None = None
     settings: Json = field(default_factory=dict)
-    """Settings of `fishnet train` that are set for all runs."""
+    """Settings of `fishnet train` for all runs."""
 
     def check(self) -> None:
-        """Refuse what cannot be compared.
+        """Check models, seeds and settings.
 
         Raises:
-            UsageError: No model or seed, one of them twice, an unknown model, or a setting that differs between runs.
+            UsageError: No model or seed, duplicates, an unknown model, or a setting that differs between runs.
         """
         for flag, values in (
             ("--models", [model.label for model in self.models]),
             ("--seeds", [*map(str, self.seeds)]),
         ):
             if not values:
-                raise UsageError(f"{flag} is missing: name at least one, separated by commas")
+                raise UsageError(f"{flag} is missing: give one or more, separated by commas")
             if twice := [value for value in values if values.count(value) > 1]:
                 raise UsageError(f"{flag} has {twice[0]} twice")
         for name in ("model", "seed"):
@@ -80,13 +80,13 @@ class Comparison:
         found: dict[str, Path] = {}
         for model in self.models:
             name = re.sub(r"[^A-Za-z0-9._=-]+", "_", model.label).strip("_")
-            while self.out / name in found.values():  # two labels that differ in what a file name cannot have
+            while self.out / name in found.values():  # labels that differ only in invalid characters
                 name += "_"
             found[model.label] = self.out / name
         return found
 
     def command(self, run: Run) -> list[str]:
-        """Return the words behind `fishnet` that train a run: from its beginning, or from where it was interrupted.
+        """Return the arguments of `fishnet` that start or resume a run.
 
         Args:
             run: A run of this comparison.
@@ -100,17 +100,17 @@ class Comparison:
         return [*words, *(_option(name, value) for name, value in {**flat(self.settings), **options}.items())]
 
     def shared(self) -> Json:
-        """Return what all runs have in common, as plain values."""
+        """Return the common settings of all runs, as JSON values."""
         return {"task": self.task, "data": self.data, "recipe": self.recipe, "settings": flat(self.settings)}
 
     def check_same(self, before: Json) -> None:
-        """Refuse to go on with the runs of another comparison.
+        """Check that the folder contains runs of the same comparison.
 
         Args:
             before: `shared()` of the comparison whose runs are in the folder.
 
         Raises:
-            UsageError: Something else than models and seeds differs.
+            UsageError: A setting other than models and seeds differs.
         """
         now = self.shared()
         names = [name for name in now if name != "settings" and now[name] != before.get(name)]
@@ -121,7 +121,7 @@ class Comparison:
                 changed.append(f"{name}: {old.get(name)} -> {new.get(name)}")
         if changed:
             raise UsageError(
-                f"{self.out} has runs of another comparison ({'; '.join(changed)}); use another --out, or --overwrite"
+                f"{self.out} has runs of another comparison ({'; '.join(changed)}); choose another --out or --overwrite"
             )
 
 

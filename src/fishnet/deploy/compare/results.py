@@ -1,4 +1,4 @@
-"""What a comparison found: figures of every run, means and standard deviations of every model."""
+"""Results of a comparison: metrics of every run, means and standard deviations per model."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ FORMAT = 1
 
 
 def figures_of(run: Run, size: int) -> Json:
-    """Return the figures of a finished run.
+    """Return metrics and costs of a finished run.
 
     Args:
         run: Run.
-        size: Height and width of the image, in pixels, for which multiply-adds are counted.
+        size: Image size in pixels for which multiply-adds are counted.
 
     Raises:
         FishnetError: Files of the run are damaged.
@@ -51,7 +51,7 @@ def figures_of(run: Run, size: int) -> Json:
 
 
 def name_of(run: Run) -> Json:
-    """Return what identifies a run."""
+    """Return model and seed of a run."""
     return {"model": run.model.label, "seed": run.seed, "folder": str(run.folder.path)}
 
 
@@ -63,13 +63,13 @@ def document(
     speeds: Mapping[str, Json],
     complete: bool,
 ) -> Json:
-    """Return everything as plain values.
+    """Return the comparison as JSON values.
 
     Args:
-        comparison: What is compared.
-        runs: Figures of the runs that are finished or failed.
-        display: How metrics are shown, and which of them is the most important.
-        size: Height and width of the image, in pixels, for which multiply-adds are counted.
+        comparison: Comparison.
+        runs: Results of the runs that are finished or failed.
+        display: Presentation of metrics.
+        size: Image size in pixels for which multiply-adds are counted.
         speeds: Rows of `fishnet bench` by model.
         complete: Whether all runs are finished or failed.
     """
@@ -108,7 +108,7 @@ def _of_model(label: str, runs: Sequence[Json], speed: Json | None) -> Json:
 
 
 def _summary(values: Sequence[float]) -> Json:
-    """Return mean and sample standard deviation; that of one value is None."""
+    """Return mean and sample standard deviation, which is None for a single value."""
     deviation = statistics.stdev(values) if len(values) > 1 else None
     return {"mean": statistics.fmean(values), "std": deviation, "values": list(values)}
 
@@ -164,12 +164,12 @@ def table(content: Json) -> str:
         if run["failed"]:
             lines.append(f"{run['model']} seed {run['seed']} failed: {run['failed']}")
     if not content["complete"]:
-        lines.append("not complete: the same command goes on")
+        lines.append("not complete: repeat the command to continue")
     return "\n".join(lines)
 
 
 def csv_text(content: Json) -> str:
-    """Return all runs as CSV, a row each."""
+    """Return all runs as CSV, with a row per run."""
     names = list(content["titles"])
     plain = ["model", "seed", "folder", "epoch", "parameters", "multiply_adds", "minutes", "failed"]
     text = io.StringIO()
@@ -185,7 +185,7 @@ def read_document(path: Path) -> Json | None:
     """Return the document of a comparison in a folder, or None if there is none.
 
     Raises:
-        FishnetError: It is damaged.
+        FishnetError: The file is damaged.
     """
     if not path.is_file():
         return None

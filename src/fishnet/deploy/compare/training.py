@@ -1,4 +1,4 @@
-"""Train the runs of a comparison."""
+"""Training of the runs of a comparison."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _LONGEST_REASON = 300
 
 
 class Trainer:
-    """Trains runs one after the other, or some side by side, each by `fishnet train` in a process of its own.
+    """Trains runs one after the other or in parallel, each by `fishnet train` in a separate process.
 
     Args:
         comparison: Runs and their settings.
-        jobs: Runs side by side, which share the cores.
-        done: Is told each run that was trained, and why it failed if it did.
+        jobs: Number of runs in parallel; they share the CPU cores.
+        done: Called with each run after its training, and the reason if it failed.
     """
 
     def __init__(self, comparison: Comparison, jobs: int, done: Callable[[Run, str | None], object]) -> None:
@@ -35,7 +35,7 @@ class Trainer:
         self._running: set[subprocess.Popen[bytes]] = set()
 
     def train(self, runs: Sequence[Run]) -> None:
-        """Train runs that are not finished.
+        """Train unfinished runs.
 
         Raises:
             Interrupted: A signal was received; the runs have saved their states.
@@ -67,7 +67,7 @@ class Trainer:
 
     @contextmanager
     def _forwarding(self) -> Iterator[None]:
-        """Forward signals to the runs, which save their states; a second signal stops them at once."""
+        """Forward signals to the runs, which save their states; a second signal stops them immediately."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -86,7 +86,7 @@ class Trainer:
 
 
 def _pass_on(process: subprocess.Popen[bytes]) -> str:
-    """Print what a process says on its standard error while it says it, and return the end of it."""
+    """Forward the standard error of a process, and return its last part."""
     assert process.stderr is not None
     end = b""
     while part := os.read(process.stderr.fileno(), 65536):
@@ -98,7 +98,7 @@ def _pass_on(process: subprocess.Popen[bytes]) -> str:
 
 
 def _reason(code: int, said: str) -> str:
-    """Return why a run failed, from the last line of its standard error."""
+    """Return the reason why a run failed, from the last line of its standard error."""
     if code == -signal.SIGKILL:
         return "out of memory: the system ended its process"
     lines = [line.strip() for line in said.replace("\r", "\n").splitlines() if line.strip()]

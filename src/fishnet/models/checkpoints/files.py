@@ -91,7 +91,7 @@ def open_checkpoint(path: str | Path) -> object:
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
-    """Return the metadata in the header of a safetensors file; empty if there is none or it is another kind of file."""
+    """Return the metadata in the header of a safetensors file; empty if there is none or for other formats."""
     try:
         with safe_open(path, framework="pt") as reader:
             return dict(reader.metadata() or {})

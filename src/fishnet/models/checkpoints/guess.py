@@ -1,4 +1,4 @@
-"""Which well-known timm model the tensors of a checkpoint belong to, for messages about weights that do not fit."""
+"""Guess of the timm model that a checkpoint belongs to, for messages about weights that do not match."""
 
 from __future__ import annotations
 

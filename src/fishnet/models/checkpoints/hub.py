@@ -24,7 +24,7 @@ def check_published(name: str) -> None:
     Without this, every part of a download is tried again for about a minute.
 
     Raises:
-        FishnetError: Which weights, their address, and what to do.
+        FishnetError: The download failed; the message names the weights, their URL, and what to do.
     """
     config = timm.get_pretrained_cfg(name)
     if config is None or (config.file and Path(config.file).is_file()):
@@ -62,7 +62,7 @@ def _unreachable(address: str) -> str | None:
                 outcome[0] = None
         except urllib.error.HTTPError as error:
             error.close()
-            outcome[0] = None if error.code < 500 else str(error)  # it answers; the download itself says more
+            outcome[0] = None if error.code < 500 else str(error)  # the server responds; the download reports details
         except (OSError, ValueError) as error:
             outcome[0] = str(getattr(error, "reason", None) or error)
 

@@ -1,4 +1,4 @@
-"""Load weights of any known layout into a model; weights that do not fit raise an error that lists both sides."""
+"""Loading of weights in any known layout into a model; a mismatch raises an error that lists both sides."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class FusedBlock(nn.Module):
 def fuse_fish(network: nn.Module) -> None:
     """Replace blocks, projections and the score of FishNets in a network, in place, and wide 3x3 convolutions.
 
-    BatchNorms that follow a convolution are folded already. What does not have the expected form stays as it is.
+    BatchNorms that follow a convolution are folded already. Modules of another form are unchanged.
     """
     for parent in list(network.modules()):
         if isinstance(parent, FusedBlock):

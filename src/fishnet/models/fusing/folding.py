@@ -1,6 +1,6 @@
 """BatchNorms folded into the convolutions before them, in networks of any kind.
 
-A trial pass records which convolution each BatchNorm follows and what else reads the output of the convolution, so that
+A trial pass records which convolution each BatchNorm follows and which other operations read its output, so that
 nothing has to be known of the code of the network.
 """
 
@@ -71,7 +71,7 @@ def _fold(conv: nn.Conv2d, affine: Affine) -> None:
 
 
 def _rest_of(norm: nn.Module) -> nn.Module:
-    """Return what remains of a BatchNorm: the dropout and activation that timm's contain."""
+    """Return the rest of a folded BatchNorm: dropout and activation of timm's BatchNorms."""
     parts = [part for name in _PARTS if (part := getattr(norm, name, None)) is not None]
     parts = [part for part in parts if not isinstance(part, nn.Identity)]
     return nn.Sequential(*parts).eval() if parts else nn.Identity().eval()
@@ -102,7 +102,7 @@ def _foldable(module: nn.Module) -> bool:
 
 
 class _Recorder(TorchFunctionMode):
-    """Records which convolutions and norms run, and who reads the outputs of the convolutions.
+    """Records which convolutions and norms run, and which operations read the outputs of the convolutions.
 
     Args:
         weights: Names of convolutions by the identity of their weights.
@@ -123,7 +123,7 @@ class _Recorder(TorchFunctionMode):
         args: tuple[object, ...] = (),
         kwargs: Mapping[str, object] | None = None,
     ) -> object:
-        """Call a function of PyTorch and note what it reads."""
+        """Call a function of PyTorch and record its inputs."""
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         if func is F.batch_norm:

@@ -29,7 +29,7 @@ _LARGEST = 1e30
 
 
 class Pointwise(nn.Module):
-    """A 1x1 convolution as a matrix product, with a BatchNorm and ReLU before it and a ReLU behind it if wanted.
+    """A 1x1 convolution as a matrix product, optionally preceded by BatchNorm and ReLU and followed by a ReLU.
 
     ReLU(s x + t) = s clamp(x) + t, with a bound at -t/s in every channel: from below if s is positive, else from above.
     s and t are folded into weight and bias, so that norm and ReLU read and write the map once.
@@ -95,7 +95,7 @@ class Pointwise(nn.Module):
 
 
 class WinogradConv2d(nn.Conv2d):
-    """A 3x3 convolution of stride 1 by minimal filtering, with a ReLU behind it if wanted.
+    """A 3x3 convolution of stride 1 by minimal filtering (Winograd), optionally followed by a ReLU.
 
     Maps on which it does not pay run as plain convolutions. The transformed weights take four times the memory of the
     weights.

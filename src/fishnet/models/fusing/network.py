@@ -43,10 +43,10 @@ def fuse(network: ModuleT, eager: bool = False, example: Tensor | None = None) -
     Args:
         network: A `Network` of this library with its heads, a FishNet, a timm model, or another network.
         eager: Whether the network will run in PyTorch itself, on a CPU, in float32 or float64.
-        example: Batch (N, C, H, W) to compare on, for networks that take no images of 64x64, 224x224 or their own size.
+        example: Batch (N, C, H, W) to compare on, for networks that reject images of 64x64, 224x224 and their own size.
 
     Returns:
-        The copy. If it differs from the network, or no trial input fits, it is a plain copy, with a `NotFused` warning.
+        The copy. If it differs from the network, or rejects all trial inputs, a plain copy, with a `NotFused` warning.
     """
     copy = _copy(network)
     weights = [module.weight for module in copy.modules() if isinstance(module, nn.Conv2d)]
@@ -55,7 +55,7 @@ def fuse(network: ModuleT, eager: bool = False, example: Tensor | None = None) -
     with torch.no_grad(), torch.autocast(weights[0].device.type, enabled=False):
         batch = _trial_batch(copy, example)
         if batch is None:
-            warnings.warn("no trial image fits this network: give fuse an example", NotFused, stacklevel=2)
+            warnings.warn("the network accepts no trial image: pass an example to fuse", NotFused, stacklevel=2)
             return copy
         before = _outputs(copy, batch)
         fold_norms(copy, lambda: _outputs(copy, batch))
@@ -77,7 +77,7 @@ def _outputs(network: nn.Module, batch: Tensor) -> object:
 
 
 def _trial_batch(network: nn.Module, example: Tensor | None) -> Tensor | None:
-    """Return a batch that the network takes; None if there is none."""
+    """Return a batch that the network accepts; None if there is none."""
     if example is not None:
         return example
     for batch in _batches(network):

@@ -45,7 +45,7 @@ def drawn(labels: Tensor, count: int, positive_share: float, generator: torch.Ge
     Args:
         labels: Class of each region (N,), from 1; 0 is background, -1 is ignored.
         count: Maximum number of regions to sample.
-        positive_share: Largest share of positive regions among them.
+        positive_share: Maximum fraction of positive regions among them.
         generator: CPU generator; None uses torch's global generator.
     """
     positive, negative = torch.where(labels >= 1)[0], torch.where(labels == 0)[0]
@@ -80,11 +80,11 @@ class TakeAll:
 
 
 IN_CROWD = 0.7
-"""A region lies in a crowd if at least this fraction of its area does; Detectron leaves such proposals out."""
+"""A region is in a crowd if at least this fraction of its area is; Detectron ignores such proposals."""
 
 
 def inside_crowds(target: Target, boxes: Tensor) -> Tensor:
-    """Return which crowds of an image each box (N, 4) lies in, bool (N, M)."""
+    """Return which crowds of an image contain each box (N, 4), bool (N, M)."""
     crowds = target["crowds"].to(boxes) if "crowds" in target else boxes[:0]
     corner = torch.minimum(boxes[:, None, 2:], crowds[:, 2:])
     shared = (corner - torch.maximum(boxes[:, None, :2], crowds[:, :2])).clamp(min=0).prod(-1)
@@ -94,7 +94,7 @@ def inside_crowds(target: Target, boxes: Tensor) -> Tensor:
 
 def unlabeled_classes(targets: Sequence[Target], boxes: Sequence[Tensor], classes: int) -> list[Tensor] | None:
     """Return the classes of which each box may contain objects without a label, bool (N_i, classes) per image: those
-    that were not looked for in the image, and those of crowds that the box lies in. None if there are none.
+    that were not annotated in the image, and those of crowds that contain the box. None if there are none.
 
     Args:
         targets: Ground truth of each image.
@@ -114,7 +114,7 @@ def unlabeled_classes(targets: Sequence[Target], boxes: Sequence[Tensor], classe
 
 
 def unknown_classes(targets: Sequence[Target]) -> Tensor | None:
-    """Return which classes were not looked for in each image, bool (images, classes); None if all were in all."""
+    """Return which classes were not annotated in each image, bool (images, classes); None if all were annotated."""
     listed = [target.get("annotated") for target in targets]
     known = next((one for one in listed if one is not None), None)
     if known is None:

@@ -22,7 +22,7 @@ class ClassifierPlan:
     multi_label: bool = False
     """Whether an image can have any number of classes (binary cross entropy) instead of exactly one."""
     label_smoothing: float = 0.0
-    """Share of the target distribution that is spread evenly over all classes."""
+    """Label smoothing: fraction of the target that is distributed over all classes."""
     class_weights: tuple[float, ...] | None = None
     """Weight of each class in the loss; None weights all classes equally."""
 

@@ -1,6 +1,6 @@
 """Pixel head: semantic segmentation, a class per pixel, from maps of strides 4 to 32.
 
-`raw` gives logits at the stride of the decoder (4 for the own decoders); they are resized to the padded batch, bilinear
+`raw` returns logits at the stride of the decoder (4 except for smp); they are resized to the padded batch, bilinear
 with align_corners=False, only where losses are computed or answers are made.
 """
 
@@ -40,27 +40,27 @@ class PixelPlan:
     width: int | None = None
     """Channels of the decoder; None selects them by the decoder and the number of parameters of the trunk."""
     layers: int = 2
-    """Convolutions behind the fusion of the levels (fish: 3x3, hypercolumn: 1x1)."""
+    """Number of convolutions after the fusion of the levels (fish: 3x3, hypercolumn: 1x1)."""
     decoder_options: Mapping[str, object] = field(default_factory=dict)
     """Keyword arguments of the model of segmentation_models_pytorch, such as decoder_channels."""
     dropout: float | None = None
-    """Probability that a channel is dropped before the classifiers; None: 0.1, and for smp what the decoder has."""
+    """Dropout probability of a channel before the classifiers; None: 0.1, or for smp the decoder's default."""
     norm_relu: bool | None = None
     """Whether to put BatchNorm and ReLU in front of the decoder; None does so for pre-activation trunks."""
     ignore_index: int = 255
-    """Label of pixels that are left out of the losses."""
+    """Label of pixels that are ignored by the losses."""
     losses: Mapping[str, float] = field(default_factory=lambda: {"cross_entropy": 1.0})
     """Weights of the losses that are summed, by name: cross_entropy, dice, focal, lovasz, ohem."""
     class_weights: tuple[float, ...] | None = None
     """Weight of each class in cross_entropy, focal and ohem; None weights all classes equally."""
     label_smoothing: float = 0.0
-    """Share of the target distribution that is spread evenly over all classes, in cross_entropy and ohem."""
+    """Label smoothing in cross_entropy and ohem: fraction of the target that is distributed over all classes."""
     focal_gamma: float = 2.0
     """Focusing exponent of the focal loss."""
     ohem_threshold: float = 0.7
     """ohem takes the pixels whose true class has at most this probability."""
     ohem_keep: float = 1 / 16
-    """Smallest share of the labeled pixels that ohem takes."""
+    """Minimum fraction of the labeled pixels that OHEM selects."""
     auxiliary: bool = False
     """Whether to train a second, fully convolutional head on one level; answers do not use it."""
     auxiliary_level: int = 2
@@ -120,7 +120,7 @@ class PixelHead(nn.Module):
             raw: Output of `raw`.
             frame: Sizes of the batch and of its images.
             targets: Label map (h, w) of each image, integers, at the size of the image in the batch. Images may differ
-                in size; the padding around them is left out like pixels with `ignore_index`.
+                in size; the padding around them is ignored like pixels with `ignore_index`.
 
         Raises:
             FishnetError: A label map has another size than its image, or labels that are no classes.

@@ -22,7 +22,7 @@ from fishnet.models.norms import SharedBatchNorm2d, groups_of
 class DecoderNorm(SharedBatchNorm2d):
     """BatchNorm over the batches of all processes that falls back on its running statistics.
 
-    It does so in training where there are fewer than two values per channel: behind a global pooling of a single image,
+    This applies in training with fewer than two values per channel: after global pooling of a single image,
     or if no image of the batch has a label map.
     """
 
@@ -106,7 +106,7 @@ class HypercolumnDecoder(nn.Module):
     Args:
         channels: Channels of each level.
         width: Channels of the hidden layers.
-        layers: Number of 1x1 convolutions behind the fusion.
+        layers: Number of 1x1 convolutions after the fusion.
     """
 
     def __init__(self, channels: Sequence[int], width: int, layers: int) -> None:
@@ -242,7 +242,7 @@ class AuxiliaryHead(nn.Module):
 
 
 def classifier(channels: int, num_classes: int) -> nn.Conv2d:
-    """Return the 1x1 convolution that gives the logits.
+    """Return the 1x1 convolution that computes the logits.
 
     Weights of variance 1 / (2 channels): with much smaller ones, decoder and trunk hardly get a gradient at first.
     """

@@ -25,13 +25,13 @@ class LossOptions(NamedTuple):
     class_weights: tuple[float, ...] | None = None
     """Weight of each class in cross-entropy, focal loss and OHEM; None weights all classes equally."""
     label_smoothing: float = 0.0
-    """Share of the target distribution that is spread evenly over all classes, in cross-entropy and OHEM."""
+    """Label smoothing in cross-entropy and OHEM: fraction of the target that is distributed over all classes."""
     focal_gamma: float = 2.0
-    """Focusing exponent of the focal loss; 0 gives the cross-entropy."""
+    """Focusing exponent of the focal loss; 0 means cross-entropy."""
     ohem_threshold: float = 0.7
     """OHEM takes the pixels whose true class has at most this probability."""
     ohem_keep: float = 1 / 16
-    """Smallest share of the labeled pixels that OHEM takes, those with the highest loss."""
+    """Minimum fraction of the labeled pixels that OHEM selects, those with the highest loss."""
 
 
 class Pixels(NamedTuple):
@@ -42,7 +42,7 @@ class Pixels(NamedTuple):
     labels: Tensor
     """int64 (N, H, W): class indices from 0, or `ignore_index`."""
     ignore_index: int = 255
-    """Label of pixels that are left out."""
+    """Label of ignored pixels."""
 
     @property
     def valid(self) -> Tensor:

@@ -35,7 +35,7 @@ from fishnet.models.heads.roi_align import MultiLevelRoIAlign
 from fishnet.models.heads.types import Detections, Frame, Maps, Mean, Means, Raw, Size, Target
 
 POSITIVE_PROPOSALS, POSITIVE_REGIONS = 0.5, 0.25
-"""Largest share of positive regions among those sampled for training, in the first and in the second stage."""
+"""Maximum fraction of positive regions among those sampled for training, in the first and in the second stage."""
 
 
 class ProposalNetwork(RegionProposalNetwork):
@@ -81,7 +81,7 @@ class ProposalNetwork(RegionProposalNetwork):
     def _losses(self, scores: Tensor, moves: Tensor, anchors: list[Tensor], targets: list[Target]) -> Means:
         labels, matched = self.assign_targets_to_anchors(anchors, targets)
         unknown = unknown_classes(targets)
-        if unknown is not None:  # what looks like background may be an object of a class that was not looked for
+        if unknown is not None:  # background regions may contain objects of classes that were not annotated
             labels = [part.where((part != 0) | ~row.any(), -1) for part, row in zip(labels, unknown, strict=True)]
         for place, target in enumerate(targets):
             if "crowds" in target:
@@ -258,7 +258,7 @@ class Regions(RoIHeads):
 
 
 def without_unknown(logits: Tensor, labels: list[Tensor], regions: list[Tensor], targets: list[Target]) -> Tensor:
-    """Return class logits in which background regions do not speak against classes that were not looked for, or that
+    """Return class logits in which background regions are no negatives for classes that were not annotated, or that
     have a crowd there.
 
     Args:

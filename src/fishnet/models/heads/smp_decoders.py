@@ -2,7 +2,7 @@
 
 The package builds a decoder from the channels of an encoder, an image first and maps of strides 2 to 32 behind it. A
 stand-in encoder has the channels of the trunk, and none for the image and for stride 2, which trunks do not give; the
-package's own decoders for transformers do the same. Decoders that need more (the tokens of DPT) are refused.
+package's own decoders for transformers do the same. Decoders that need more (the tokens of DPT) are not supported.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class _Needs(NamedTuple):
 class SmpDecoder(nn.Module):
     """A decoder of segmentation_models_pytorch: maps of strides 4 to 32 -> the map that it classifies.
 
-    The output has the stride that the decoder gives, such as 1 for U-Net, 4 for FPN and 8 for DeepLabV3. Maps deeper
+    The output has the stride of the decoder, such as 1 for U-Net, 4 for FPN and 8 for DeepLabV3. Maps deeper
     than the output stride of the encoder that the decoder is made for (DeepLabV3 and PAN) are upsampled to it.
 
     Args:
@@ -88,7 +88,7 @@ class SmpDecoder(nn.Module):
         else:
             output = self.decoder(_inputs(ready))
         if self.training and (unread := self.needs.unread):
-            # several processes wait for the gradients of all layers, those behind maps that are not read too
+            # with several processes, all layers need gradients, including those of unused maps
             output = output + torch.stack([maps[index][..., :1, :1].float().sum() for index in unread]).sum() * 0
         return output
 
@@ -149,7 +149,7 @@ def smp_decoders() -> tuple[str, ...]:
 
 @torch.enable_grad()
 def _read_off(name: str, channels: Sequence[int], model: _Model) -> _Needs:
-    """Return what the decoder of a model on the meta device takes."""
+    """Return the inputs that the decoder of a model on the meta device takes."""
     decoder, stride = model.decoder.eval(), model.encoder.output_stride
     for smallest in _SIDES:
         sizes = _sizes((smallest, smallest), smallest, stride)
@@ -195,7 +195,7 @@ def _sizes(finest: Sequence[int], smallest: int, stride: int) -> list[tuple[int,
 
 
 def _inputs(maps: list[Tensor]) -> list[Tensor]:
-    """Return the maps behind an image and a map of stride 2 without channels."""
+    """Return the maps after an image and a map of stride 2, both without channels."""
     count, _, height, width = maps[0].shape
     return [*(maps[0].new_empty(count, 0, times * height, times * width) for times in (4, 2)), *maps]
 

@@ -17,7 +17,7 @@ class Frame(NamedTuple):
     canvas: Size
     """Height and width of the padded batch."""
     sizes: list[Size]
-    """Height and width of each image; it lies in the upper left corner of its part of the batch."""
+    """Height and width of each image; it is in the upper left corner of its part of the batch."""
 
 
 Maps = dict[str, Tensor]
@@ -52,15 +52,15 @@ class Target(TypedDict):
     """uint8 (N, H, W): 1 inside the object."""
     outlined: NotRequired[Tensor]
     """bool (N,): whether the outline of an object is known; without it all are. Losses of masks leave out the others,
-    whose entry in `masks` only says where they may be."""
+    whose entry in `masks` is only the region that may contain them."""
     keypoints: NotRequired[Tensor]
     """float (N, K, 3): x, y, visibility."""
     annotated: NotRequired[Tensor]
-    """bool (classes,): which classes were looked for in the image; without it all. Losses do not count the others as
+    """bool (classes,): which classes were annotated in the image; all if missing. Losses do not treat the others as
     absent."""
     crowds: NotRequired[Tensor]
-    """float (M, 4): boxes of crowds, in which objects of a class are not annotated one by one. Losses do not count what
-    lies in them as background."""
+    """float (M, 4): boxes of crowds, in which objects of a class are not annotated one by one. Losses do not treat
+    regions in them as background."""
     crowd_labels: NotRequired[Tensor]
     """int64 (M,): class indices of the crowds."""
     seed: NotRequired[Tensor]

@@ -1,4 +1,4 @@
-"""Image level: one label, or several, for a whole image."""
+"""Image classification, with one label or several per image."""
 
 from __future__ import annotations
 

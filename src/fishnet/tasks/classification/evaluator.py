@@ -1,7 +1,7 @@
 """Evaluation of classifiers: top-k accuracy, calibration, metrics per class, mean average precision.
 
-Everything is summed in states of torchmetrics, so the same object works in one process, in several (its states are
-gathered in `compute`) and on any device (it is an `nn.Module` without parameters).
+All sums are states of torchmetrics, so that an evaluator works in one process or several (its states are gathered in
+`compute`) and on any device (it is an `nn.Module` without parameters).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 TOP_K = 5
 CONFUSION_LIMIT = 2000
-"""More classes than this get no confusion matrix: it grows with their square."""
+"""Maximum number of classes for a confusion matrix, whose size grows quadratically."""
 
 
 def metric_names(classes: int, multi_label: bool = False) -> tuple[str, ...]:
@@ -41,7 +41,7 @@ def metric_names(classes: int, multi_label: bool = False) -> tuple[str, ...]:
 
     Args:
         classes: Number of classes; top-5 accuracy is left out up to five, where it is always 1.
-        multi_label: Whether an image has any number of classes.
+        multi_label: Whether an image may have any number of classes.
     """
     if multi_label:
         return "map", "f1", "loss"
@@ -53,9 +53,8 @@ class Evaluation:
     """Result of an evaluation.
 
     `metrics` are fractions between 0 and 1 (and `loss`, in nats), `per_class` has one row per class in the order of the
-    classes (None for metrics that the split does not determine, such as the recall of a class without images), and
-    `confusion` is the number of images `confusion[true, predicted]` (None for several labels per image and for very
-    many classes).
+    classes (None for undefined metrics, such as the recall of a class without images), and `confusion[true, predicted]`
+    is a number of images (None for multi-label data and for very many classes).
     """
 
     metrics: dict[str, float]
@@ -91,7 +90,7 @@ class _ClassCounts(Metric):
         self.add_state("seen", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, truth: Tensor, guess: Tensor, topk_hits: Tensor) -> None:
-        """Add a batch: truth and guess are 0 or 1 of shape (N, classes), topk_hits is a count."""
+        """Add a batch: `truth` and `guess` are 0 or 1 of shape (N, classes), `topk_hits` is a count."""
         self.images += truth.sum(0)
         self.predicted += guess.sum(0)
         self.correct += (truth * guess).sum(0)
@@ -107,10 +106,10 @@ class _ClassCounts(Metric):
 class ClassificationEvaluator(nn.Module):
     """Evaluate logits against targets, batch by batch.
 
-    Metrics with one label per image: top1, top5 (with more than five classes), macro_accuracy (mean recall of the
-    classes with images), ece (expected calibration error, 15 bins) and loss (cross entropy). With several labels: map
-    (mean average precision) and f1 (at a threshold of 0.5), both as means over classes with images, and loss (binary
-    cross entropy).
+    Single-label metrics: top1, top5 (with more than five classes), macro_accuracy (mean recall over classes with
+    images), ece (expected calibration error, 15 bins) and loss (cross entropy). Multi-label metrics: map (mean average
+    precision) and f1 (at a threshold of 0.5), both averaged over classes with images, and loss (binary cross
+    entropy).
     """
 
     def __init__(self, classes: Sequence[str], multi_label: bool = False, device: str | torch.device = "cpu") -> None:
@@ -121,7 +120,7 @@ class ClassificationEvaluator(nn.Module):
         self.multi_label = multi_label
         self.counts = _ClassCounts(len(classes))
         self.loss = MeanMetric(nan_strategy="disable")
-        # torchmetrics needs at least two classes: a single class gets an empty one, which compute() removes
+        # torchmetrics needs at least two classes: an empty second one is added, which compute() removes
         width = max(2, len(classes))
         self.ece = None if multi_label else MulticlassCalibrationError(width, n_bins=15, validate_args=False)
         self.precision = None
@@ -141,7 +140,7 @@ class ClassificationEvaluator(nn.Module):
             targets: (N,) class indices, or (N, classes) of 0 and 1 for multi-label.
 
         Raises:
-            FishnetError: Shapes do not fit, a target is not a class, or a logit is not finite.
+            FishnetError: Shapes do not match, a target is not a class, or a logit is not finite.
         """
         self._check(logits, targets)
         if len(logits):
@@ -177,7 +176,7 @@ class ClassificationEvaluator(nn.Module):
         hits = (logits.topk(min(TOP_K, width), dim=1).indices == targets[:, None]).sum()
         self.counts.update(truth_rows, functional.one_hot(guess, width), hits)
         self.loss.update(functional.cross_entropy(logits, targets, reduction="none"))
-        # as probabilities: torchmetrics guesses from the range of a batch whether these are logits
+        # as probabilities: torchmetrics would otherwise guess from the range of a batch whether these are logits
         assert self.ece is not None
         self.ece.update(_two_columns(logits.softmax(1)), targets)
         if self.matrix is not None:
@@ -205,7 +204,7 @@ class ClassificationEvaluator(nn.Module):
             raise FishnetError("no image was evaluated: the split is empty, or every image in it was left out")
         rows = [self._row(index, counts) for index in range(len(self.classes))]
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of classes without images, which are left out below
+            warnings.simplefilter("ignore", UserWarning)  # about classes without images, which are excluded below
             metrics = self._multi_metrics(rows) if self.multi_label else self._single_metrics(rows, counts, images)
         metrics["loss"] = float(self.loss.compute())
         confusion = None
@@ -215,7 +214,7 @@ class ClassificationEvaluator(nn.Module):
         return Evaluation(metrics, rows, confusion, images)
 
     def _join_in(self) -> None:
-        """Give a process without batches empty states of the right shape, which gathering needs."""
+        """Initialize the states of a process without batches with the right shapes, which gathering needs."""
         if self.counts.update_count == 0:
             device = self.counts.device
             width = len(self.classes)
@@ -261,8 +260,8 @@ def _mean(values: Iterable[float | None]) -> float:
 def _ranks(logits: Tensor) -> Tensor:
     """Map float32 logits to float64 values in 0..1 of the same order, which are equal only if the logits are.
 
-    Average precision depends on the order only. A sigmoid in float32 loses it, since it is 1 for logits above 17. The
-    bits of a float as an integer increase with its magnitude, and float64 represents all of them.
+    Average precision depends only on the order, which a sigmoid in float32 does not preserve: it is 1 for all logits
+    above 17. The bits of a float, read as an integer, increase with its magnitude, and float64 represents all of them.
     """
     logits = logits + 0.0  # -0 becomes 0
     bits = logits.view(torch.int32).long()
@@ -308,7 +307,7 @@ def _confusion(matrix: Any, rows: Any) -> Figure | str:
         return f"the confusion matrix cannot be drawn: {error}"
 
 
-CONFUSION = "Rows are true classes, columns predicted ones; the diagonal is what is right."
+CONFUSION = "Rows are true classes, columns predicted classes; correct predictions are on the diagonal."
 _COLUMNS = {"f1": "F1", "ap": "AP"}
 DISPLAY = Display(
     scores={
@@ -326,4 +325,4 @@ DISPLAY = Display(
     predictions="Images of the validation split with the most probable classes; a green border marks those that are "
     "right.",
 )
-"""What reports show of a classifier."""
+"""Presentation of classifiers in reports."""

@@ -1,4 +1,4 @@
-"""Weights files that do not describe their network, as classifiers."""
+"""Loading of classifier weights without a card."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fishnet.tasks.classification.task import HEAD
 
 
 def load_foreign(path: Path, model: str, classes: Sequence[str] | None) -> tuple[Network, ModelCard]:
-    """Return the classifier of a weights file without a card.
+    """Load the classifier of a weights file without a card.
 
     Args:
         path: Weights file.
@@ -54,5 +54,5 @@ def _count_classes(path: Path, model: str) -> int:
             return len(weight)
     count = classifier_size(state)
     if count is None:
-        raise FishnetError(f"{path} has no classifier; only weights of whole classification networks can predict")
+        raise FishnetError(f"{path} has no classifier; prediction needs the weights of a whole classification network")
     return count

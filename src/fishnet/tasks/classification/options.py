@@ -16,7 +16,7 @@ from fishnet.errors import UsageError
 from fishnet.tasks.base import Given, RecipeChoice
 
 SMALL_DATA = 100_000
-"""Training images below which a run without weights uses `scratch_small`."""
+"""Below this number of training images, a run without weights uses `scratch_small`."""
 
 
 @dataclass
@@ -24,13 +24,13 @@ class ClassificationConfig(TrainConfig):
     """Settings of a run that trains a classifier."""
 
     label_smoothing: float = 0.0
-    """Fraction of the target that is spread over all classes."""
+    """Label smoothing: fraction of the target that is distributed over all classes."""
     class_weights: Literal["none", "balanced"] = "none"
     """balanced: weight the loss of each class by the inverse of its frequency."""
     drop_rate: float = 0.0
     """Dropout before the last layer."""
     cache: bool = False
-    """Keep decoded images in the memory of each worker; for small data sets."""
+    """Cache decoded images in the memory of each worker; for small data sets."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
 
@@ -59,7 +59,7 @@ def _photos(folder: Path) -> Iterator[Path]:
 
 
 def choose_recipe(settings: Given) -> RecipeChoice:
-    """Return the recipe of a run that names none, from its weights and the size of its data."""
+    """Return the default recipe of a run; it depends on the weights and the size of the data."""
     if settings.get("weights"):
         return RecipeChoice("finetune", "weights are given")
     if not settings.get("data"):
@@ -69,7 +69,7 @@ def choose_recipe(settings: Given) -> RecipeChoice:
         return RecipeChoice("imagenet_cosine", "no weights are given, and the data set is in shards")
     folders = [folder for folder in sorted(root.glob("train*")) if folder.is_dir()]
     count = sum(1 for folder in folders for _ in islice(_photos(folder), SMALL_DATA))
-    if not count:  # the data set will say what is wrong with the folder
+    if not count:  # the data set reports what is wrong with the folder
         return RecipeChoice("scratch_small", "no weights are given")
     if count < SMALL_DATA:
         return RecipeChoice("scratch_small", f"no weights are given, and there are only {count:,} training images")

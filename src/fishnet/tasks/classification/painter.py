@@ -1,4 +1,4 @@
-"""Contact sheets of a classifier's answers."""
+"""Contact sheets of a classifier's predictions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 
 from fishnet.tasks.base import Answer, DrawnItem
 
-if TYPE_CHECKING:  # training draws nothing until its end
+if TYPE_CHECKING:  # drawing is imported only at the end of training
     from fishnet.drawing.sheets import Card
 
 SHEET_IMAGES = 48
@@ -22,7 +22,7 @@ class Sheets:
 
     Args:
         out: Folder to write contact_sheet*.jpg into.
-        images: Number of images that will come.
+        images: Number of images that will be added.
     """
 
     patterns: tuple[str, ...] = ("contact_sheet.jpg", "contact_sheet_[0-9][0-9].jpg")
@@ -34,7 +34,7 @@ class Sheets:
         self.drawn = 0
 
     def wants(self, index: int) -> bool:
-        """Whether the image of that number is drawn."""
+        """Whether the image with that index is drawn."""
         return index < _SHEETS * SHEET_IMAGES
 
     def thumbnail(self, image: Image.Image) -> Image.Image:
@@ -42,7 +42,7 @@ class Sheets:
         return ImageOps.contain(image, (_SIDE, _SIDE)) if max(image.size) > _SIDE else image
 
     def add(self, item: DrawnItem, answer: Answer) -> None:
-        """Put an image on the page; a full page is written."""
+        """Add an image to the page; a full page is written."""
         if item["thumbnail"] is None:
             return
         self.drawn += 1
@@ -52,14 +52,14 @@ class Sheets:
             self._write()
 
     def frame(self, image: Image.Image, answer: Answer) -> Image.Image:
-        """Return an image with the best classes in its upper left corner."""
+        """Return an image with the most probable classes in its upper left corner."""
         from fishnet.drawing.captions import Line, caption
 
         pairs = list(zip(answer["labels"], answer["scores"], strict=True))[:_FRAME_LINES]
         return caption(image, [Line(f"{label} {100 * score:.0f} %") for label, score in pairs])
 
     def finish(self) -> None:
-        """Write the page that was begun, if any."""
+        """Write the last, incomplete page, if any."""
         self._write()
 
     def _write(self) -> None:
@@ -69,7 +69,7 @@ class Sheets:
         if not self.cards:
             return
         number = f"_{len(self.written) + 1:02d}" if self.pages > 1 else ""
-        # as PNG, photos would be several times as large, and take longer to write than to predict on
+        # JPEG: as PNG, photos would be several times larger and take longer to write than to predict on
         path = save_picture(contact_sheet(self.cards), self.out / f"contact_sheet{number}.jpg")
         self.written.append(path)
         self.cards = []

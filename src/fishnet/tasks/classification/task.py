@@ -35,16 +35,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 HEAD = "image"
-"""Name of the head that classifies."""
+"""Name of the classification head."""
 
 
 def is_multi_label(card: ModelCard) -> bool:
-    """Whether a classifier gives any number of classes per image."""
+    """Whether a classifier predicts any number of classes per image."""
     return bool(card.architecture.heads[HEAD].multi_label)
 
 
 class ClassificationTask:
-    """One class, or several, for a whole image.
+    """Image classification, with one class or several per image.
 
     Args:
         card: Card of the classifier.
@@ -55,7 +55,7 @@ class ClassificationTask:
 
     def __init__(self, card: ModelCard, options: ClassificationOptions | None = None) -> None:
         if not isinstance(card.preprocess, PreprocessConfig):
-            raise FishnetError(f"the card of {card.model} does not say how its images are cropped; write it again")
+            raise FishnetError(f"the card of {card.model} does not describe the crop of its images; write it again")
         channels = card.architecture.in_chans
         if channels != 3:
             raise FishnetError(f"{card.model} takes images of {channels} channels; fishnet reads images as RGB")
@@ -75,16 +75,17 @@ class ClassificationTask:
 
     @property
     def multi_label(self) -> bool:
-        """Whether an image has any number of classes."""
+        """Whether an image may have any number of classes."""
         return is_multi_label(self.card)
 
     def open_split(self, root: Path, split: str, bad_images: BadImages = "stop") -> ClassificationDataset:
-        """Return a split with the preprocessing of the model; its targets are numbered as the outputs of the model.
+        """Return a split with the preprocessing of the model; class indices are those of the model's outputs.
 
-        A model without class names can have any, if their number is equal; metrics then name those of the data.
+        A model without class names accepts data with the same number of classes; metrics then use the names of the
+        data.
 
         Raises:
-            FishnetError: Split or classes do not fit.
+            FishnetError: The split does not exist, or its classes differ from those of the model.
         """
         if self.head.details.get("unnamed_classes"):
             dataset = open_classification(root, split, bad_images=bad_images)
@@ -106,12 +107,12 @@ class ClassificationTask:
         return ClassificationEvaluator(dataset.classes, self.multi_label, device=device)
 
     def network_inputs(self, batch: Batch) -> Tensor:
-        """Return the images of a batch (N, 3, H, W) that could be read."""
+        """Return the readable images of a batch, (N, 3, H, W)."""
         images: Tensor = good_items(batch)["image"]
         return images
 
     def run(self, runtime: Runtime, images: Images, batch: Batch) -> Answers:
-        """Return the answers for the images of a batch."""
+        """Return the predictions for the images of a batch."""
         return runtime(images)
 
     def update(self, evaluator: ClassificationEvaluator, answers: Answers, batch: Batch) -> None:
@@ -120,7 +121,7 @@ class ClassificationTask:
         evaluator.update(logits, good_items(batch)["target"].to(logits.device))
 
     def describe(self, evaluation: Evaluation) -> list[str]:
-        """Return the metrics, then a row per class (of more than 20 the worst)."""
+        """Return the metrics, then a row per class (the worst 20 if there are more)."""
         lines = []
         for name, value in evaluation.metrics.items():
             lines.append(f"  {DISPLAY.title(name):<20}{DISPLAY.text(name, value):>9}")
@@ -142,23 +143,23 @@ class ClassificationTask:
         return {}
 
     def transform(self, image: Image.Image) -> Tensor:
-        """Return an RGB image as the network takes it: normalized, float (3, size, size); the network takes a batch."""
+        """Return an RGB image as network input: normalized, float (3, size, size); the network takes a batch."""
         return self._transform(image)
 
     @property
     def about(self) -> Json:
-        """Units of results.json: none but scores, which are probabilities."""
+        """Description of the entries of results.json: nothing to add, since scores are probabilities."""
         return {}
 
     def prepare(self, image: Image.Image) -> Tensor:
-        """Return what `transform` returns."""
+        """Return an RGB image as network input; see `transform`."""
         return self.transform(image)
 
     def answer(self, runtime: Runtime, prepared: Sequence[Tensor]) -> list[Answer]:
-        """Return `labels`, `scores` and `indices` per image, the best first.
+        """Return `labels`, `scores` and `indices` per image, sorted by score.
 
         Raises:
-            FishnetError: The model gives NaN or infinity.
+            FishnetError: The outputs of the model are NaN or infinite.
         """
         logits = torch.stack(list(runtime(torch.stack(list(prepared)))[HEAD])).float().cpu()
         if not torch.isfinite(logits).all():
@@ -166,7 +167,7 @@ class ClassificationTask:
         return list(self.answers_of(logits))
 
     def answers_of(self, logits: Tensor) -> Iterator[Answer]:
-        """Yield the answer of each image from logits (N, classes) on the CPU."""
+        """Yield the prediction for each image from logits (N, classes) on the CPU."""
         scores = logits.sigmoid() if self.multi_label else logits.softmax(1)
         order = logits.argsort(dim=1, descending=True, stable=True)
         most, least = (None, self.options.threshold) if self.multi_label else (self.options.top, -1.0)
@@ -179,7 +180,7 @@ class ClassificationTask:
             }
 
     def entry(self, answer: Answer) -> Entry:
-        """Return `predictions`: label, index and score of each class named."""
+        """Return `predictions`: label, index and score of each predicted class."""
         triples = zip(answer["labels"], answer["indices"], answer["scores"], strict=True)
         return {"predictions": [{"label": n, "index": i, "score": round(s, 6)} for n, i, s in triples]}
 
@@ -189,11 +190,11 @@ class ClassificationTask:
         return best or "no class above the threshold"
 
     def painter(self, out: Path, images: int) -> Sheets:
-        """Return what draws contact sheets."""
+        """Return a painter that draws contact sheets."""
         return Sheets(out, images)
 
     def draw_examples(self, runtime: Runtime, dataset: ClassificationDataset, count: int = 24) -> Image.Image:
-        """Return a contact sheet of the model's answers on images spread over a data set, beside the truth."""
+        """Return a contact sheet of predictions and ground truth for evenly spaced images of a data set."""
         from fishnet.drawing.sheets import Card, contact_sheet
 
         best = ClassificationTask(self.card, ClassificationOptions(threshold=0.0))

@@ -29,7 +29,7 @@ from fishnet.tasks.classification.task import HEAD, ClassificationTask
 def grown_size(config: ClassificationConfig, epoch: int) -> int:
     """Return the size of an epoch's training images: from `augment.grow_from` up to `size`, in steps of 4 pixels.
 
-    Small images first cost a fraction of the time (progressive resizing, as in arXiv 2104.00298).
+    Starting with small images saves training time (progressive resizing, as in arXiv 2104.00298).
     """
     start, share = config.augment.grow_from, config.augment.grow_share
     if start is None or start >= config.size:
@@ -83,7 +83,7 @@ class ClassificationTraining:
     def _class_weights(self) -> tuple[float, ...]:
         """Return the inverse frequency of each class, scaled to mean 1 over the terms of the loss.
 
-        These are one per image, that of its class; with several labels per image, one per image and class.
+        The loss has one term per image, or for multi-label data one per image and class.
         """
         counts = np.maximum(self.train_data.class_counts(), 1)
         weights = counts.sum() / (len(counts) * counts)
@@ -96,7 +96,7 @@ class ClassificationTraining:
         return {}
 
     def architecture(self) -> Architecture:
-        """Return what builds the network."""
+        """Return the architecture that the network is built from."""
         config = self.config
         options = dict(config.model_option)
         if config.drop_rate:
@@ -110,7 +110,7 @@ class ClassificationTraining:
         return Architecture(config.model, {HEAD: plan}, options, group_norm=config.norm == "group")
 
     def card(self) -> ModelCard:
-        """Return what evaluation and prediction need to know of the network."""
+        """Return the model card, which evaluation and prediction are made from."""
         config = self.config
         return ModelCard(
             task="classification",
@@ -122,7 +122,7 @@ class ClassificationTraining:
         )
 
     def losses(self, network: Network, batch: Batch, epoch: int) -> dict[str, Tensor]:
-        """Return the mean `loss` of a batch: cross entropy, or binary cross entropy for several labels per image.
+        """Return the mean `loss` of a batch: cross entropy, or binary cross entropy for multi-label data.
 
         Args:
             network: Network in training mode.

@@ -1,4 +1,4 @@
-"""Region level: boxes, masks and keypoints of the objects in an image."""
+"""Object detection, instance segmentation and keypoint detection."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TASK = TaskKind(
     can_split=can_split,
     layouts="annotations/instances_*.json",
     convert_data=convert_data,
-    convert_layouts="COCO, YOLO, or Pascal VOC, of which --images and --annotations name other sub-folders",
+    convert_layouts="COCO, YOLO, or Pascal VOC (--images and --annotations for other sub-folders)",
     can_convert=can_convert,
     at_size=at_size_with_longest(LONGEST),
     topics={"detectors": describe_detectors},

@@ -1,4 +1,4 @@
-"""What `fishnet info detectors` tells: which detector to take."""
+"""Text of `fishnet info detectors`: the detectors and when to use which."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _WHEN = {
     "mask_rcnn": "Boxes and masks, in two stages. The default if most objects have outlines.",
     "keypoint_rcnn": "Boxes and keypoints, in two stages; the categories need keypoints.",
     "retinanet": "Boxes, in one stage with anchors: simple, and fast with few classes.",
-    "fcos": "Boxes, in one stage without anchors: no sizes of anchors to choose.",
+    "fcos": "Boxes, in one stage without anchors: no anchor sizes to tune.",
     "cascade_rcnn": "Boxes, refined in three stages: more precise boxes at about 1.3 times the time of faster_rcnn.",
     "cascade_mask_rcnn": "Boxes refined in three stages, and masks: the most precise, and the slowest.",
 }
 
 
 def describe_detectors() -> str:
-    """Return a table of the detectors: parameters of neck and head on a small trunk, and when to take which."""
+    """Return a table of the detectors: parameters of neck and head on a small trunk, and when to use which."""
     lines = [f"{'detector':<19}parameters of neck and head ({_MODEL})"]
     for name in DETECTORS:
         plan = RegionPlan(name, num_classes=80, keypoints=17 if name == "keypoint_rcnn" else 0)
@@ -31,5 +31,5 @@ def describe_detectors() -> str:
             *textwrap.wrap(_WHEN[name], 100, initial_indent="  ", subsequent_indent="  "),
         ]
     return "\n".join(
-        [*lines, "", "fishnet train detection --detector NAME; auto chooses faster_rcnn or mask_rcnn by the data"]
+        [*lines, "", "fishnet train detection --detector NAME; auto selects faster_rcnn or mask_rcnn from the data"]
     )

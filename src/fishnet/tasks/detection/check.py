@@ -1,4 +1,4 @@
-"""`fishnet data check detection`: findings, and on request a picture and a corrected annotation file."""
+"""`fishnet data check detection`: findings, and optionally a plot and a corrected annotation file."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def check_data(
         root: Folder of the data set.
         workers: Threads that decode images.
         picture: PNG file to write, with the number of objects per class and their sizes.
-        fix: File to write, with the annotations corrected where that is possible.
-        split: Split whose annotations --fix corrects, if there are several.
+        fix: Annotation file to write, corrected where possible.
+        split: Split whose annotations are corrected by --fix, if there are several.
     """
     report = check_detection(root, workers)
     if picture is not None and report.summary["splits"]:

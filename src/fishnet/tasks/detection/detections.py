@@ -1,4 +1,4 @@
-"""Detections in pixels of the original image, as evaluators, pictures and results.json take them."""
+"""Detections in pixels of the original image, for evaluators, pictures and results.json."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from fishnet.models.heads.types import Detections, Size
 from fishnet.tasks.base import Runtime
 
 HEAD = "region"
-"""Name of the head that detects objects."""
+"""Name of the detection head."""
 MASK_THRESHOLD = 0.5
-"""Minimum probability of a mask's pixels."""
+"""Probability threshold for the pixels of a mask."""
 
 
 class Objects(TypedDict):
-    """Objects in one image, in pixels of that image, the best first."""
+    """Objects in one image, in pixels of that image, sorted by score."""
 
     boxes: Tensor
     """float (N, 4): x1 y1 x2 y2."""
     labels: Tensor
-    """int64 (N,): classes from 0."""
+    """int64 (N,): class indices from 0."""
     scores: Tensor
     """float (N,)."""
     masks: NotRequired[list[RunLengths]]
     """A mask per object."""
     keypoints: NotRequired[Tensor]
-    """float (N, K, 3): x, y, visibility; x and y count pixels from the center of the first, as in COCO files."""
+    """float (N, K, 3): x, y, visibility; x and y are pixel indices (0 is the center of a pixel), as in COCO files."""
 
 
 def detect(runtime: Runtime, images: list[Tensor], sizes: Sequence[Size]) -> list[Detections]:
@@ -68,7 +68,7 @@ def _original(found: Detections, seen: Size, size: Size) -> Detections:
     across, down = size[1] / seen[1], size[0] / seen[0]
     values["boxes"] = values["boxes"] * torch.tensor([across, down, across, down])
     if "keypoints" in values:
-        center = torch.tensor([PIXEL_CENTER, PIXEL_CENTER, 0.0])  # COCO counts keypoints in pixel indices
+        center = torch.tensor([PIXEL_CENTER, PIXEL_CENTER, 0.0])  # COCO gives keypoints as pixel indices
         values["keypoints"] = values["keypoints"] * torch.tensor([across, down, 1.0]) - center
     return cast(Detections, values)
 
@@ -112,7 +112,7 @@ def encode_masks(masks: Tensor, boxes: Tensor, size: Size) -> list[RunLengths]:
         size: Height and width of the image.
     """
     runs: list[RunLengths] = []
-    step = max(1, 10_000_000 // (size[0] * size[1]))  # a panorama with 100 objects would fill the memory at once
+    step = max(1, 10_000_000 // (size[0] * size[1]))  # all masks of a panorama with 100 objects would exceed the memory
     for start in range(0, len(masks), step):
         part = slice(start, start + step)
         pasted = paste_masks_in_image(masks[part], boxes[part], size)[:, 0] > MASK_THRESHOLD

@@ -1,8 +1,8 @@
 """Evaluation of detectors: the metrics of COCO for boxes, masks and keypoints, by faster-coco-eval.
 
-https://cocodataset.org/#detection-eval. Average precision (AP) is the mean over ten overlaps from 0.5 to 0.95 unless a
-single one is named, average recall (AR) that at a given number of detections per image. A figure of a size or class
-without objects in the split is -1, as in COCO.
+https://cocodataset.org/#detection-eval. Average precision (AP) is averaged over ten IoU thresholds from 0.5 to 0.95
+unless a single one is named; average recall (AR) is for a given number of detections per image. Metrics of a size or
+class without objects in the split are -1, as in COCO.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 Found = dict[int, list[Json]]
 """Detections in COCO's results format, by the index of the image."""
 KINDS = {"box": "bbox", "mask": "segm", "keypoint": "keypoints"}
-"""What is evaluated, and COCO's name for it."""
+"""Kinds of evaluation, with COCO's IoU types."""
 
 BOX_FIGURES = (
     "ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large",
@@ -40,7 +40,7 @@ KEYPOINT_FIGURES = (
     "ap", "ap50", "ap75", "ap_medium", "ap_large",
     "ar", "ar50", "ar75", "ar_medium", "ar_large",
 )  # fmt: skip
-"""COCO's metrics in COCO's order; each is written with the kind in front, such as box_ap50."""
+"""COCO's metrics in COCO's order; the kind is prepended to each, as in box_ap50."""
 _CURVES_AT = (0.5, 0.75)
 
 
@@ -53,8 +53,8 @@ def metric_names(kinds: Sequence[str]) -> list[str]:
 class DetectionEvaluation:
     """Result of an evaluation.
 
-    `metrics` are fractions between 0 and 1 (-1: no objects), `per_class` has a row per class, `curves` has per
-    kind and overlap the precision at 101 recalls from 0 to 1, averaged over classes.
+    `metrics` are fractions between 0 and 1 (-1: no objects), `per_class` has a row per class, and `curves` has the
+    precision at 101 recalls from 0 to 1, averaged over classes, per kind and IoU threshold.
     """
 
     metrics: dict[str, float]
@@ -89,12 +89,12 @@ class DetectionEvaluator:
         self._found: Found = {}
 
     def add(self, image: int, found: Objects) -> None:
-        """Add the detections of one image, in pixels of its file; those of classes that were not looked for in it are
-        left out.
+        """Add the detections of one image, in pixels of the original image; those of classes that were not annotated in
+        it are excluded.
 
         Args:
             image: Index of the image in the annotation file.
-            found: Objects, with masks and keypoints where they are evaluated.
+            found: Objects, with masks and keypoints if these are evaluated.
 
         Raises:
             FishnetError: A box, score or keypoint is not finite.
@@ -121,7 +121,7 @@ class DetectionEvaluator:
         Raises:
             FishnetError: There were no images.
         """
-        parts = gathered(self._found)  # empty except in the first process
+        parts = gathered(self._found)  # empty except in the main process
         return first_process(partial(self._compute, {image: one for part in parts for image, one in part.items()}))
 
     def _compute(self, found: Found) -> DetectionEvaluation:
@@ -163,7 +163,7 @@ def _rounded(values: ArrayLike) -> np.ndarray:
 
 
 def evaluate_detections(file: CocoFile, found: Found, kinds: Iterable[str] = ("box",)) -> DetectionEvaluation:
-    """Return COCO's metrics for detections by the index of the image; images without an entry are left out."""
+    """Return COCO's metrics for detections by image index; images without an entry are excluded."""
     images = sorted(found)
     entries = [entry for image in images for entry in found[image]]
     evaluation = DetectionEvaluation({}, images=len(images), detections=len(entries))
@@ -196,7 +196,7 @@ def _evaluate_kind(
     figures = KEYPOINT_FIGURES if kind == "keypoint" else BOX_FIGURES
     values = list(coco.stats)[: len(figures)]
     evaluation.metrics |= {f"{kind}_{name}": float(value) for name, value in zip(figures, values, strict=True)}
-    precision = np.asarray(coco.eval["precision"])[..., 0, -1]  # (overlaps, recalls, classes), all sizes
+    precision = np.asarray(coco.eval["precision"])[..., 0, -1]  # (IoU thresholds, recalls, classes), all sizes
     overlaps, categories = np.asarray(coco.params.iouThrs), list(coco.params.catIds)
     for row, identity in zip(evaluation.per_class, file.category_ids.tolist(), strict=True):
         if identity in categories:
@@ -218,7 +218,7 @@ def _mean(values: np.ndarray) -> float | None:
 def ground_truth(file: CocoFile, images: Sequence[int], kind: str) -> Json:
     """Return the ground truth of some images as a COCO document, crowds included; objects are numbered from 1.
 
-    For masks, the boxes of objects without an outline are crowds, so that detections in them are ignored.
+    For masks, objects without an outline become crowds, so that detections in their boxes are ignored.
 
     COCO's evaluation marks an unmatched detection by 0, so an object with the id 0 would never count as found.
     """
@@ -235,7 +235,7 @@ def ground_truth(file: CocoFile, images: Sequence[int], kind: str) -> Json:
             }
             if kind == "mask":
                 entry["segmentation"] = file.mask(index)
-                # a detection in the box of an object without an outline is neither right nor wrong, as in a crowd
+                # a detection in the box of an object without an outline is ignored, as in a crowd
                 entry["iscrowd"] |= int(file.outlines.kind[index] == NONE)
             if kind == "keypoint":
                 assert file.keypoints is not None
@@ -261,14 +261,14 @@ _PERSON_SIGMAS = (
 
 
 def keypoint_sigmas(count: int) -> np.ndarray:
-    """Return how exactly each keypoint can be placed: COCO's values for its 17 of a person, else the mean of them."""
+    """Return the standard deviation of each keypoint for OKS: COCO's values for its 17 keypoints, else their mean."""
     if count == len(_PERSON_SIGMAS):
         return np.array(_PERSON_SIGMAS)
     return np.full(count, float(np.mean(_PERSON_SIGMAS)))
 
 
 def _say_nothing(*_: object, **__: object) -> None:
-    """Discard what the library prints."""
+    """Discard the output of the library."""
 
 
 def _sections(evaluation: Mapping[str, object]) -> list[Section]:
@@ -279,7 +279,7 @@ def _sections(evaluation: Mapping[str, object]) -> list[Section]:
         sections.append(Section("COCO's metrics", table))
     if curves and isinstance(metrics, dict):
         note = (
-            "Precision over recall as the score threshold falls, at several IoU thresholds; the area below is the AP."
+            "Precision over recall for decreasing scores, at several IoU thresholds; the area under a curve is the AP."
         )
         sections.append(Section("Precision and recall", _precision_recall(curves, metrics), note))
     if isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows):
@@ -326,7 +326,7 @@ DISPLAY = Display(
         prefix + name for name in BOX_FIGURES + KEYPOINT_FIGURES for prefix in ("", *(f"{kind}_" for kind in KINDS))
     ),
     sections=_sections,
-    predictions="Images of the validation split: annotations, and the objects that the network of the best epoch finds "
-    "with their scores in percent.",
+    predictions="Images of the validation split: annotations, and detections of the best epoch with their scores in "
+    "percent.",
 )
-"""What reports show of a detector."""
+"""Presentation of detectors in reports."""

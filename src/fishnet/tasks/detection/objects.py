@@ -50,8 +50,8 @@ def draw_objects(files: Mapping[str, CocoFile]) -> Figure:
         for edge in _EDGES:
             sides.axvline(edge, color=style.MUTED, lw=0.8, ls=":")
         sides.set_xscale("log", base=2)
-        sides.set_title("size of the objects")
+        sides.set_title("size of objects")
         sides.set_xlabel("square root of the box area in pixels (dotted: 32, 96)")
-        sides.set_ylabel("fraction of the objects")
+        sides.set_ylabel("fraction of objects")
         sides.legend()
     return figure

@@ -12,33 +12,33 @@ from fishnet.models.heads.detectors import Detector
 from fishnet.tasks.base import Given, RecipeChoice
 
 DetectorChoice = Literal["auto", Detector]
-"""Detector, or auto, which leaves it to the data."""
+"""Detector; auto selects it from the data."""
 
 
 @dataclass
 class HeadsConfig:
-    """Sizes of a detector's neck and heads; None takes the value of the preset."""
+    """Sizes of a detector's neck and heads; None uses the value of the preset."""
 
     preset: Literal["auto", "nano", "tiny", "small", "base"] = "auto"
-    """Preset of all sizes; auto: by the size of the backbone; base: those of torchvision."""
+    """Preset of all sizes; auto: chosen by the size of the backbone; base: as in torchvision."""
     width: int | None = None
-    """Channels of the pyramid."""
+    """Channels of the feature pyramid."""
     box_width: int | None = None
     """Units of the two layers of the box head."""
     mask_width: int | None = None
     """Channels of the mask head's convolutions."""
     mask_layers: int | None = None
-    """Convolutions of the mask head before its upsampling."""
+    """Number of convolutions of the mask head before its upsampling."""
     keypoint_width: int | None = None
     """Channels of the keypoint head's convolutions."""
     tower_layers: int | None = None
-    """Convolutions of the towers of RetinaNet and FCOS."""
+    """Number of convolutions in the towers of RetinaNet and FCOS."""
     proposals: int | None = None
     """Proposals per image passed to the second stage; twice as many in training."""
     samples: int | None = None
     """Proposals per image that the second stage is trained on."""
     anchor_scale: float | None = None
-    """Size of the anchors of a level, as a multiple of its stride."""
+    """Size of the anchors of a pyramid level, as a multiple of its stride."""
     aspect_ratios: list[float] | None = None
     """Aspect ratios (height / width) of the anchors."""
     score: float | None = None
@@ -81,7 +81,7 @@ class DetectionOptions:
     tile: int | None = None
     """Size in pixels of overlapping tiles that larger images are cut into; None keeps images whole."""
     overlap: float = 0.2
-    """Fraction of a tile that its neighbor covers too."""
+    """Fraction of a tile that overlaps with its neighbor."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.score <= 1:
@@ -95,7 +95,7 @@ class DetectionOptions:
 
 
 def choose_recipe(settings: Given) -> RecipeChoice:
-    """Return the recipe of a run that names none, from its weights."""
+    """Return the default recipe of a run; it depends on whether weights are given."""
     if settings.get("weights"):
         return RecipeChoice("finetune", "weights are given")
     return RecipeChoice("scratch_small", "no weights are given")

@@ -1,4 +1,4 @@
-"""Pictures of a detector's answers."""
+"""Pictures of a detector's predictions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SIDE = 1600
 
 
 class Pictures:
-    """A picture per image, named as its file, in OUT/pictures.
+    """A picture per image in OUT/pictures, named after the image.
 
     Args:
         out: Folder to write pictures/ into.
@@ -32,11 +32,11 @@ class Pictures:
         self._names = UniqueStems()
 
     def wants(self, index: int) -> bool:
-        """Whether the image of that number is drawn."""
+        """Whether the image with that index is drawn."""
         return index < _PICTURES
 
     def thumbnail(self, image: Image.Image) -> Image.Image:
-        """Return the image itself: objects are drawn in its own pixels."""
+        """Return the image unchanged: objects are drawn at its original size."""
         return image
 
     def add(self, item: DrawnItem, answer: Answer) -> None:

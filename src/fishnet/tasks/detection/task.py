@@ -35,29 +35,29 @@ if TYPE_CHECKING:
 
 
 LONGEST = 1333
-"""Maximum of the longer side of an image in pixels where a card does not say it, as in torchvision."""
+"""Maximum of the longer side of an image in pixels if a card does not record it, as in torchvision."""
 
 
 class Tile(NamedTuple):
-    """Part of an image as the network sees it."""
+    """Part of an image, prepared as network input."""
 
     pixels: Tensor
     """uint8 (3, H, W)."""
     left: int
     top: int
     size: Size
-    """Height and width of the part in the image."""
+    """Height and width of the part in pixels of the image."""
 
 
 class PreparedImage(NamedTuple):
-    """An image as the network sees it: one tile, or several."""
+    """An image prepared as network input: one tile or several."""
 
     tiles: list[Tile]
     size: Size
 
 
 def evaluated_kinds(detector: str) -> tuple[str, ...]:
-    """Return what the metrics of a detector are about: boxes, and masks or keypoints where it predicts them."""
+    """Return the kinds of predictions that are evaluated: box, and mask or keypoint if the detector predicts them."""
     if detector == "keypoint_rcnn":
         return ("box", "keypoint")
     return ("box", "mask") if detector in WITH_MASKS else ("box",)
@@ -97,19 +97,19 @@ class DetectionTask:
         return DetectionEvaluator(dataset.file, self.kinds_in(dataset.file))
 
     def kinds_in(self, file: CocoFile) -> tuple[str, ...]:
-        """Return what can be evaluated on a file: without objects with an outline no masks."""
+        """Return the kinds that can be evaluated on a file: masks only if objects have outlines."""
         return tuple(kind for kind in self.kinds if kind != "mask" or file.has_outlines)
 
     def network_inputs(self, batch: Batch) -> list[Tensor]:
-        """Return the images of a batch that could be read."""
+        """Return the readable images of a batch."""
         return [image for image, bad in zip(batch["image"], batch["bad"], strict=True) if not bad]
 
     def run(self, runtime: Runtime, images: Images, batch: Batch) -> Answers:
-        """Return the answers for the images of a batch."""
+        """Return the predictions for the images of a batch."""
         return runtime(images)
 
     def update(self, evaluator: DetectionEvaluator, answers: Answers, batch: Batch) -> None:
-        """Pass the objects in the images of a batch to the evaluator."""
+        """Pass the detections in the images of a batch to the evaluator."""
         good = [place for place, bad in enumerate(batch["bad"]) if not bad]
         sizes = [tuple(batch["size"][place]) for place in good]
         found = in_original_pixels(answers[HEAD], [batch["image"][place] for place in good], sizes)
@@ -117,7 +117,7 @@ class DetectionTask:
             evaluator.add(int(batch["index"][place]), as_objects(detections, size))
 
     def describe(self, evaluation: DetectionEvaluation) -> list[str]:
-        """Return COCO's metrics and a row per class (of more than 20 the worst)."""
+        """Return COCO's metrics and a row per class (the worst 20 if there are more)."""
         lines, kinds = [], [kind for kind in self.kinds if f"{kind}_ap" in evaluation.metrics]
         for kind in kinds:
             figures = {n.removeprefix(f"{kind}_"): v for n, v in evaluation.metrics.items() if n.startswith(f"{kind}_")}
@@ -147,24 +147,24 @@ class DetectionTask:
         return PreparedImage(tiles, (image.height, image.width))
 
     def transform(self, image: Image.Image) -> Tensor:
-        """Return an RGB image as the network takes it, uint8 (3, H, W); the network takes a list of them."""
+        """Return an RGB image as network input, uint8 (3, H, W); the network takes a list of them."""
         return resized(_pixels(image), self.card.size, self.longest)
 
     @property
     def about(self) -> Json:
-        """Units of results.json."""
+        """Description of the entries of results.json: units."""
         return {"box_format": "xyxy, in pixels of the image from its top left corner"}
 
     def answer(self, runtime: Runtime, prepared: Sequence[PreparedImage]) -> list[Answer]:
         """Return the objects of prepared images.
 
         Returns:
-            Per image `labels`, `indices`, `scores` and `boxes` (x1 y1 x2 y2 in pixels), `masks` as run lengths and
-            `keypoints` where the detector predicts them; the best first.
+            Per image `labels`, `indices`, `scores` and `boxes` (x1 y1 x2 y2 in pixels), and `masks` (run-length
+            encoded) and `keypoints` if the detector predicts them; sorted by score.
         """
         tiles = [tile for image in prepared for tile in image.tiles]
         found: list[Detections] = []
-        for start in range(0, len(tiles), len(prepared)):  # no more tiles at once than the batch has images
+        for start in range(0, len(tiles), len(prepared)):  # batches of tiles have the size of the batch of images
             part = tiles[start : start + len(prepared)]
             found += detect(runtime, [tile.pixels for tile in part], [tile.size for tile in part])
         answers, place = [], 0
@@ -201,7 +201,7 @@ class DetectionTask:
         return as_objects(select(found, keep), size)
 
     def entry(self, answer: Answer) -> Entry:
-        """Return `predictions`: label, index, score, box (x1, y1, x2, y2) and what else the detector gives."""
+        """Return `predictions`: label, index, score, box (x1, y1, x2, y2), and mask or keypoints."""
         entries = []
         for place, label in enumerate(answer["labels"]):
             one: Json = {
@@ -219,7 +219,7 @@ class DetectionTask:
         return {"predictions": entries}
 
     def headline(self, entry: Entry) -> str:
-        """Return how many objects of which classes were found."""
+        """Return the number of detected objects per class."""
         counts: dict[str, int] = {}
         for one in entry["predictions"]:
             counts[one["label"]] = counts.get(one["label"], 0) + 1
@@ -230,11 +230,11 @@ class DetectionTask:
         )
 
     def painter(self, out: Path, images: int) -> Pictures:
-        """Return what draws a picture per image."""
+        """Return a painter that draws a picture per image."""
         return Pictures(out, self.classes)
 
     def draw_examples(self, runtime: Runtime, dataset: DetectionDataset, count: int = 8) -> Image.Image:
-        """Return images spread over a data set, with the objects that are found (above) and the truth (below)."""
+        """Return evenly spaced images of a data set with detections (above) and ground truth (below)."""
         from fishnet.drawing.regions import draw_regions, sheet
 
         columns: list[Image.Image] = []

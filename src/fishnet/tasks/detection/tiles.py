@@ -1,4 +1,4 @@
-"""Large images in overlapping tiles."""
+"""Detection on large images in overlapping tiles."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fishnet.tasks.detection.detections import select, tensors
 
 
 def tile_places(width: int, height: int, tile: int | None, overlap: float) -> list[tuple[int, int, int, int]]:
-    """Return the boxes (left, top, right, bottom) of overlapping tiles that cover an image, all of one size."""
+    """Return the boxes (left, top, right, bottom) of overlapping tiles of equal size that cover an image."""
     if tile is None:
         return [(0, 0, width, height)]
     return [
@@ -23,11 +23,11 @@ def tile_places(width: int, height: int, tile: int | None, overlap: float) -> li
 
 
 def merge_tiles(parts: list[Detections], covered: float = 0.5) -> Detections:
-    """Return the detections of all tiles together, without those that show a part of another.
+    """Merge the detections of all tiles, and remove those of partial objects.
 
-    Of two detections of one class from different tiles, the weaker is removed if more than a fraction of the smaller
-    box is covered: the piece of an object that is cut off by the border of a tile overlaps the whole object little, but
-    lies inside it. Detections of one tile are left as they are: people in front of each other cover more than that.
+    Of two detections of one class from different tiles, the one with the lower score is removed if more than a fraction
+    of the smaller box is covered: an object that is cut off by the border of a tile has a low IoU with the whole
+    object, but lies inside it. Detections from one tile are all kept, since true objects may overlap more than that.
 
     Args:
         parts: Detections of each tile, in pixels of the image.

@@ -33,7 +33,7 @@ class DetectionTraining:
     """Detection and instance segmentation of COCO folders.
 
     Args:
-        config: Settings of the run; the detector `auto` is decided by the data.
+        config: Settings of the run; the detector `auto` is selected from the data.
 
     Raises:
         FishnetError: `config.data` is not a data set for this detector.
@@ -70,7 +70,7 @@ class DetectionTraining:
         return DetectionTask(self.card())
 
     def train_order(self) -> TrainOrder:
-        """Return the groups of wide and tall images, and how often images of rare classes are repeated."""
+        """Return the groups of wide and tall images, and the repeat factors of images with rare classes."""
         file, augment = self.train_data.file, self.config.augment
         order: TrainOrder = {}
         if augment.group_by_aspect and augment.scale_jitter is None:
@@ -80,7 +80,7 @@ class DetectionTraining:
         return order
 
     def architecture(self) -> Architecture:
-        """Return what builds the network."""
+        """Return the architecture that the network is built from."""
         config = self.config
         sizes = {name: value for name, value in vars(config.heads).items() if name != "preset" and value is not None}
         plan = RegionPlan(
@@ -96,7 +96,7 @@ class DetectionTraining:
         return Architecture(config.model, {HEAD: plan}, options, taps=config.pyramid.taps, group_norm=group_norm)
 
     def card(self) -> ModelCard:
-        """Return what evaluation and prediction need to know of the detector."""
+        """Return the model card, which evaluation and prediction are made from."""
         config, file = self.config, self.train_data.file
         details = {"category_ids": file.category_ids.tolist(), "keypoint_names": list(file.keypoint_names)}
         return ModelCard(
@@ -148,7 +148,7 @@ def _open(config: DetectionConfig, split: str, classes: list[str] | None = None)
 
 
 def decide_detector(detector: DetectorChoice, file: CocoFile) -> Detector:
-    """Return the detector; where the settings leave it to the data, choose one, and print which and why.
+    """Return the detector; if it is `auto`, select one from the data and print it with the reason.
 
     Args:
         detector: Detector of the settings.
@@ -166,28 +166,28 @@ def decide_detector(detector: DetectorChoice, file: CocoFile) -> Detector:
 
 
 def check_outlines(detector: str, files: Sequence[CocoFile]) -> None:
-    """Say how many objects have no outline to learn masks from.
+    """Check that objects have outlines to train masks on; print how many have none.
 
     Args:
         detector: Detector with masks.
         files: Annotations of the training split.
 
     Raises:
-        FishnetError: None has one.
+        FishnetError: No object has an outline.
     """
     if not any(file.has_outlines for file in files):
         raise FishnetError(
-            f"{files[0].path} has no objects with a segmentation, which {detector} learns masks from; use "
+            f"{files[0].path} has no objects with a segmentation, which {detector} needs to train masks; use "
             f"--detector {'cascade_rcnn' if detector == 'cascade_mask_rcnn' else 'faster_rcnn'}"
         )
     if missing := sum(file.without_outline for file in files):
-        announce(f"{missing:,} objects have no segmentation; masks are neither learned from them nor evaluated on them")
+        announce(f"{missing:,} objects have no segmentation; they are excluded from mask training and mask evaluation")
 
 
 def repeat_factors(file: CocoFile, threshold: float) -> np.ndarray:
-    """Return the repeat factor of each image: the maximum over its classes of max(1, sqrt(threshold / share)).
+    """Return the repeat factor of each image: the maximum over its classes of max(1, sqrt(threshold / frequency)).
 
-    The share of a class is the fraction of images with objects of it (Gupta et al., LVIS, arXiv 1908.03195, section 5).
+    The frequency of a class is the fraction of images that contain it (Gupta et al., arXiv 1908.03195, section 5).
     """
     real = ~file.crowd
     pairs = np.unique(np.stack([file.image_of[real], file.class_of[real]]), axis=1)

@@ -1,4 +1,4 @@
-"""Several levels from one network: class, objects and label map of an image in one pass, and panoptic maps."""
+"""Multitask networks: class, objects and label map of an image in one forward pass, and panoptic maps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fishnet.tasks.multitask.training import MultitaskTraining
 
 TASK = TaskKind(
     name="multitask",
-    summary="class, objects and label map of an image in one pass",
+    summary="class, objects and label map of an image in one forward pass",
     config=MultitaskConfig,
     options=MultitaskOptions,
     evaluation_options=PanopticOptions,

@@ -1,4 +1,4 @@
-"""`fishnet data check multitask`: findings, and on request a picture of images with their labels."""
+"""`fishnet data check multitask`: findings, and optionally a picture of images with their labels."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _ON_SHEET = 12
 
 
 def check_data(root: Path | str, workers: int = 2, picture: str | None = None) -> CheckReport:
-    """Count the labels of each level, check all of them, and decode every image of a multitask folder, or of several
-    folders that are used together.
+    """Count and check the labels of each level, and decode every image of a multitask folder, or of several folders
+    that are used together.
 
     Args:
-        root: Folder of the data set, or folders by level, as `image=DIR1,region=DIR2`.
+        root: Folder of the data set, or folders by level, such as `image=DIR1,region=DIR2`.
         workers: Threads that decode images.
-        picture: PNG or JPEG file to write: some images with class, boxes, outlines and label map.
+        picture: PNG or JPEG file to write: some images with their classes, boxes, outlines and label maps.
     """
     if picture is not None:
         check_picture_name(Path(picture))
@@ -44,7 +44,7 @@ def _draw(root: Path | str, splits: list[str], path: Path) -> str:
         for index in np.linspace(0, len(split) - 1, min(wanted, len(split))).round().astype(int).tolist():
             try:
                 image, labels = split.load(index)
-            except BadImageError:  # it is in the report
+            except BadImageError:  # already in the report
                 continue
             items.append(LabeledImage(image, labels, f"{name}: {split.paths[index].name}"))
     if not items:

@@ -1,4 +1,4 @@
-"""Evaluation of several levels in one pass: the evaluators of the single tasks side by side, and panoptic quality."""
+"""Evaluation of multitask networks: the evaluators of the single tasks, and panoptic quality."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from fishnet.tasks.segmentation.evaluator import DISPLAY as PIXEL
 from fishnet.tasks.segmentation.evaluator import SegmentationEvaluation, SegmentationEvaluator
 
 PARTS = {"image": IMAGE, "region": REGION, "pixel": PIXEL, "panoptic": PANOPTIC}
-"""What reports show of each part of an evaluation."""
+"""Presentation of each part of an evaluation in reports."""
 MEAN = "mean_of_levels"
-"""Metric that decides on the best epoch: the mean of the primary metrics of the levels, without the panoptic one."""
+"""Metric that selects the best epoch: the mean of the primary metrics of the levels, without panoptic quality."""
 
 
 _COMBINED = combine(PARTS)
@@ -32,11 +32,11 @@ DISPLAY = replace(
     scores={MEAN: Score("mean of levels", curve=True), **_COMBINED.scores},
     primary=(MEAN,),
     fractions=_COMBINED.fractions | {MEAN},
-    predictions="Images of the validation split, prediction beside truth. Each shows the objects with boxes, outlines "
-    "and scores, the label map, and where there are both, the panoptic map, in which every object has a number; the "
-    "class of the image stands below.",
+    predictions="Images of the validation split, prediction beside ground truth. Each shows the objects with boxes, "
+    "outlines and scores, the label map, and if there are both, the panoptic map, in which every object has a number; "
+    "the class of the image is printed below.",
 )
-"""What reports show of a network for several levels."""
+"""Presentation of multitask networks in reports."""
 
 
 @dataclass
@@ -51,7 +51,7 @@ class MultitaskEvaluation:
     panoptic: PanopticEvaluation | None = None
 
     def to_dict(self) -> Json:
-        """Return everything as plain values for JSON; that of the levels under `heads`."""
+        """Return the evaluation as JSON values; those of the levels are under `heads`."""
         parts = (self.image, self.region, self.pixel, self.panoptic)
         heads = {name: part.to_dict() for name, part in zip(PARTS, parts, strict=True) if part is not None}
         return {"images": self.images, "metrics": self.metrics, "heads": heads}
@@ -62,17 +62,17 @@ class MultitaskEvaluator:
     """Evaluators of the levels that a network has, and of panoptic maps."""
 
     dataset: MultitaskDataset
-    """Split that is evaluated."""
+    """Split to evaluate."""
     image: ClassificationEvaluator | None = None
     region: DetectionEvaluator | None = None
     pixel: SegmentationEvaluator | None = None
     panoptic: PanopticEvaluator | None = None
     seen: int = 0
-    """Images that this process has evaluated."""
+    """Number of images that this process has evaluated."""
 
     def compute(self) -> MultitaskEvaluation:
         """Return the metrics of all levels over all processes; all processes must call it."""
-        counts = gathered(self.seen)  # empty except in the first process
+        counts = gathered(self.seen)  # empty except in the main process
         found = MultitaskEvaluation({}, first_process(lambda: sum(counts)))
         found.image = None if self.image is None else self.image.compute()
         found.region = None if self.region is None else self.region.compute()
@@ -88,7 +88,7 @@ class MultitaskEvaluator:
 
 
 def averaged(metrics: Collection[str]) -> list[str]:
-    """Return the names of the metrics whose mean decides on the best epoch: the primary one of each level.
+    """Return the names of the metrics whose mean selects the best epoch: the primary metric of each level.
 
     Args:
         metrics: Names of the metrics of an evaluation.

@@ -17,14 +17,14 @@ from fishnet.tasks.segmentation.options import PixelConfig
 
 @dataclass
 class LossWeights:
-    """Weight of the losses of each level; with --weighting uncertainty, factors besides the learned weights."""
+    """Loss weight of each level; with --weighting uncertainty, it multiplies the learned weight."""
 
     image: float = 1.0
-    """Weight of the loss of the classes of images."""
+    """Weight of the image classification loss."""
     region: float = 1.0
-    """Weight of the losses of objects."""
+    """Weight of the detection losses."""
     pixel: float = 0.5
-    """Weight of the losses of label maps."""
+    """Weight of the segmentation losses."""
 
     RULES: ClassVar[Rules] = {NOT_NEGATIVE: "image region pixel"}
 
@@ -35,24 +35,24 @@ class LossWeights:
 
 @dataclass
 class MultitaskConfig(TrainConfig):
-    """Settings of a run that trains one network for several levels."""
+    """Settings of a run that trains a multitask network."""
 
     levels: list[Level] = field(default_factory=list)
-    """Levels to learn: image, region, pixel; empty: all that the data has labels of."""
+    """Levels to train: image, region, pixel; empty: all levels that the data has labels for."""
     detector: DetectorChoice = "auto"
     """Detector of the region level; auto: mask_rcnn if the objects have outlines, else faster_rcnn."""
     longest: int = 1333
     """Maximum of the longer side of an image in pixels; --size is the shorter side."""
     label_smoothing: float = 0.0
-    """Fraction of the target that is spread over all classes, at the image level."""
+    """Label smoothing at the image level: fraction of the target that is distributed over all classes."""
     weighting: Literal["fixed", "uncertainty"] = "fixed"
-    """fixed: --loss-weights; uncertainty: weights are learned beside the network (arXiv 1705.07115)."""
+    """fixed: --loss-weights; uncertainty: weights are learned together with the network (arXiv 1705.07115)."""
     quota: float = 0.25
-    """Minimum fraction of the images of every step with labels of each level; images of a rare level are shown more
-    often."""
+    """Minimum fraction of the images of every step that are labeled for each level; images of rare levels are
+    repeated."""
     stuff: list[str] = field(default_factory=list)
-    """Classes of label maps that are stuff in panoptic maps; empty: those that classes.json names, else those that no
-    category of objects shares by its name or by where its pixels are."""
+    """Classes of label maps that are stuff in panoptic maps; empty: those that classes.json lists, or else those that
+    match no object category by name or by position of their pixels."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     pyramid: PyramidConfig = field(default_factory=PyramidConfig)
     heads: HeadsConfig = field(default_factory=HeadsConfig)
@@ -64,14 +64,14 @@ class MultitaskConfig(TrainConfig):
 
 @dataclass
 class PanopticOptions:
-    """What an evaluation may change: the merge of objects and label maps to panoptic maps."""
+    """Options of the evaluation: how instances and label maps are merged into panoptic maps."""
 
     panoptic: MergeOptions = field(default_factory=MergeOptions)
 
 
 @dataclass
 class MultitaskOptions:
-    """How a network for several levels answers."""
+    """Prediction options of a multitask network."""
 
     top: int = 5
     """Number of classes per image."""
@@ -86,7 +86,7 @@ class MultitaskOptions:
 
 
 def choose_recipe(settings: Given) -> RecipeChoice:
-    """Return the recipe of a run that names none, from its weights."""
+    """Return the default recipe of a run; it depends on whether weights are given."""
     if settings.get("weights"):
         return RecipeChoice("finetune", "weights are given")
     return RecipeChoice("scratch_small", "no weights are given")

@@ -1,4 +1,4 @@
-"""Pictures and files of what a network for several levels predicts."""
+"""Pictures, label files and panoptic files of the predictions of a multitask network."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PANOPTIC = "panoptic"
 
 
 class LevelPictures:
-    """A picture of all levels per image in OUT/pictures, label files in OUT/labels, and COCO's panoptic files.
+    """A picture of all levels per image in OUT/pictures, label files in OUT/labels, and panoptic files of COCO.
 
     Args:
         out: Folder to write into.
@@ -45,11 +45,11 @@ class LevelPictures:
         self._count = 0
 
     def wants(self, index: int) -> bool:
-        """Whether the image of that number is drawn; label and panoptic files are written for all images."""
+        """Whether the image with that index is drawn; label and panoptic files are written for all images."""
         return index < _DRAWN
 
     def thumbnail(self, image: Image.Image) -> Image.Image:
-        """Return the image itself: boxes are in its own pixels."""
+        """Return the image unchanged: boxes are in its pixels."""
         return image
 
     def add(self, item: DrawnItem, answer: Answer) -> None:

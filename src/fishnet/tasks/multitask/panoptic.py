@@ -1,8 +1,8 @@
-"""Panoptic segmentation: instances and semantics merged into one map, and panoptic quality.
+"""Panoptic segmentation: merge of instances and label maps into one map, and panoptic quality.
 
 The merge follows Panoptic FPN (Kirillov et al., arXiv 1901.02446, section 4.4) and Kirillov et al., arXiv 1801.00868:
-overlaps between instances are resolved by score, those between instances and semantics in favor of instances, and small
-stuff regions are removed. Panoptic quality (PQ) is defined in arXiv 1801.00868, section 4; void and crowds are treated
+overlaps between instances are resolved by score, overlaps of instances and stuff in favor of instances, and small stuff
+regions are removed. Panoptic quality (PQ) is defined in arXiv 1801.00868, section 4; void and crowds are treated
 as in panopticapi, COCO's evaluation.
 """
 
@@ -28,13 +28,13 @@ from fishnet.models.distributed import first_process, gathered
 
 @dataclass(frozen=True)
 class MergeOptions:
-    """Thresholds of the merge.
+    """Thresholds for merging instances and label maps into panoptic maps.
 
     Attributes:
         score: Minimum score of an instance.
-        overlap: An instance is left out if more than this fraction of its mask is covered by those of higher scores.
-        stuff: Minimum area of a stuff region as a fraction of the image. The default is near the 64x64 pixels that are
-            usual for COCO's images of 640x480.
+        overlap: An instance is removed if more than this fraction of its mask is covered by those of higher scores.
+        stuff: Minimum area of a stuff region as a fraction of the image. The default corresponds to the
+            usual 64x64 pixels for COCO's images of 640x480.
     """
 
     score: float = 0.5
@@ -62,8 +62,8 @@ def merge(
         scores: Score of each instance (N,).
         categories: Category id of each instance.
         label_map: Class index of every pixel (H, W).
-        stuff: Category id by class index of the label map. Pixels of all other classes, such as those that the
-            instances show, are void where there is no instance.
+        stuff: Category id by class index of the label map. Pixels of all other classes, such as those of
+            things, are void unless an instance covers them.
         options: Thresholds.
 
     Returns:
@@ -122,10 +122,10 @@ def true_map(
     stuff: Mapping[int, int],
     ignore_index: int = 255,
 ) -> PanopticMap:
-    """Return the panoptic map of annotations: instances, crowds of a category joined, and stuff around them.
+    """Return the panoptic map of annotations: instances, one segment per category of crowds, and stuff.
 
     Where instances overlap, the smaller one is in front. Pixels that the label map ignores are void, except in crowds,
-    which label maps usually ignore too. Instances without visible pixels are left out.
+    which label maps usually ignore too. Instances without visible pixels are excluded.
 
     Args:
         masks: Instance masks of the size of the image: N run lengths, or (N, H, W).
@@ -192,8 +192,8 @@ class PanopticEvaluator:
     """Match predicted with true segments, image by image, and compute panoptic quality.
 
     A true and a predicted segment of one category match if their IoU is above 0.5; pixels of the prediction that are
-    void in the truth do not count in its union. Crowds are neither matched nor missed, and a prediction without match
-    is no error if more than half of it is void or crowd of its category.
+    void in the ground truth do not count in its union. Crowds are neither matched nor missed, and a prediction without
+    a match is not an error if more than half of it is void or crowd of its category.
 
     Args:
         categories: Classes.
@@ -218,7 +218,7 @@ class PanopticEvaluator:
         if prediction.ids.shape != truth.ids.shape:
             raise FishnetError(
                 f"the panoptic prediction has {prediction.ids.shape[0]}x{prediction.ids.shape[1]} pixels (height x "
-                f"width), but the truth {truth.ids.shape[0]}x{truth.ids.shape[1]}"
+                f"width), but the ground truth {truth.ids.shape[0]}x{truth.ids.shape[1]}"
             )
         known = set(self._places)
         found = described(prediction.ids, cast(list[Json], prediction.segments), known).segments
@@ -236,7 +236,7 @@ class PanopticEvaluator:
         self._sums.images += 1
 
     def _match(self, found: list[Segment], true: list[Segment], shared: np.ndarray) -> tuple[set[int], set[int]]:
-        """Count the matches and return the places of matched predictions and matched true segments."""
+        """Count the matches; return the indices of matched predictions and of matched true segments."""
         matched_found, matched_true = set(), set()
         for row, column in zip(*np.nonzero(shared[:-1]), strict=True):
             one, other = true[row], found[column]
@@ -258,7 +258,7 @@ class PanopticEvaluator:
         Raises:
             FishnetError: There were no images.
         """
-        parts = gathered(self._sums)  # empty except in the first process
+        parts = gathered(self._sums)  # empty except in the main process
         return first_process(partial(self._compute, parts))
 
     def _compute(self, parts: Sequence[_Sums]) -> PanopticEvaluation:
@@ -296,7 +296,7 @@ def _same(one: Segment, other: Segment) -> bool:
 def _intersections(
     found: Sequence[Segment], true: Sequence[Segment], found_ids: np.ndarray, true_ids: np.ndarray
 ) -> np.ndarray:
-    """Return the common pixels of true segments (rows; the last is void) and predicted segments (columns)."""
+    """Return the intersections in pixels of true (rows; the last is void) and predicted segments (columns)."""
     columns, rows = _places(found, found_ids), _places(true, true_ids)
     width = len(found) + 1
     table = np.bincount(rows.ravel() * width + columns.ravel(), minlength=(len(true) + 1) * width)
@@ -304,7 +304,7 @@ def _intersections(
 
 
 def _places(segments: Sequence[Segment], ids: np.ndarray) -> np.ndarray:
-    """Return the place of every pixel's segment in a list; void has the place that follows the last."""
+    """Return the index of every pixel's segment in a list; void has the index after the last."""
     order = sorted(range(len(segments)), key=lambda place: segments[place]["id"])
     numbers = np.array([VOID, *(segments[place]["id"] for place in order)])
     places = np.array([len(segments), *order], dtype=np.int64)
@@ -341,8 +341,8 @@ def _sections(evaluation: Mapping[str, object]) -> list[Section]:
     names = list(rows[0])
     head = [name.upper() if len(name) == 2 else name for name in names]
     note = (
-        "Objects and label map merged, so that every pixel belongs to one segment; PQ is the product of SQ (mean IoU "
-        "of matched segments) and RQ (how many are matched)."
+        "Instances and label map merged, so that every pixel belongs to one segment. PQ is the product of SQ (mean IoU "
+        "of matched segments) and RQ (F1 score of the matching)."
     )
     table = Table(head, names, [[row.get(name) for name in names] for row in rows])
     return [Section("Panoptic quality", table, note)]
@@ -357,4 +357,4 @@ DISPLAY = Display(
     fractions=frozenset(METRICS),
     sections=_sections,
 )
-"""What reports show of panoptic segmentation."""
+"""Presentation of panoptic segmentation in reports."""

@@ -1,4 +1,4 @@
-"""Draw the labels of an image on all of its levels: class, boxes, outlines, label map and panoptic map."""
+"""Drawing of the labels of an image on all levels: class, boxes, outlines, label map and panoptic map."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class LabeledImage:
 
 @dataclass
 class LevelColors:
-    """Names and colors of what a network predicts, or of what a data set contains."""
+    """Class names and colors of a network or a data set."""
 
     classes: LevelClasses
     categories: Sequence[Category] = ()
@@ -68,15 +68,15 @@ class LevelColors:
 
     @property
     def clear_categories(self) -> list[int]:
-        """Places of the categories that are not painted."""
+        """Indices of the categories that are not painted."""
         names = [self.classes.pixel[index] for index in self.clear]
         return [place for place, one in enumerate(self.categories) if not one["isthing"] and one["name"] in names]
 
 
 def draw_levels(item: LabeledImage, colors: LevelColors, side: int = 256) -> Image.Image:
-    """Draw an image with its objects, beside it with its label map and its panoptic map, and below its class and name.
+    """Draw an image side by side with its objects, its label map and its panoptic map, and its class and name below.
 
-    A level without labels is named as unlabeled. The panoptic map is left out if there are none.
+    Levels without labels are marked as unlabeled. The panoptic map is omitted if there are none.
 
     Args:
         item: Image and labels.
@@ -120,7 +120,7 @@ def _with_objects(photo: Image.Image, objects: ObjectLabels | None, classes: Lev
 
 
 def _facts(labels: ImageLabels, classes: LevelClasses) -> list[str]:
-    """Return what is known of an image, in words."""
+    """Return captions that describe the labels of an image."""
     objects = labels.objects
     number = 0 if objects is None else len(objects.boxes)
     count = "objects unlabeled" if objects is None else f"{number} object{'' if number == 1 else 's'}"
@@ -164,7 +164,7 @@ def _plain(values: Tensor | Sequence[object]) -> object:
 
 
 def as_labels(answer: Answer) -> ImageLabels:
-    """Return what is predicted for an image as labels to draw: the first class, the objects, the label map."""
+    """Return the prediction for an image as labels to draw: the most probable class, the objects, the label map."""
     found = ImageLabels()
     if "image" in answer and answer["image"]["indices"]:
         found.label = answer["image"]["indices"][0]

@@ -1,6 +1,6 @@
-"""Evaluation and prediction of several levels in one pass of a network.
+"""Evaluation and prediction of several levels in one forward pass.
 
-The tasks of the single levels do the work: each gets the answers of its head as if it had run the network itself.
+The tasks of the single levels are reused: each receives the predictions of its head as if it had run the network.
 """
 
 from __future__ import annotations
@@ -56,14 +56,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LONGEST = 1333
-"""Maximum of the longer side of an image in pixels where a card does not say it."""
+"""Maximum of the longer side of an image in pixels if a card does not record it."""
 STUFF = "stuff"
 """Entry of a card: classes of label maps that are stuff in panoptic maps."""
 _SINGLE = {"image": "classification", "region": "detection", "pixel": "segmentation"}
 
 
-class _Done:
-    """Answers of a pass that has been run, in the place of the runtime."""
+class _Precomputed:
+    """Runtime that returns the predictions of a forward pass that has already been run."""
 
     def __init__(self, answers: Answers) -> None:
         self.answers = answers
@@ -73,7 +73,7 @@ class _Done:
 
 
 class MultitaskTask:
-    """Class, objects and label map of an image, those that the network has heads for.
+    """Class, objects and label map of an image, for all heads of the network.
 
     Args:
         card: Card of the network.
@@ -93,26 +93,26 @@ class MultitaskTask:
         self.pixel = SegmentationTask(self._card("pixel")) if own["pixel"] else None
 
     def _card(self, level: str) -> ModelCard:
-        """Return the card as the task of a single level takes it."""
+        """Return the card for the task of a single level."""
         shown = self.card.preprocess
         square = PreprocessConfig(shown.mean, shown.std)  # the size of the crop is not used
         return replace(self.card, task=_SINGLE[level], preprocess=square if level == "image" else shown)
 
     @property
     def has_panoptic(self) -> bool:
-        """Whether the network predicts what a panoptic map consists of: masks and label maps."""
+        """Whether the network predicts masks and label maps, which panoptic maps are merged from."""
         return self.region is not None and "mask" in self.region.kinds and self.pixel is not None
 
     @property
     def categories(self) -> list[Category]:
-        """Classes of panoptic maps: those of objects with ids from 1, and after them the stuff."""
+        """Categories of panoptic maps: the object classes with ids from 1, followed by stuff."""
         things = [Category(id=place, name=name, isthing=1) for place, name in enumerate(self.classes.region, 1)]
         stuff = [Category(id=place, name=self.classes.pixel[index], isthing=0) for index, place in self.stuff.items()]
         return things + stuff
 
     @property
     def stuff(self) -> dict[int, int]:
-        """Category id by class index of the label maps, for stuff."""
+        """Category id of each stuff class, by class index of the label maps."""
         names = self.card.details.get(STUFF)
         if names is None:
             same = shared_by_name(self.classes.pixel, self.classes.region)
@@ -155,15 +155,15 @@ class MultitaskTask:
         return found
 
     def network_inputs(self, batch: Batch) -> list[Tensor]:
-        """Return the images of a batch that could be read."""
+        """Return the readable images of a batch."""
         return [image for image, bad in zip(batch["image"], batch["bad"], strict=True) if not bad]
 
     def run(self, runtime: Runtime, images: Images, batch: Batch) -> Answers:
-        """Return the answers for the images of a batch."""
+        """Return the predictions for the images of a batch."""
         return runtime(images)
 
     def update(self, evaluator: MultitaskEvaluator, answers: Answers, batch: Batch) -> None:
-        """Pass the answers to the evaluators of the levels that each image is labeled on."""
+        """Pass the predictions to the evaluators of the levels that each image is labeled for."""
         good = [place for place, bad in enumerate(batch["bad"]) if not bad]
         evaluator.seen += len(good)
         labeled = [number for number, place in enumerate(good) if "image" in batch["target"][place]]
@@ -177,7 +177,7 @@ class MultitaskTask:
             self._update_maps(evaluator, own, one, int(batch["index"][place]))
 
     def _update_maps(self, evaluator: MultitaskEvaluator, answers: Answers, batch: Batch, index: int) -> None:
-        """Pass objects and label map of one image, a batch of its own, to the evaluators."""
+        """Pass objects and label map of a single image to the evaluators."""
         (target,), split = batch["target"], evaluator.dataset.split
         objects, truth = None, split.objects(index) if self.region is not None else None
         if evaluator.region is not None and truth is not None:
@@ -218,7 +218,7 @@ class MultitaskTask:
         return lines
 
     def pictures(self, evaluation: MultitaskEvaluation) -> Mapping[str, Figure]:
-        """Return the figures of every level, with its name in front."""
+        """Return the figures of every level; names are prefixed by the level."""
         found: dict[str, Mapping[str, Figure]] = {}
         if self.image is not None and evaluation.image is not None:
             found["image"] = self.image.pictures(evaluation.image)
@@ -233,7 +233,7 @@ class MultitaskTask:
         return {} if evaluator.region is None else {"coco_results": evaluator.region.results()}
 
     def transform(self, image: Image.Image) -> Tensor:
-        """Return an RGB image as the network takes it, uint8 (3, H, W); the network takes a list of them."""
+        """Return an RGB image as network input, uint8 (3, H, W); the network takes a list of them."""
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
         return resized(pixels, self.card.size, self.longest)
 
@@ -243,18 +243,18 @@ class MultitaskTask:
 
     @property
     def about(self) -> Json:
-        """What results.json says about its entries."""
+        """Description of the entries of results.json."""
         found: Json = {"levels": list(self.levels)}
         for task in (self.region, self.pixel):
             found |= {} if task is None else task.about
         return found | ({"categories": self.categories} if self.has_panoptic else {})
 
     def answer(self, runtime: Runtime, prepared: Sequence[PreparedImage]) -> list[Answer]:
-        """Return what the network predicts for prepared images, by level.
+        """Return the predictions for prepared images, by level.
 
         Returns:
-            Per image the answers of the tasks of the single levels under `image`, `region` and `pixel`, those that the
-            network has, and `panoptic`, a `PanopticMap`, if it predicts masks and label maps.
+            Per image the predictions of the single levels under `image`, `region` and `pixel` (those that the network
+            has), and a `PanopticMap` under `panoptic` if the network predicts masks and label maps.
         """
         done = runtime([one.pixels for one in prepared])
         answers: list[Answer] = [{} for _ in prepared]
@@ -267,11 +267,11 @@ class MultitaskTask:
         every: list[Answer] = []
         if self.region is not None:
             tiles = [PreparedTiles([Tile(one.pixels, 0, 0, one.size)], one.size) for one in prepared]
-            every = DetectionTask(self.region.card, self._object_options()).answer(_Done(done), tiles)
+            every = DetectionTask(self.region.card, self._object_options()).answer(_Precomputed(done), tiles)
             for answer, found in zip(answers, every, strict=True):
                 answer["region"] = self._named(found)
         if self.pixel is not None:
-            for answer, found in zip(answers, self.pixel.answer(_Done(done), prepared), strict=True):
+            for answer, found in zip(answers, self.pixel.answer(_Precomputed(done), prepared), strict=True):
                 answer["pixel"] = found
         for answer, objects in zip(answers, every, strict=True) if self.has_panoptic else ():
             categories = [index + 1 for index in objects["indices"]]
@@ -282,9 +282,9 @@ class MultitaskTask:
         return answers
 
     def _object_options(self) -> DetectionOptions:
-        """Return options by which the detector gives all objects that the answer or the panoptic map needs.
+        """Return options with which the detector returns all objects that the prediction or the panoptic map needs.
 
-        A panoptic map is merged by thresholds of its own, in evaluation and prediction alike.
+        The panoptic map has separate thresholds, in evaluation and prediction alike.
         """
         options = self.options.region
         if not self.has_panoptic:
@@ -292,7 +292,7 @@ class MultitaskTask:
         return replace(options, score=min(options.score, self.options.panoptic.score), max_detections=sys.maxsize)
 
     def _named(self, objects: Answer) -> Answer:
-        """Return the objects of an answer, the best first, that the options name."""
+        """Return the objects of a prediction that the options select, sorted by score."""
         strong = torch.tensor(objects["scores"]) >= self.options.region.score
         count = min(int(strong.sum()), self.options.region.max_detections)
         return {name: values[:count] for name, values in objects.items()}
@@ -308,17 +308,17 @@ class MultitaskTask:
         return found
 
     def headline(self, entry: Entry) -> str:
-        """Return the answers of the levels in a few words."""
+        """Return a one-line summary of the predictions of all levels."""
         tasks = {"image": self.image, "region": self.region, "pixel": self.pixel}
         return "; ".join(task.headline({"predictions": entry[n]}) for n, task in tasks.items() if task is not None)
 
     def painter(self, out: Path, images: int) -> LevelPictures:
-        """Return what draws all levels of an image in one picture, and writes label files and panoptic files."""
+        """Return a painter that draws all levels in one picture, and writes label files and panoptic files."""
         coding = self.pixel.coding if self.pixel is not None else None
         return LevelPictures(out, self.classes, coding, self.categories if self.has_panoptic else None)
 
     def draw_examples(self, runtime: Runtime, dataset: MultitaskDataset, count: int = 6) -> Image.Image:
-        """Return images spread over a data set, each with what is predicted and below it the truth."""
+        """Return evenly spaced images of a data set, each with the prediction above the ground truth."""
         from fishnet.tasks.multitask.pictures import LabeledImage, LevelColors, as_labels, level_sheet
 
         items: list[LabeledImage] = []
@@ -326,7 +326,7 @@ class MultitaskTask:
             try:
                 image, labels = dataset.split.load(index)[0], dataset.labels(index)
             except FishnetError:
-                continue  # whether a file that cannot be used stops the run was decided when it was evaluated
+                continue  # unusable files were already handled by the evaluation
             (answer,) = self.answer(runtime, [self.prepare(image)])
             items.append(LabeledImage(image, as_labels(answer), "prediction", answer.get("panoptic")))
             items.append(LabeledImage(image, labels, "truth", self._true_panoptic(dataset, index, labels)))
@@ -334,7 +334,7 @@ class MultitaskTask:
         return level_sheet(items, colors, columns=2)
 
     def _true_panoptic(self, dataset: MultitaskDataset, index: int, labels: ImageLabels) -> PanopticMap | None:
-        """Return the panoptic map of the labels of an image; None if they are not complete."""
+        """Return the panoptic map of the labels of an image; None if they are incomplete."""
         if not self.has_panoptic or not dataset.split.is_panoptic(index):
             return None
         if labels.objects is None or labels.label_map is None:

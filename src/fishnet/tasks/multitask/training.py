@@ -1,4 +1,4 @@
-"""Training of networks for several levels: data with partial labels, one network, weighted losses."""
+"""Training of multitask networks: data with partial labels, one network, weighted losses."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ from fishnet.tasks.segmentation.training import class_weights
 
 
 class MultitaskTraining:
-    """One trunk with a head per level: classes of images, objects, and label maps, each image with any of them.
+    """Training of one trunk with a head per level, on images that are labeled for any of the levels.
 
     Args:
-        config: Settings of the run; levels and detector that they leave open are decided by the data.
+        config: Settings of the run; levels and detector default to those that fit the data.
 
     Raises:
         FishnetError: `config.data` is not a data set for this task, or a level has no labels.
-        UsageError: Settings that cannot be used.
+        UsageError: Invalid settings.
     """
 
     def __init__(self, config: MultitaskConfig) -> None:
@@ -78,7 +78,7 @@ class MultitaskTraining:
                 raise UsageError(f"stuff: label maps have no class {name!r}.{near} Classes: {', '.join(classes.pixel)}")
 
     def _decide_stuff(self, train: MultitaskSplit) -> list[str]:
-        """Return the classes that are stuff in panoptic maps, and say which if the network predicts such maps."""
+        """Return the classes that are stuff in panoptic maps; print them if the network predicts such maps."""
         config, pixel = self.config, self.classes.pixel
         if config.detector not in WITH_MASKS or not {"region", "pixel"} <= set(config.levels):
             same = shared_by_name(pixel, self.classes.region if "region" in config.levels else [])
@@ -93,7 +93,7 @@ class MultitaskTraining:
         return MultitaskTask(self.card())
 
     def train_order(self) -> TrainOrder:
-        """Return the least share of each level in a step."""
+        """Return the minimum fraction of labeled images per level in a step."""
         levels = [LEVELS.index(level) for level in self.config.levels]
         known = self.train_data.split.known[:, levels]
         return {"quotas": Quotas(known, np.full(len(levels), self.config.quota))}
@@ -123,7 +123,7 @@ class MultitaskTraining:
         )
 
     def architecture(self) -> Architecture:
-        """Return what builds the network."""
+        """Return the architecture that the network is built from."""
         config = self.config
         return Architecture(
             config.model,
@@ -135,7 +135,7 @@ class MultitaskTraining:
         )
 
     def card(self) -> ModelCard:
-        """Return what evaluation and prediction need to know of the network."""
+        """Return the model card, which evaluation and prediction are made from."""
         config, split = self.config, self.train_data.split
         details: dict[Level, Json] = {"image": {}, "region": {}, "pixel": {}}
         if split.regions:
@@ -153,7 +153,7 @@ class MultitaskTraining:
         )
 
     def losses(self, network: Network, batch: Batch, epoch: int) -> dict[str, Tensor]:
-        """Return the weighted losses of a batch by name, each with its level in front if there are several.
+        """Return the weighted losses of a batch by name, prefixed by the level if there are several.
 
         Args:
             network: Network in training mode.
@@ -186,7 +186,7 @@ class MultitaskTraining:
 
 
 def _decide_levels(config: MultitaskConfig, split: MultitaskSplit) -> MultitaskConfig:
-    """Return the settings with levels in their order; those of the data where the settings name none."""
+    """Return the settings with the levels in order; by default those that the data has labels for."""
     known = set(np.flatnonzero(split.known.any(0)).tolist())
     if config.levels:
         return replace(config, levels=[level for level in LEVELS if level in config.levels])
@@ -197,7 +197,7 @@ def _decide_levels(config: MultitaskConfig, split: MultitaskSplit) -> MultitaskC
 
 
 def _decide_detector(config: MultitaskConfig, train: MultitaskSplit, val: MultitaskSplit) -> MultitaskConfig:
-    """Return the settings with a detector where they leave it to the data."""
+    """Return the settings with the detector selected from the data if it is `auto`."""
     if "region" not in config.levels:
         return config
     if config.detector == "keypoint_rcnn":

@@ -1,4 +1,4 @@
-"""Pixel level: a class for every pixel of an image (semantic segmentation)."""
+"""Semantic segmentation: a class for every pixel of an image."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TASK = TaskKind(
     split_data=split_segmentation,
     can_split=can_split,
     layouts="images/ with labels/",
-    convert_layouts="VOC's SegmentationClass, Cityscapes, or label maps of other values or colors",
+    convert_layouts="VOC's SegmentationClass, Cityscapes, or label maps with other values or colors",
     convert_data=convert_segmentation,
     can_convert=can_convert,
     at_size=at_size_with_longest(LONGEST),

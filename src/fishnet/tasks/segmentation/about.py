@@ -1,4 +1,4 @@
-"""What `fishnet info decoders` tells: which decoder of the pixel head to take."""
+"""Text of `fishnet info decoders`: the decoders of the pixel head and when to use which."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from fishnet.models.heads.pixel_decoders import DECODERS
 _MODEL = "fishnet_tiny"
 _CLASSES = 21
 _WHEN = {
-    "fish": "Levels projected, summed and refined at stride 4. The default: the finest map of a fish is deep already.",
-    "hypercolumn": "All levels at every pixel, without its neighbors: to see what the maps of a backbone contain.",
-    "fpn": "Semantic FPN, with a top-down path of its own: for backbones whose finest map is shallow.",
-    "upernet": "Pyramid pooling and a feature pyramid: the most precise of large images, and the slowest.",
+    "fish": "Levels projected, summed and refined at stride 4. The default: a FishNet's finest map is already deep.",
+    "hypercolumn": "All levels at every pixel, without spatial context: to probe the features of a backbone.",
+    "fpn": "Semantic FPN, with its own top-down path: for backbones whose finest map is shallow.",
+    "upernet": "Pyramid pooling and a feature pyramid: the most accurate on large images, and the slowest.",
 }
 
 
 def describe_decoders() -> str:
-    """Return a table of the decoders: parameters of the head on a small trunk, and when to take which."""
+    """Return a table of the decoders: parameters of the head on a small trunk, and when to use which."""
     lines = [f"{'decoder':<19}parameters of the head ({_MODEL}, {_CLASSES} classes)"]
     for name in DECODERS:
         network = build_network(Architecture(_MODEL, {"pixel": PixelPlan(num_classes=_CLASSES, decoder=name)}))

@@ -1,4 +1,4 @@
-"""`fishnet data check segmentation`: findings, and on request a picture of images with their label maps."""
+"""`fishnet data check segmentation`: findings, and optionally a picture of images with their label maps."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def check_data(root: Path, workers: int = 2, picture: str | None = None) -> Chec
 
     Raises:
         FishnetError: The folder is missing, empty or has an unknown layout; other problems are in the report.
-        UsageError: `picture` has another ending.
+        UsageError: `picture` has another suffix.
     """
     if picture is not None:
         check_picture_name(Path(picture))
@@ -59,7 +59,7 @@ def _draw(root: Path, splits: list[str], path: Path) -> str:
 
 
 def _photos(listing: Listing, wanted: int) -> list[LabeledPhoto]:
-    """Return images with label maps, evenly spaced in the list of a split; the next one for one that is unusable."""
+    """Return images with label maps, evenly spaced in the list of a split; unusable ones are replaced by the next."""
     from fishnet.drawing.label_maps import LabeledPhoto
 
     found: list[LabeledPhoto] = []
@@ -70,7 +70,7 @@ def _photos(listing: Listing, wanted: int) -> list[LabeledPhoto]:
             try:
                 labels = listing.coding.decode(read_raw_labels(label, listing.coding.has_colors))
                 image = matching_image(listing.root / pair.image, (labels.shape[1], labels.shape[0]), label)
-            except (BadImageError, LabelError):  # it is in the report
+            except (BadImageError, LabelError):  # already in the report
                 continue
             found.append(LabeledPhoto(image, labels, pair.image))
             break

@@ -2,13 +2,14 @@
 
 Every metric is a ratio of counts that are summed over all images and processes as integers, and divided in float64. IoU
 (intersection over union, also known as the Jaccard index) of a class is TP / (TP + FP + FN) over all pixels of the
-data set. A class that occurs neither in the truth nor in the predictions has no IoU and is left out of the means; a
-class that is predicted but has no true pixel has an IoU of 0, which counts. Ignored pixels of the truth count nowhere.
+data set. A class that occurs neither in the ground truth nor in the predictions has no IoU and is excluded from the
+means; a class that is predicted but has no true pixel has an IoU of 0, which is included. Ignored pixels of the ground
+truth are excluded from all counts.
 
 Boundary IoU (Cheng et al., arXiv 2103.16562) is the IoU of the parts of two masks that are near their contours: the
 pixels of a mask at most `boundary_width` pixels from one outside of it, diagonal steps included. The exterior of the
-image is outside of every mask, as in the authors' implementation. It is computed per class on binary masks, to which
-ignored pixels do not belong.
+image is outside every mask, as in the authors' implementation. It is computed per class on binary masks, which exclude
+ignored pixels.
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ if TYPE_CHECKING:
 METRICS = ("miou", "boundary_iou", "pixel_accuracy", "mean_accuracy")
 """Metrics of an evaluation."""
 CONFUSION_LIMIT = 2000
-"""More classes than this get no confusion matrix in the result."""
+"""Maximum number of classes for a confusion matrix in the result."""
 BAND = 0.02
-"""Width of the boundary band as a share of the image diagonal, as in the paper."""
+"""Width of the boundary band as a fraction of the image diagonal, as in the paper."""
 
 
 @dataclass
@@ -45,7 +46,7 @@ class SegmentationEvaluation:
 
     `metrics` are fractions between 0 and 1 (-1: no pixel to evaluate): `miou` and `boundary_iou` are means over the
     classes with true or predicted pixels, `pixel_accuracy` is the fraction of correct pixels, `mean_accuracy` the mean
-    recall of the classes with true pixels. `per_class` has a row per class, None where a metric is not determined, and
+    recall of the classes with true pixels. `per_class` has a row per class, None where a metric is undefined, and
     `images` in it is the number of images with true pixels of the class. `confusion` is the number of pixels
     `confusion[true, predicted]` (None for very many classes).
     """
@@ -72,7 +73,7 @@ class _Counts:
     confusion: np.ndarray
     """(C, C + 1) by true and predicted class; the last column is for pixels without prediction."""
     bands: np.ndarray
-    """(3, C): pixels in the boundary band of the truth, in that of the prediction, and in both."""
+    """(3, C): pixels in the boundary band of the ground truth, in that of the prediction, and in both."""
     occurrences: np.ndarray
     """(C,): images with true pixels of the class."""
     images: int = 0
@@ -94,12 +95,12 @@ class _Counts:
 
 
 class SegmentationEvaluator:
-    """Count pixels, image by image.
+    """Count pixels image by image, and compute the metrics.
 
     Args:
         classes: Class names by class index.
-        ignore_index: Value of pixels in true label maps that do not count. In a prediction it means that no class is
-            predicted, which is wrong wherever the truth has a class.
+        ignore_index: Value of pixels in true label maps that are ignored. In a prediction it means that no class is
+            predicted, which is an error wherever the ground truth has a class.
     """
 
     def __init__(self, classes: Sequence[str], ignore_index: int = 255) -> None:
@@ -117,13 +118,13 @@ class SegmentationEvaluator:
         """Add one image.
 
         Args:
-            prediction: Label map (H, W) of integers, in the size of the truth.
+            prediction: Label map (H, W) of integers, in the size of the ground truth.
             truth: Label map (H, W) of integers, in its original size.
 
         Raises:
             FishnetError: The sizes differ, or a value is neither a class nor `ignore_index`.
         """
-        true, found = self._indices(truth, "the truth"), self._indices(prediction, "the prediction")
+        true, found = self._indices(truth, "the ground truth"), self._indices(prediction, "the prediction")
         if true.shape != found.shape:
             raise FishnetError(
                 f"the prediction has {found.shape[0]}x{found.shape[1]} pixels (height x width), but the label map "
@@ -131,7 +132,7 @@ class SegmentationEvaluator:
             )
         counts = self._counts
         classes = len(self.classes)
-        found = np.where(true == classes, true, found)  # ignored pixels belong to no mask of either side
+        found = np.where(true == classes, true, found)  # ignored pixels belong to no mask
         table = np.bincount(true.ravel() * np.intp(classes + 1) + found.ravel(), minlength=(classes + 1) ** 2)
         own = table.reshape(classes + 1, classes + 1)[:classes]
         counts.confusion += own
@@ -145,7 +146,7 @@ class SegmentationEvaluator:
             row += np.bincount(labels, minlength=classes + 1)[:classes]
 
     def _indices(self, label_map: ArrayLike | Tensor, what: str) -> np.ndarray:
-        """Return a label map as an array in which ignored pixels have the index that follows the classes."""
+        """Return a label map as an array in which ignored pixels have the index after the last class."""
         values = label_map.cpu().numpy() if isinstance(label_map, Tensor) else np.asarray(label_map)
         if values.ndim != 2 or not values.size or values.dtype.kind not in "iu":
             raise FishnetError(
@@ -170,7 +171,7 @@ class SegmentationEvaluator:
         Raises:
             FishnetError: There were no images.
         """
-        parts = gathered(self._counts)  # empty except in the first process
+        parts = gathered(self._counts)  # empty except in the main process
         return first_process(partial(self._compute, parts))
 
     def _compute(self, parts: Sequence[_Counts]) -> SegmentationEvaluation:
@@ -242,7 +243,7 @@ def _changes(lines: np.ndarray, width: int) -> np.ndarray:
 
 
 def _window(length: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the first and last place within `width` of every place of a line."""
+    """Return the first and last index within `width` of every index of a line."""
     places = np.arange(length)
     return np.maximum(places - width, 0), np.minimum(places + width, length - 1)
 
@@ -258,7 +259,7 @@ def _mean(values: Iterable[float | None]) -> float:
 
 
 def draw_classes(rows: Sequence[Mapping[str, object]]) -> Figure:
-    """Draw IoU and boundary IoU of every class as bars, the best class first; at most the 40 most frequent classes.
+    """Plot IoU and boundary IoU per class as bars, sorted by IoU; at most the 40 most frequent classes.
 
     Args:
         rows: `SegmentationEvaluation.per_class`.
@@ -302,16 +303,16 @@ def _sections(evaluation: Mapping[str, object]) -> list[Section]:
         names = list(rows[0])
         head = [_COLUMNS.get(name, name) for name in names]
         sections.append(Section("Classes", Table(head, names, [[row.get(name) for name in names] for row in rows])))
-        note = "Common pixels of truth and prediction, divided by all pixels of either."
+        note = "Intersection over union of the pixels of ground truth and prediction."
         sections.append(Section("IoU per class", draw_classes(rows), note))
     if isinstance(matrix, list) and matrix:
-        note = "Rows are the true classes of pixels, columns the predicted ones."
+        note = "Rows are the true classes of pixels, columns the predicted classes."
         sections.append(Section("Confusion in percent of the true class", _confusion(matrix, rows), note))
     return sections
 
 
 def draw_pixel_confusion(confusion: ArrayLike, classes: Sequence[str]) -> Figure:
-    """Draw a confusion matrix of pixels in percent of the true class: counts of pixels are too long for its cells.
+    """Draw a confusion matrix of pixels in percent of the true class, since pixel counts do not fit into its cells.
 
     Args:
         confusion: Number of pixels (classes, classes) by true and predicted class.
@@ -346,6 +347,6 @@ DISPLAY = Display(
     primary=("miou",),
     fractions=frozenset({*METRICS, "iou", "accuracy", "precision"}),
     sections=_sections,
-    predictions="Images of the validation split, each beside the true and the predicted label map.",
+    predictions="Images of the validation split, each with its true and its predicted label map.",
 )
-"""What reports show of a segmentation."""
+"""Presentation of segmentation networks in reports."""

@@ -1,11 +1,11 @@
-"""From a network's logits to the label map of an image: whole or in overlapping tiles, with test-time augmentation.
+"""Inference of label maps: on the whole image or in overlapping tiles, with test-time augmentation.
 
-Everything is computed in strips from top to bottom: logits of tiles are blended in a buffer, resized
-to the size of the answer, turned into probabilities, averaged over flips and scales, and decided, one strip after the
-other. Memory grows with the width of an image, not with its area, except for the image and the label map.
+Results are computed in strips from top to bottom: the logits of tiles are blended in a buffer, resized to the output
+size, converted to probabilities, averaged over flips and scales, and reduced to classes, one strip at a time. Memory
+grows with the width of an image, not with its area, except for the image and the label map.
 
-The network is a function from images to logits, so that exported ones work in the same way. A FishNet pools globally in
-its bridge: every output depends on the whole input, so tiles never have exactly the logits of the whole image.
+The network is a function from images to logits, so that exported networks can be used as well. A FishNet pools globally
+in its bridge: every output depends on the whole input, so the logits of tiles differ from those of the whole image.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ from fishnet.models.heads.types import Size
 from fishnet.tasks.base import Runtime
 
 HEAD = "pixel"
-"""Name of the head that classifies pixels."""
+"""Name of the segmentation head."""
 Logits = Callable[[list[Tensor]], list[Tensor]]
 """Function from images (3, h, w) of one size to logits, float (C, h, w) each."""
 GRID = 32
-"""Steps between tiles are multiples of this number of pixels, so that all tiles lie alike on the coarsest map."""
+"""Steps between tiles are multiples of this number of pixels, so that all tiles are aligned to the coarsest map."""
 _STRIP = 2**18
-"""Pixels of the answer that are decided at once."""
+"""Pixels of the output that are computed at once."""
 _CHUNK = 64
-"""Rows of logits that are passed on at once."""
+"""Rows of logits in a strip."""
 
 
 @dataclass(frozen=True)
 class Passes:
-    """How often, and in which parts, the network sees an image.
+    """Passes of the network over an image: tiles and test-time augmentation.
 
     Attributes:
         tile: Side of square tiles in pixels of the network's input; None: the whole image at once.
-        overlap: Fraction of a tile that the next one covers too, at least.
+        overlap: Minimum fraction of a tile that overlaps with the next.
         flip: Also use the image flipped horizontally.
         scales: Factors by which the image is resized; probabilities are averaged over them.
         batch_size: Tiles per forward pass.
@@ -67,7 +67,7 @@ class Passes:
 
     @property
     def is_single(self) -> bool:
-        """Whether the network sees the whole image once, in its own size."""
+        """Whether there is a single pass over the whole image, without resizing or flipping."""
         return self.tile is None and not self.flip and self.scales == (1.0,)
 
 
@@ -85,7 +85,7 @@ def predict_label_map(run: Logits, image: Tensor, size: Size, passes: Passes = W
 
     Args:
         run: Network.
-        image: Image (3, h, w) as the network takes it.
+        image: Image (3, h, w) as network input.
         size: Height and width of the label map; logits are resized to it bilinearly.
         passes: Tiles and test-time augmentation.
 
@@ -93,7 +93,7 @@ def predict_label_map(run: Logits, image: Tensor, size: Size, passes: Passes = W
         Class indices (H, W) on the CPU: uint8, or int64 for more than 256 classes.
 
     Raises:
-        FishnetError: Logits are not finite, or not of the size of their image.
+        FishnetError: Logits are not finite, or differ from the image in size.
     """
     return _decided(_averaged(_views(run, image, size, passes), size), size)
 
@@ -103,7 +103,7 @@ def predict_probabilities(run: Logits, image: Tensor, size: Size, passes: Passes
 
     Args:
         run: Network.
-        image: Image (3, h, w) as the network takes it.
+        image: Image (3, h, w) as network input.
         size: Height and width of all strips together.
         passes: Tiles and test-time augmentation.
     """
@@ -113,7 +113,7 @@ def predict_probabilities(run: Logits, image: Tensor, size: Size, passes: Passes
 
 
 def decide(logits: Tensor, size: Size) -> Tensor:
-    """Return the label map (H, W) that logits (C, h, w) of a whole image determine; see `predict_label_map`."""
+    """Return the label map (H, W) of the logits (C, h, w) of a whole image; see `predict_label_map`."""
     _check(logits, (logits.shape[-2], logits.shape[-1]))
     return _decided(_averaged([_Rows(iter([logits]), logits.shape[-2], size)], size), size)
 
@@ -124,7 +124,7 @@ def _decided(strips: Iterator[Tensor], size: Size) -> Tensor:
     for strip in strips:
         if not top:
             labels = torch.empty(size, dtype=torch.uint8 if len(strip) <= 256 else torch.int64)
-        labels[top : top + strip.shape[1]] = strip.max(0).indices  # several times as fast as argmax on a CPU
+        labels[top : top + strip.shape[1]] = strip.max(0).indices  # several times faster than argmax on a CPU
         top += strip.shape[1]
     return labels
 
@@ -146,7 +146,7 @@ class _Rows:
         """Row of the source that `pending` begins with."""
 
     def read(self, top: int, bottom: int) -> Tensor:
-        """Return the rows from `top` to `bottom` of the result, (C, rows, W); rows above are gone."""
+        """Return the rows from `top` to `bottom` of the result, (C, rows, W); rows above are discarded."""
         places = (np.arange(top, bottom) + 0.5) * (self.height / self.size[0]) - 0.5
         places = places.clip(0, self.height - 1)
         upper = np.floor(places).astype(np.int64)
@@ -257,12 +257,12 @@ def _check(logits: Tensor, size: Size) -> None:
 
 
 def _window(side: int) -> Tensor:
-    """Return weights (side,) that fall smoothly from the middle of a tile to almost 0 at its ends."""
+    """Return weights (side,) that decrease smoothly from the center of a tile to almost 0 at its ends."""
     return torch.sin(torch.pi * (torch.arange(side, dtype=torch.float64) + 0.5) / side).square().float()
 
 
 def _covered(starts: Sequence[int], window: Tensor, side: int) -> Tensor:
-    """Return the sum of the weights of all tiles at every place of a side."""
+    """Return the sum of the weights of all tiles at every position of a side."""
     total = torch.zeros(side)
     for start in starts:
         total[start : start + len(window)] += window

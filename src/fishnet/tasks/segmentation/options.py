@@ -16,39 +16,39 @@ from fishnet.tasks.segmentation.inference import Passes
 
 @dataclass
 class PixelConfig:
-    """The head that classifies pixels, and its losses."""
+    """The segmentation head and its losses."""
 
     decoder: str = "fish"
     """fish, hypercolumn, fpn, upernet, or smp:NAME for a decoder of segmentation_models_pytorch, such as smp:unet."""
     width: int | None = None
-    """Channels of the decoder; None: by the decoder and the size of the backbone."""
+    """Channels of the decoder; None: chosen by the decoder and the size of the backbone."""
     layers: int = 2
-    """Convolutions behind the fusion of the levels."""
+    """Number of convolutions after the fusion of the pyramid levels."""
     decoder_options: Keywords = field(default_factory=dict)
     """Keyword arguments of an smp decoder, such as decoder_segmentation_channels=64."""
     dropout: float | None = None
-    """Probability that a channel is dropped before the last layer; None: 0.1, and for smp what the decoder has."""
+    """Dropout probability of a channel before the last layer; None: 0.1, or for smp the decoder's default."""
     norm_relu: bool | None = None
-    """BatchNorm and ReLU before the decoder; None: if the maps are raw sums, as those of a FishNet."""
+    """BatchNorm and ReLU before the decoder; None: only if the maps are raw sums, as those of a FishNet."""
     losses: list[str] = field(default_factory=lambda: ["cross_entropy"])
     """Losses to sum: cross_entropy, dice, focal, lovasz, ohem; each may have a weight, such as
     cross_entropy,dice=0.5."""
     class_weights: Literal["none", "median_frequency", "enet"] = "none"
-    """Weights of the classes in cross_entropy, focal and ohem, from their numbers of training pixels."""
+    """Class weights in cross_entropy, focal and ohem, computed from the numbers of training pixels."""
     label_smoothing: float = 0.0
-    """Fraction of the target that is spread over all classes, in cross_entropy and ohem."""
+    """Label smoothing in cross_entropy and ohem: fraction of the target that is distributed over all classes."""
     focal_gamma: float = 2.0
-    """Focusing exponent of focal."""
+    """Focusing exponent (gamma) of the focal loss."""
     ohem_threshold: float = 0.7
-    """ohem takes pixels whose true class has at most this probability."""
+    """OHEM selects pixels whose true class has at most this probability."""
     ohem_keep: float = 1 / 16
-    """Minimum fraction of the labeled pixels that ohem takes."""
+    """Minimum fraction of the labeled pixels that OHEM selects."""
     auxiliary: bool = False
-    """Train a second head on one level as well; predictions do not use it."""
+    """Train an auxiliary head on one pyramid level; it is not used for predictions."""
     auxiliary_level: int = 2
-    """Level of the second head: 0 has stride 4, 3 has stride 32."""
+    """Pyramid level of the auxiliary head: 0 has stride 4, 3 has stride 32."""
     auxiliary_weight: float = 0.4
-    """Weight of the loss of the second head."""
+    """Weight of the loss of the auxiliary head."""
 
     RULES: ClassVar[Rules] = {
         AT_LEAST_1: "width",
@@ -75,16 +75,16 @@ class SegmentationConfig(TrainConfig):
 
 @dataclass
 class SegmentationOptions:
-    """How label maps are predicted."""
+    """Prediction options of a segmentation network."""
 
     tile: int | None = None
-    """Side of overlapping square tiles that images are cut into, in pixels after resizing; None keeps images whole."""
+    """Size of overlapping square tiles that images are cut into, in pixels after resizing; None keeps images whole."""
     overlap: float = 0.25
-    """Minimum fraction of a tile that the next one covers too."""
+    """Minimum fraction of a tile that overlaps with the next."""
     flip: bool = False
-    """Average the probabilities with those of the flipped image."""
+    """Average the probabilities with those of the horizontally flipped image."""
     scales: list[float] = field(default_factory=lambda: [1.0])
-    """Factors by which images are resized; the probabilities are averaged over them."""
+    """Scale factors of multi-scale inference; the probabilities are averaged over them."""
 
     def __post_init__(self) -> None:
         if self.tile is not None and self.tile < 32:
@@ -92,7 +92,7 @@ class SegmentationOptions:
         self.passes(1)
 
     def passes(self, batch_size: int) -> Passes:
-        """Return how the network sees an image.
+        """Return the passes over an image.
 
         Args:
             batch_size: Tiles per forward pass.
@@ -101,10 +101,10 @@ class SegmentationOptions:
 
 
 def loss_weights(losses: Sequence[str]) -> dict[str, float]:
-    """Return the weights of losses that are written as NAME or NAME=WEIGHT.
+    """Return the weights of losses given as NAME or NAME=WEIGHT.
 
     Raises:
-        UsageError: A weight is not a number, or a loss is named twice. The head knows which losses there are.
+        UsageError: A weight is not a number, or a loss is named twice. Unknown losses are rejected by the head.
     """
     weights: dict[str, float] = {}
     for text in losses:
@@ -127,7 +127,7 @@ def pixel_plan(
     Args:
         config: Settings of the head.
         classes: Class names.
-        ignore_index: Label of pixels that are left out.
+        ignore_index: Label of ignored pixels.
         class_weights: Weight of each class.
     """
     own: Mapping[str, object] = vars(config)
@@ -142,7 +142,7 @@ def pixel_plan(
 
 
 def choose_recipe(settings: Given) -> RecipeChoice:
-    """Return the recipe of a run that names none, from its weights."""
+    """Return the default recipe of a run; it depends on whether weights are given."""
     if settings.get("weights"):
         return RecipeChoice("finetune", "weights are given")
     return RecipeChoice("scratch_small", "no weights are given")

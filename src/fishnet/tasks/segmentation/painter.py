@@ -13,27 +13,27 @@ from fishnet.files import UniqueStems, atomic_path
 from fishnet.tasks.base import Answer, DrawnItem
 
 ANSWER = "label_map"
-"""Key of the label map (H, W) in an answer."""
+"""Key of the label map (H, W) in a prediction."""
 Encode = Callable[[np.ndarray], Image.Image]
-"""Function from a label map of class indices (H, W) to the image that label files contain."""
+"""Function that encodes a label map of class indices (H, W) as the image of a label file."""
 _PICTURES, _LABELS, _DRAWN = "pictures", "labels", 500
 _SIDE = 1600
 
 
 def class_indices(label_map: np.ndarray) -> Image.Image:
-    """Return a label map as a gray image of class indices, of 8 bits, or 16 if they need it."""
+    """Return a label map as a grayscale image of class indices, with 16 bits if 8 are not enough."""
     wide = label_map.size and int(label_map.max()) > np.iinfo(np.uint8).max
     return Image.fromarray(label_map.astype(np.uint16 if wide else np.uint8))
 
 
 class LabelMaps:
-    """An overlay with a legend per image in OUT/pictures, and a label file in OUT/labels, named as the image.
+    """An overlay with a legend per image in OUT/pictures, and a label file in OUT/labels, named after the image.
 
     Args:
         out: Folder to write pictures/ and labels/ into.
         classes: Class names.
-        palette: Color of each class in overlays; None: colors that are easy to tell apart.
-        encode: How label files encode classes; for files like those of the training data.
+        palette: Color of each class in overlays; None: distinct default colors.
+        encode: Encoding of label files, such as that of the training data.
     """
 
     patterns: tuple[str, ...] = (f"{_PICTURES}/*.jpg", f"{_LABELS}/*.png")
@@ -51,7 +51,7 @@ class LabelMaps:
         self._names = UniqueStems()
 
     def wants(self, index: int) -> bool:
-        """Whether the image of that number is drawn; label files are written for all images."""
+        """Whether the image with that index is drawn; label files are written for all images."""
         return index < _DRAWN
 
     def thumbnail(self, image: Image.Image) -> Image.Image:

@@ -31,23 +31,23 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LONGEST = 2048
-"""Maximum of the longer side of an image in pixels where a card does not say it."""
+"""Maximum of the longer side of an image in pixels if a card does not record it."""
 CODING = "coding"
-"""Entry of a head in a card: how label files encode classes, in the form of classes.json."""
+"""Entry of a head in a card: the encoding of classes in label files, in the format of classes.json."""
 _LISTED = 5
 
 
 class PreparedImage(NamedTuple):
-    """An image as the network sees it."""
+    """An image prepared as network input."""
 
     pixels: Tensor
     """uint8 (3, H, W)."""
     size: Size
-    """Height and width of the image in its file."""
+    """Height and width of the original image."""
 
 
 class SegmentationTask:
-    """A class for every pixel of an image.
+    """Semantic segmentation.
 
     Args:
         card: Card of the network.
@@ -63,7 +63,7 @@ class SegmentationTask:
 
     @property
     def coding(self) -> LabelCoding:
-        """How label files encode the classes: as those of the training data."""
+        """Encoding of classes in label files: that of the training data."""
         described = self.card.heads[HEAD].details.get(CODING)
         return (
             LabelCoding(list(self.classes)) if described is None else parse_coding(described, "the card of the model")
@@ -87,11 +87,11 @@ class SegmentationTask:
         return SegmentationEvaluator(self.classes, dataset.ignore_index)
 
     def network_inputs(self, batch: Batch) -> list[Tensor]:
-        """Return the images of a batch that could be read."""
+        """Return the readable images of a batch."""
         return [image for image, bad in zip(batch["image"], batch["bad"], strict=True) if not bad]
 
     def run(self, runtime: Runtime, images: Images, batch: Batch) -> Answers:
-        """Return the logits of images, or with tiles or test-time augmentation their label maps."""
+        """Return the logits of images; with tiles or test-time augmentation, their label maps."""
         passes = self.options.passes(len(images))
         if passes.is_single:
             return runtime(images)
@@ -102,13 +102,13 @@ class SegmentationTask:
         return {HEAD: [predict_label_map(run, x, size, passes) for x, size in zip(images, sizes, strict=True)]}
 
     def update(self, evaluator: SegmentationEvaluator, answers: Answers, batch: Batch) -> None:
-        """Compare the answers for the images of a batch with their label maps, in the size of the label maps."""
+        """Compare the predictions for the images of a batch with their label maps, in the size of the label maps."""
         truths = [target["label_map"] for target, bad in zip(batch["target"], batch["bad"], strict=True) if not bad]
         for found, truth in zip(answers[HEAD], truths, strict=True):
             evaluator.update(decide(found, truth.shape) if found.ndim == 3 else found, truth)
 
     def describe(self, evaluation: SegmentationEvaluation) -> list[str]:
-        """Return the metrics and a row per class (of more than 20 the worst)."""
+        """Return the metrics and a row per class (the worst 20 if there are more)."""
         lines = []
         for name, value in evaluation.metrics.items():
             lines.append(f"  {name.replace('_', ' '):<16}" + ("        -" if value < 0 else f"{100 * value:7.2f} %"))
@@ -129,7 +129,7 @@ class SegmentationTask:
         return {}
 
     def transform(self, image: Image.Image) -> Tensor:
-        """Return an RGB image as the network takes it, uint8 (3, H, W); the network takes a list of them."""
+        """Return an RGB image as network input, uint8 (3, H, W); the network takes a list of them."""
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
         return prepared(pixels, self.card.size, self.longest)
 
@@ -139,7 +139,7 @@ class SegmentationTask:
 
     @property
     def about(self) -> Json:
-        """What results.json says about its entries."""
+        """Description of the entries of results.json."""
         return {"label_maps": "labels/<name of the image>.png, encoded as the training labels", CODING: self._coding}
 
     @property
@@ -151,7 +151,7 @@ class SegmentationTask:
 
         Returns:
             Per image `label_map`, class indices (H, W) in the size of the image, and `labels`, `indices` and `shares`
-            of the classes in it, the one with the largest share of the pixels first.
+            of the classes in it, sorted by `shares`, their fractions of the pixels.
         """
         passes = self.options.passes(len(prepared))
         if passes.is_single:
@@ -172,21 +172,21 @@ class SegmentationTask:
         }
 
     def entry(self, answer: Answer) -> Entry:
-        """Return `predictions`: label, index and share of the pixels of every class in the image."""
+        """Return `predictions`: label, index and share (fraction of the pixels) of every class in the image."""
         rows = zip(answer["labels"], answer["indices"], answer["shares"], strict=True)
         return {"predictions": [{"label": name, "index": index, "share": round(s, 6)} for name, index, s in rows]}
 
     def headline(self, entry: Entry) -> str:
-        """Return the largest classes and their shares."""
+        """Return the most frequent classes with their fractions of the pixels."""
         shown = entry["predictions"][:_LISTED]
         return ", ".join(f"{one['label']} {one['share']:.0%}" for one in shown)
 
     def painter(self, out: Path, images: int) -> LabelMaps:
-        """Return what writes an overlay and a label file per image."""
+        """Return a painter that writes an overlay and a label file per image."""
         return LabelMaps(out, self.classes, self.coding.palette, self.coding.encode)
 
     def draw_examples(self, runtime: Runtime, dataset: SegmentationDataset, count: int = 6) -> Image.Image:
-        """Return images spread over a data set, each beside the truth and the label map that is predicted."""
+        """Return evenly spaced images of a data set, each with its true and its predicted label map."""
         from fishnet.drawing.label_maps import background_of, class_colors, draw_row
         from fishnet.drawing.regions import sheet
 
@@ -196,7 +196,7 @@ class SegmentationTask:
             try:
                 image, truth = dataset.load(index)
             except FishnetError:
-                continue  # a file that cannot be used; whether that stops the run was decided when it was evaluated
+                continue  # unusable files were already handled by the evaluation
             (found,) = self.answer(runtime, [self.prepare(image)])
             maps = [("truth", truth), ("prediction", found[ANSWER])]
             rows.append(draw_row(image, maps, self.classes, colors, 320, clear))

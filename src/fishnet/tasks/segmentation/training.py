@@ -25,7 +25,7 @@ from fishnet.tasks.segmentation.task import CODING, SegmentationTask
 
 
 def class_weights(config: PixelConfig, dataset: SegmentationDataset, workers: int) -> tuple[float, ...] | None:
-    """Return the weight of each class that the settings ask for, from the pixels of all label maps of a data set.
+    """Return the class weights that the settings request, computed from the pixels of all label maps of a data set.
 
     Args:
         config: Settings of the head.
@@ -47,7 +47,7 @@ class SegmentationTraining:
 
     Raises:
         FishnetError: `config.data` is not a data set for segmentation.
-        UsageError: Settings of the losses or the augmentation that cannot be used.
+        UsageError: Invalid settings of the losses or the augmentation.
     """
 
     def __init__(self, config: SegmentationConfig) -> None:
@@ -82,14 +82,14 @@ class SegmentationTraining:
         return {}
 
     def architecture(self) -> Architecture:
-        """Return what builds the network."""
+        """Return the architecture that the network is built from."""
         config = self.config
         plan = pixel_plan(config.pixel, self.classes, self.train_data.ignore_index, self._class_weights)
         options, group_norm = dict(config.model_option), config.norm == "group"
         return Architecture(config.model, {HEAD: plan}, options, taps=config.taps, group_norm=group_norm)
 
     def card(self) -> ModelCard:
-        """Return what evaluation and prediction need to know of the network."""
+        """Return the model card, which evaluation and prediction are made from."""
         config = self.config
         return ModelCard(
             task="segmentation",

@@ -204,6 +204,6 @@ def _ignored_note(found: BoxSet, to: Layout) -> list[str]:
     fate = {
         "coco": "difficult objects are written with iscrowd 1: ignored in training and evaluation",
         "voc": "crowds are written with difficult 1: VOC has no other mark for ignored objects",
-        "yolo": "crowds and difficult objects are left out: YOLO has no mark for ignored objects",
+        "yolo": "crowds and difficult objects are excluded: YOLO cannot mark ignored objects",
     }
     return [f"{count} {fate[to]}"] if count else []

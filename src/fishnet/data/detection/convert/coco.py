@@ -46,7 +46,7 @@ def read_coco_boxes(root: Path) -> BoxSet:
             pictures.append(picture)
         found.splits[split] = pictures
         if file.left_out:
-            found.notes.append(f"{path.name}: {len(file.left_out)} boxes without area were left out")
+            found.notes.append(f"{path.name}: {len(file.left_out)} boxes without area were excluded")
         if (file.outlines.kind != 0).any():
             found.notes.append(f"{path.name}: masks were not converted")
         if file.keypoint_names:

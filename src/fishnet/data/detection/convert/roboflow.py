@@ -26,7 +26,7 @@ def roboflow_files(root: Path) -> dict[str, Path]:
 
 
 def move_roboflow(root: Path, out: Path, place: Callable[[Path, Path], None]) -> BoxSet:
-    """Write a COCO folder from one of Roboflow, and return what it has: images per split and notes, without boxes.
+    """Convert a Roboflow COCO folder to a COCO folder; return images per split and notes, without boxes.
 
     Args:
         root: Folder with the splits.
@@ -51,7 +51,7 @@ def move_roboflow(root: Path, out: Path, place: Callable[[Path, Path], None]) ->
         atomic_write(out / "annotations" / f"instances_{split}.json", text)
         found.classes = [str(one["name"]) for one in kept]
     if superfluous:
-        found.notes.append("the category without objects that Roboflow adds above all others was left out")
+        found.notes.append("the super-category without objects that Roboflow adds was excluded")
     return found
 
 

@@ -72,7 +72,7 @@ def _by_number(names: dict[object, object]) -> list[object]:
     """Return names by class number as a list.
 
     Raises:
-        ValueError: The numbers do not count from 0, so that a place in the list would be another class.
+        ValueError: The numbers are not 0, 1, 2, ..., so that list indices would be other classes.
     """
     numbered = {int(str(key)): name for key, name in names.items()}
     if sorted(numbered) != list(range(len(names))):
@@ -117,7 +117,7 @@ def _around(corners: list[float]) -> tuple[float, float, float, float]:
 
 
 def write_yolo(found: BoxSet, out: Path, place: Callable[[Path, Path], None]) -> None:
-    """Write a YOLO folder; ignored objects are left out."""
+    """Write a YOLO folder; ignored objects are excluded."""
     numbers = {name: number for number, name in enumerate(found.classes)}
     for split, pictures in found.splits.items():
         for name, picture in named(pictures):
