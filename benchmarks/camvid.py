@@ -3,7 +3,7 @@
 python benchmarks/camvid.py run CAMVID [--jobs 2] [--only TEXT] [train options]
 python benchmarks/camvid.py tables
 
-CAMVID is the embedded set (`unpack.py DEST camvid`). `run` trains what is missing and adds the figures of each finished
+CAMVID is the embedded set (`unpack.py DEST camvid`). `run` trains the missing runs and adds the metrics of each
 run to docs/results/runs/camvid.json, so that the tables can grow over several calls; an interrupted run is resumed. All
 are scored on the test split, at the 480x360 of its label maps. `tables` writes the results from that file.
 """

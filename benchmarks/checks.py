@@ -69,7 +69,7 @@ CHECKS = {
     ),
     "detection_processes": (
         "27b_detection_processes",
-        "detection with --devices 2 on CPU: both processes train, and what they judge together is what one finds",
+        "detection with --devices 2 on CPU: both processes train; their evaluation equals that of one process",
         [*PYTEST, "tests/training/test_detection_processes.py", "-k", "two_processes"],
     ),
 }

@@ -57,16 +57,16 @@ def equal(data: Path) -> None:
     table, worst = [], 0.0
     for seed in range(3):
         for kind, (gap, ap) in differences(path, file, perturbed(file, seed), ("box", "mask")).items():
-            table.append({"figures of": f"{kind}, seed {seed}", "AP": f"{ap:.4f}", "largest difference": f"{gap:.1e}"})
+            table.append({"metrics of": f"{kind}, seed {seed}", "AP": f"{ap:.4f}", "largest difference": f"{gap:.1e}"})
             worst = max(worst, gap)
     with tempfile.TemporaryDirectory() as folder:
         made, points, found = keypoint_file(Path(folder), 17)
         gap, ap = differences(made, points, found, ("keypoint",))["keypoint"]
-    table.append({"figures of": "keypoint, made data", "AP": f"{ap:.4f}", "largest difference": f"{gap:.1e}"})
+    table.append({"metrics of": "keypoint, made data", "AP": f"{ap:.4f}", "largest difference": f"{gap:.1e}"})
     worst = max(worst, gap)
     record(
         "21_coco_figures",
-        "the figures of COCO against pycocotools: real annotations, predictions shifted, dropped, doubled, rescored, "
+        "COCO metrics against pycocotools: real annotations, predictions shifted, dropped, doubled, rescored, "
         "on crowds",
         "equal to 1e-6",
         f"largest difference {worst:.1e}",
@@ -153,7 +153,7 @@ def speed(data: Path) -> None:
             )
     record(
         "28_coco_speed",
-        "judging 5,000 images with 100 detections each, against pycocotools",
+        "evaluation of 5,000 images with 100 detections each, against pycocotools",
         "<= 0.5 of its time",
         f"{ratios[0]:.2f} of its time for boxes, {ratios[1]:.2f} for masks",
         max(ratios) <= 0.5,

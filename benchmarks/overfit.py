@@ -1,4 +1,4 @@
-"""Over-fitting: can Mask R-CNN on a small fish learn eight photos of COCO by heart?
+"""Over-fitting Mask R-CNN on a small FishNet to eight photos of COCO.
 
 python benchmarks/overfit.py COCO [--model fishnet_tiny] [--out runs/overfit] [-- more options of fishnet train]
 
@@ -20,7 +20,7 @@ RECIPE += ["--epochs", "150", "--validate-every", "50"]
 RECIPE += ["--precision", "auto", "--workers", "1", "--heads.preset", "tiny", "--heads.samples", "128"]
 # the photos are 256 pixels wide, their smallest objects nine
 RECIPE += ["--heads.anchor-scale", "4"]
-# nothing that hides what is to be learnt by heart
+# no augmentation and no weight decay, which work against over-fitting
 RECIPE += ["--augment.flip", "0", "--augment.photometric", "false", "--augment.scale-jitter", "null"]
 RECIPE += ["--optim.warmup-epochs", "10", "--optim.weight-decay", "0"]
 
@@ -41,7 +41,7 @@ def eight_photos(source: Path, folder: Path) -> Path:
 
 
 def main() -> None:
-    """Train on the photos, judge on the same, record."""
+    """Train on the photos, evaluate on the same ones, record."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path)
     parser.add_argument("--model", default="fishnet_tiny")
@@ -53,7 +53,7 @@ def main() -> None:
     box, mask = last(arguments.out, "box_ap50"), last(arguments.out, "mask_ap50")
     record(
         "23_overfit",
-        f"learning 8 COCO photos by heart: Mask R-CNN on {arguments.model}, from scratch",
+        f"over-fitting to 8 COCO photos: Mask R-CNN on {arguments.model}, from scratch",
         "box AP50 >= 0.9 and mask AP50 >= 0.8 on the same photos within 20 minutes",
         f"box AP50 {box:.3f}, mask AP50 {mask:.3f} in {minutes:.1f} minutes, start-up and validation included",
         box >= 0.9 and mask >= 0.8 and minutes <= 20,

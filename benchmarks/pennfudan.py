@@ -5,7 +5,7 @@ python benchmarks/pennfudan.py run DATA --weights RUN [--jobs 2] [--only TEXT] [
 python benchmarks/pennfudan.py tables
 
 DATA is the embedded set (`unpack.py DEST pennfudan`), RUN the CIFAR-10 run of fishnet_nano (benchmarks/cifar10.py).
-`run` trains what is missing and adds the figures of each finished run to docs/results/runs/pennfudan.json, so that the
+`run` trains the missing runs and adds the metrics of each finished run to docs/results/runs/pennfudan.json, so that the
 tables can grow over several calls; an interrupted run is resumed. `tables` writes the results from that file.
 """
 
@@ -78,7 +78,7 @@ def jobs() -> Iterator[Job]:
 
 
 def run(arguments: argparse.Namespace, more: list[str]) -> None:
-    """Train what is missing."""
+    """Train the missing runs."""
     trials = [Trial(job.key, [*job.options(), *more]) for job in jobs() if arguments.only in job.key]
     RUNS.train(trials, arguments.data, arguments.out, arguments.weights, arguments.jobs)
 
@@ -120,7 +120,7 @@ def tables() -> None:
     ]
     seeds, size = " / ".join(map(str, SEEDS)), f"{COUNTED_AT[0]}x{COUNTED_AT[1]}"
     note = (
-        f"options: {' '.join(COMMON)}; figures of the last epoch, of seeds {seeds}; multiply-adds of trunk and neck "
+        f"options: {' '.join(COMMON)}; metrics of the last epoch, of seeds {seeds}; multiply-adds of trunk and neck "
         f"for an image of {size} pixels; minutes with two runs side by side on two cores, beside other work"
     )
     fish = {name: mean("members", "fishnet_tiny", True, name) for name in FIGURES}

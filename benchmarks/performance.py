@@ -46,7 +46,7 @@ def best(rows: list[Document], value: str = "images_per_second") -> Document | N
     return max((row for row in rows if row.get(value) is not None), key=lambda row: row[value], default=None)
 
 
-def judge_paths(found: Document) -> Verdict:
+def verdict_paths(found: Document) -> Verdict:
     """Compare the best path in every precision with pytorchcv, and with the plain conversion."""
     least: dict[int, dict[str, float]] = {1: {}, 8: {}}
     if has_bf16():
@@ -68,7 +68,7 @@ def judge_paths(found: Document) -> Verdict:
     return "; ".join(words), all(met) if met else None
 
 
-def judge_eager(found: Document) -> Verdict:
+def verdict_eager(found: Document) -> Verdict:
     """Compare PyTorch after `fuse` with pytorchcv."""
     fast = {batch: best(rows_of(found, label=OURS, batch=batch, runtime="fused"), "ratio") for batch in (1, 8)}
     words = [f"batch {batch} {row['ratio']:.2f}x" for batch, row in fast.items() if row]
@@ -76,7 +76,7 @@ def judge_eager(found: Document) -> Verdict:
     return ", ".join(words), met
 
 
-def judge_peers(found: Document) -> Verdict:
+def verdict_peers(found: Document) -> Verdict:
     """Compare the best path of every network at the one precision of a run."""
     words, ahead = [], {}
     for batch in sorted({row["batch"] for row in found["rows"]}):
@@ -91,7 +91,7 @@ def judge_peers(found: Document) -> Verdict:
     return f"speed of {OURS} divided by that of " + ", ".join(words), all(ahead.get(peer, 0) > 1 for peer in wanted)
 
 
-def judge_training(found: Document) -> Verdict:
+def verdict_training(found: Document) -> Verdict:
     """Compare training steps with those of pytorchcv in fp32."""
     rows = {p: best(rows_of(found, label=OURS, precision=p), "ratio") for p in ("fp32", "bf16")}
     words = [
@@ -101,7 +101,7 @@ def judge_training(found: Document) -> Verdict:
     return "; ".join(words), row is not None and row["ratio"] >= least
 
 
-def judge_peak(found: Document) -> Verdict:
+def verdict_peak(found: Document) -> Verdict:
     """Return the largest share of the measured peak in fp32 and int8."""
     words, met = [], []
     for precision, least in (("fp32", 0.65), ("int8", 0.5)):
@@ -112,7 +112,7 @@ def judge_peak(found: Document) -> Verdict:
     return ", ".join(words), all(met) if met else None
 
 
-def judge_sweep(found: Document) -> Verdict:
+def verdict_sweep(found: Document) -> Verdict:
     """Return the exponents, and whether that of the fastest path is at most 1.1."""
     fastest = best(rows_of(found, batch=found["rows"][0]["batch"], size=found["rows"][0]["size"]))
     words = [
@@ -126,12 +126,12 @@ def judge_sweep(found: Document) -> Verdict:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One call of `fishnet bench`, and what it is to show."""
+    """One call of `fishnet bench`, and the results that it gives."""
 
     title: str
     options: Document
     shows: dict[str, tuple[str, Callable[[Document], Verdict]]]
-    """Result -> target in words, and what judges it."""
+    """Result -> target in words, and the function that compares with it."""
 
 
 FLOATS = ["fp32", "bf16"]
@@ -144,36 +144,36 @@ MEASUREMENTS = {
             "40_paths": (
                 "CPUs with bf16: 2.5x fp32, 5x bf16, 7.5x int8 at batch 1, 2.1x, 4.4x, 8x at 8; with VNNI only: 2.1x, "
                 "6x int8 at 1, 1.95x, 6x at 8; 1.1x the plain conversion at 1, 1.05x at 8",
-                judge_paths,
+                verdict_paths,
             ),
-            "41_eager": (">= 1.6x at batch 1, >= 1.5x at batch 8", judge_eager),
-            "42_peak": (">= 65 % fp32, >= 50 % int8", judge_peak),
+            "41_eager": (">= 1.6x at batch 1, >= 1.5x at batch 8", verdict_eager),
+            "42_peak": (">= 65 % fp32, >= 50 % int8", verdict_peak),
         },
     ),
     "peers_fp32": Measurement(
         "fishnet150 against networks of its accuracy, each in its best path, fp32",
         {"models": [OURS, *PEERS], "batch_size": [1, 8], "runtime": ["fused", *EXPORTED]},
-        {"43_peers_fp32": ("faster than resnet101, resnet152, densenet161, dla102", judge_peers)},
+        {"43_peers_fp32": ("faster than resnet101, resnet152, densenet161, dla102", verdict_peers)},
     ),
     "peers_int8": Measurement(
         "fishnet150 against networks of its accuracy, each in its best path, int8",
         {"models": [OURS, *PEERS], "batch_size": [1, 8], "runtime": [*EXPORTED], "precision": ["int8"]},
-        {"44_peers_int8": ("faster than resnet101", judge_peers)},
+        {"44_peers_int8": ("faster than resnet101", verdict_peers)},
     ),
     "training": Measurement(
         "training steps of fishnet150, batch 16, against pytorchcv's in fp32 and PyTorch's default layout",
         {"models": [THEIRS, f"{OURS}@channels_last"], "train": True, "precision": FLOATS, "ratio_to": THEIRS},
-        {"45_training": (">= 2.5x in bf16; without bf16 instructions >= 1.4x in fp32", judge_training)},
+        {"45_training": (">= 2.5x in bf16; without bf16 instructions >= 1.4x in fp32", verdict_training)},
     ),
     "pixels": Measurement(
         "time and memory of fishnet150 against the number of pixels",
         {"models": [OURS], "sweep": "size", "runtime": ["fused", *EXPORTED], "peak": False},
-        {"46_pixels": ("time: an exponent <= 1.1 for the best path", judge_sweep)},
+        {"46_pixels": ("time: an exponent <= 1.1 for the best path", verdict_sweep)},
     ),
     "batch": Measurement(
         "time and memory of fishnet150 against the batch",
         {"models": [OURS], "sweep": "batch", "runtime": ["fused", *EXPORTED], "peak": False},
-        {"47_batch": ("time: an exponent <= 1.1 for the best path", judge_sweep)},
+        {"47_batch": ("time: an exponent <= 1.1 for the best path", verdict_sweep)},
     ),
 }
 
@@ -200,8 +200,8 @@ def measure(what: str, calibration: Path | None, rounds: int) -> None:
     )
     if found.exit_code == 130:
         raise KeyboardInterrupt
-    for name, (target, judge) in one.shows.items():
-        measured, met = judge(document)
+    for name, (target, verdict) in one.shows.items():
+        measured, met = verdict(document)
         record(name, one.title, target, measured or "nothing", met, note="every row: docs/performance.md")
 
 

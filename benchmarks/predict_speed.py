@@ -4,7 +4,7 @@ python benchmarks/predict_speed.py DATA [--images 500] [--rounds 3] [--models CL
 
 DATA is pets3, unpacked. Without --models, fishnet_tiny as classifier (224 pixels) and as Mask R-CNN (320 pixels), with
 random weights; such a detector finds hardly any objects, so a trained one draws more. Both sides take turns, so that a
-busy machine slows both: the photos go through the network alone, then through the whole way of `predict` (decoding,
+busy machine slows both: the photos go through the network alone, then through all of `predict` (decoding,
 results.json, pictures), and so on.
 """
 

@@ -32,7 +32,7 @@ def record(
         measured: The figure, in words.
         met: Whether the bar was reached; nothing where there is none.
         table: Rows with the same keys, shown below the figure.
-        note: What a reader should know to judge it.
+        note: What else a reader should know.
     """
     hardware = describe_hardware()
     # Where the data lies is a matter of the machine; its name is not.

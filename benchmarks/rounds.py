@@ -67,7 +67,7 @@ def serve(turn: Callable[[], dict[str, float]]) -> None:
 
 
 def take_turns(workers: Mapping[str, Callable[[], dict[str, float]]], rounds: int) -> dict[str, list[dict[str, float]]]:
-    """Return the figures of every candidate in every round; one more round before these warms up.
+    """Return the metrics of every candidate in every round; one more round before these warms up.
 
     Args:
         workers: Candidates by name; each runs once per round, in this order.

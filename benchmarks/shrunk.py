@@ -71,7 +71,7 @@ def table() -> None:
 
 
 def main() -> None:
-    """Train what is missing, or write the table."""
+    """Train the missing runs, or write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("run", "sizes", "table"))
     parser.add_argument("data", type=Path, nargs="?")

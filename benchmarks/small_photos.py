@@ -56,7 +56,7 @@ def trials() -> Iterator[Trial]:
 
 
 def done() -> dict[str, dict[str, Any]]:
-    """Return the figures of all finished runs."""
+    """Return the metrics of all finished runs."""
     return json.loads(RUNS.read_text("utf-8")) if RUNS.exists() else {}
 
 
@@ -85,7 +85,7 @@ def train(trial: Trial, arguments: argparse.Namespace, lock: Lock) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Train what is missing."""
+    """Train the missing runs."""
     missing = [trial for trial in trials() if trial.key not in done() and arguments.only in trial.key]
     missing = [trial for trial in missing if trial.source == "this" or arguments.older]
     lock = Lock()

@@ -80,7 +80,7 @@ def partial(source: Path, folder: Path) -> Path:
 
 
 def run(arguments: argparse.Namespace, more: list[str]) -> None:
-    """Train what is missing."""
+    """Train the missing runs."""
     for data in DATA:
         folder = arguments.data if data == "full" else partial(arguments.data, arguments.out / "partial")
         chosen = [one for name, one in trials(more) if name == data and arguments.only in one.key]

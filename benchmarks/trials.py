@@ -1,4 +1,4 @@
-"""Networks trained one after the other or side by side, with the figures of all finished runs in one file."""
+"""Networks trained one after the other or side by side, with the metrics of all finished runs in one file."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Trials:
     """Runs whose figures are collected in a JSON file, so that they can grow over several calls.
 
     Args:
-        file: Figures of the finished runs, by key.
+        file: Metrics of the finished runs, by key.
         figures: Names of the figures, those of the last epoch; empty takes all.
         task: Task of the runs.
         counted_at: Height and width of the image for which multiply-adds are counted.
@@ -71,7 +71,7 @@ class Trials:
     _lock: Lock = field(default_factory=Lock)
 
     def done(self) -> dict[str, dict[str, Any]]:
-        """Return the figures of all finished runs."""
+        """Return the metrics of all finished runs."""
         return json.loads(self.file.read_text("utf-8")) if self.file.exists() else {}
 
     def train(self, trials: Sequence[Trial], data: Path, out: Path, weights: Path | None, jobs: int) -> None:

@@ -42,7 +42,7 @@ def train(data: Path, out: Path, zero: bool, seed: int, more: list[str]) -> floa
 
 
 def main() -> None:
-    """Train what is missing and record."""
+    """Train the missing runs and record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--seeds", type=int, default=1)
