@@ -25,11 +25,11 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
 MATTER = {
     "01_parity": "FishNet-99, 150 and 201 against the released networks",
     "07_cifar10_fishnet_nano": "CIFAR-10 from scratch, the smallest member, on two CPU cores",
-    "21_coco_figures": "COCO's figures against those of pycocotools",
+    "21_coco_figures": "COCO metrics against pycocotools",
     "11_throughput": "speed of fishnet150 against pytorchcv's, same machine",
     "08_resume": "runs killed at random steps and resumed, against runs that were never killed",
 }
-"""The results that README.md shows, with titles for readers who do not know the tests."""
+"""Results in README.md, with their titles there."""
 
 
 def overview(results: list[dict[str, Any]]) -> list[str]:
