@@ -75,7 +75,7 @@ def table() -> None:
     record(
         "25b_taps",
         "Maps from head, body or tail of fishnet_nano, on 343 photos of COCO with one class",
-        "a table by object size with both seeds, from weights and from none",
+        "a table by object size with both seeds, from a pretrained trunk",
         "means of the seeds: " + "; ".join(said),
         None,
         lines,
