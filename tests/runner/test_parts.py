@@ -1,16 +1,19 @@
-"""Boxes, pooling, masks and label maps in NumPy against torchvision, PyTorch and COCO's code."""
+"""Boxes, pooling, keypoints, run lengths and label maps in NumPy against torchvision, PyTorch and COCO's code.
+
+Masks are in tests/tasks/detection/test_masks.py.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torchvision.models.detection.roi_heads import heatmaps_to_keypoints, paste_masks_in_image
+from torchvision.models.detection.roi_heads import heatmaps_to_keypoints
 from torchvision.ops import MultiScaleRoIAlign, batched_nms
 
 from fishnet.data.run_lengths import counts_text, encode
 from fishnet.runner.boxes import best, suppressed
-from fishnet.runner.masks import cubic, keypoints, linear, pasted, run_lengths
+from fishnet.runner.masks import cubic, keypoints, run_lengths
 from fishnet.runner.model import label_map
 from fishnet.runner.pooling import Pooling
 from fishnet.tasks.segmentation.inference import decide
@@ -50,21 +53,9 @@ def test_pooling_is_roi_align() -> None:
 def test_interpolation_matrices() -> None:
     values = torch.randn(1, 1, 9, 7, generator=torch.Generator().manual_seed(0))
     for size in ((9, 7), (20, 31), (4, 3), (1, 1)):
-        for mode, matrix in (("bilinear", linear), ("bicubic", cubic)):
-            wanted = F.interpolate(values, size, mode=mode, align_corners=False)[0, 0]
-            found = matrix(9, size[0]) @ values[0, 0].numpy() @ matrix(7, size[1]).T
-            assert np.allclose(found, wanted, atol=1e-5)
-
-
-def test_masks_are_pasted_as_torchvision_does() -> None:
-    generator = torch.Generator().manual_seed(0)
-    boxes = torch.cat([random_boxes(20, 60, generator), torch.tensor([[-20.0, -5, 30, 90], [3, 3, 3.2, 3.1]])])
-    masks = torch.rand(len(boxes), 1, 28, 28, generator=generator)
-    wanted = paste_masks_in_image(masks, boxes, (70, 90))[:, 0]
-    for mask, box, other in zip(masks, boxes, wanted, strict=True):
-        found = pasted(mask[0].numpy(), box.numpy(), 70, 90)
-        clear = (other - 0.5).abs() > 1e-4
-        assert (torch.from_numpy(found) == (other > 0.5))[clear].all()
+        wanted = F.interpolate(values, size, mode="bicubic", align_corners=False)[0, 0]
+        found = cubic(9, size[0]) @ values[0, 0].numpy() @ cubic(7, size[1]).T
+        assert np.allclose(found, wanted, atol=1e-5)
 
 
 def test_keypoints_are_those_of_torchvision() -> None:

@@ -18,9 +18,9 @@ from torchvision.models.detection.roi_heads import (
     keypointrcnn_inference,
     keypoints_to_heatmap,
     maskrcnn_inference,
-    maskrcnn_loss,
 )
 from torchvision.models.detection.rpn import RegionProposalNetwork, concat_box_prediction_layers
+from torchvision.ops import roi_align
 
 from fishnet.models.heads.boxes import (
     Anchors,
@@ -221,9 +221,9 @@ class Regions(RoIHeads):
         known = [outlined_of(target)[index] for target, index in zip(targets, objects, strict=True)]
         boxes = [box[kept] for box, kept in zip(boxes, known, strict=True)]
         objects = [index[kept] for index, kept in zip(objects, known, strict=True)]
-        masks, classes = [t["masks"] for t in targets], [t["labels"] for t in targets]
-        loss = maskrcnn_loss(self.mask_logits(maps, boxes, sizes), boxes, masks, classes, objects)
-        return Mean(loss, sum(map(len, boxes)))
+        classes = [t["labels"][index] for t, index in zip(targets, objects, strict=True)]
+        masks = [t["masks"] for t in targets]
+        return mask_loss(self.mask_logits(maps, boxes, sizes), boxes, classes, masks, objects)
 
     def detect(self, maps: Maps, regions: list[Tensor], sizes: list[Size]) -> list[Detections]:
         """Return the detections of each image."""
@@ -283,6 +283,42 @@ def outlined_of(target: Target) -> Tensor:
 def objects_of(boxes: list[Tensor], matched: list[Tensor], regions: list[Tensor]) -> list[Tensor]:
     """Return the box of the object matched to each region; in an image without objects, the region itself."""
     return [box[index] if len(box) else own for box, index, own in zip(boxes, matched, regions, strict=True)]
+
+
+def mask_loss(
+    logits: Tensor, boxes: list[Tensor], classes: list[Tensor], masks: list[Tensor], objects: list[Tensor]
+) -> Mean:
+    """Return the mean binary cross entropy of the masks of regions, each of the class of its object.
+
+    Args:
+        logits: Masks (N, classes + 1, S, S) of the regions of all images.
+        boxes: Regions (N_i, 4) of each image.
+        classes: Class (N_i,) of the object matched to each region.
+        masks: Masks (M_i, H, W) of the objects of each image.
+        objects: Index (N_i,) of the object matched to each region.
+    """
+    chosen = torch.cat(classes)
+    if not len(chosen):
+        return Mean(logits.sum() * 0, 0)
+    wanted = [mask_targets(*one, logits.shape[-1]) for one in zip(boxes, masks, objects, strict=True)]
+    own = logits[torch.arange(len(chosen), device=logits.device), chosen]
+    return Mean(F.binary_cross_entropy_with_logits(own, torch.cat(wanted)), len(chosen))
+
+
+def mask_targets(boxes: Tensor, masks: Tensor, objects: Tensor, side: int) -> Tensor:
+    """Return the masks of objects in the cells of regions, from 0 to 1, float (N, side, side).
+
+    As in Detectron2 a cell shows what lies in it. torchvision's targets (`aligned=False`) show what lies half a pixel
+    to the lower right, so that its masks are found as much too far to the upper left.
+
+    Args:
+        boxes: Regions (N, 4).
+        masks: Masks (M, H, W) of the objects of the image.
+        objects: Index (N,) of the object matched to each region.
+        side: Number of cells per side.
+    """
+    regions = torch.cat([objects[:, None].to(boxes), boxes], 1)
+    return roi_align(masks[:, None].to(boxes), regions, side, aligned=True)[:, 0]
 
 
 def keypoint_loss(logits: Tensor, boxes: list[Tensor], points: list[Tensor]) -> Mean:

@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NotRequired, TypedDict, cast
 
+import numpy as np
 import torch
 from torch import Tensor
-from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from fishnet.data.detection.dataset import PIXEL_CENTER
 from fishnet.data.run_lengths import RunLengths, encode
 from fishnet.models.heads.types import Detections, Size
+from fishnet.runner.masks import paste
 from fishnet.tasks.base import Runtime
 
 HEAD = "region"
 """Name of the detection head."""
-MASK_THRESHOLD = 0.5
-"""Probability threshold for the pixels of a mask."""
 
 
 class Objects(TypedDict):
@@ -104,7 +103,7 @@ def as_objects(found: Detections, size: Size) -> Objects:
 
 
 def encode_masks(masks: Tensor, boxes: Tensor, size: Size) -> list[RunLengths]:
-    """Return run-length encoded masks of a whole image.
+    """Return run-length encoded masks of a whole image, pasted by the code of exported networks.
 
     Args:
         masks: float (N, 1, 28, 28): probability inside the box.
@@ -115,6 +114,9 @@ def encode_masks(masks: Tensor, boxes: Tensor, size: Size) -> list[RunLengths]:
     step = max(1, 10_000_000 // (size[0] * size[1]))  # all masks of a panorama with 100 objects would exceed the memory
     for start in range(0, len(masks), step):
         part = slice(start, start + step)
-        pasted = paste_masks_in_image(masks[part], boxes[part], size)[:, 0] > MASK_THRESHOLD
-        runs += encode(pasted)
+        probabilities, corners = masks[part, 0].numpy(), boxes[part].numpy()
+        images = np.zeros((len(corners), size[1], size[0]), np.uint8).transpose(0, 2, 1)  # columns, as runs go
+        for mask, box, image in zip(probabilities, corners, images, strict=True):
+            paste(mask, box, image)
+        runs += encode(torch.from_numpy(images))
     return runs
