@@ -216,7 +216,7 @@ def test_layer_decay_of_a_classifier_is_that_of_timm(name: str) -> None:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_layer_decay_of_a_trunk_is_that_of_timm(name: str) -> None:
-    whole, wanted = timm_layers(name)
+    _, wanted = timm_layers(name)
     by_name = {key.replace(".", "_"): share for key, share in wanted.items()}
     found = shares(detector("fcos", name))
     trunk = {key.removeprefix("trunk.network."): share for key, share in found.items() if key.startswith("trunk.")}
