@@ -164,7 +164,8 @@ class TrainConfig:
     bad_images: Literal["stop", "skip"] = "stop"
     """Unreadable images: stop at the first, or skip them and list them in bad_images.txt."""
     ema: float | None = None
-    """EMA decay of the weights per optimizer step, such as 0.999; None disables it."""
+    """EMA decay of the weights per optimizer step, such as 0.999; None disables it. It is warmed up: at step n, counted
+    from 0, it is at most 1 - n^(-2/3), and 0 at the first two."""
     norm: Literal["train", "frozen", "sync", "group"] = "train"
     """BatchNorm layers: train them; freeze those with loaded weights; synchronize them across GPUs; or replace them by
     GroupNorm."""

@@ -11,10 +11,13 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 
 from fishnet.errors import UsageError
+from fishnet.models.build import Architecture, build_network
 from fishnet.models.build_trunk import build_trunk
+from fishnet.models.heads.image import ClassifierPlan
 from fishnet.models.norms import apply_norm_policy
 from fishnet.models.timm_trunk import TimmTrunk
 from tests.models.heads.test_detectors import detector, losses_of, target
@@ -140,12 +143,8 @@ def test_any_form_of_feature_network_takes_the_weights_of_a_classifier(name: str
         assert torch.equal(value, given[re.sub(r"^network\.(model\.)?", "", key).replace(".", "_")]), key
 
 
-def test_stages_of_a_wrapped_network_are_layers_and_recompute() -> None:
+def test_stages_of_a_wrapped_network_recompute() -> None:
     trunk = trunk_of("swin_tiny_patch4_window7_224")
-    groups = trunk.layer_groups(r"^trunk\.")
-    assert list(groups) == ["patch_embed", "layers.0", "layers.1", "layers.2", "layers.3"]
-    for name, _ in trunk.named_parameters():
-        assert sum(bool(re.match(p, f"trunk.{name}")) for p in groups.values()) == 1, name
     plain, recomputing = deepcopy(trunk).train(), deepcopy(trunk).train()
     recomputing.set_memory("saver")
     gradients = []
@@ -175,3 +174,55 @@ def test_idle_parts_are_found_whatever_the_channels_of_the_images(model: str, ta
     objects = [target([[8, 10, 40, 50]], (64, 96))]
     torch.stack(list(losses_of(network, images(1, 4, 64, 96), objects).values())).sum().backward()
     assert not [name for name, p in network.named_parameters() if p.requires_grad and p.grad is None]
+
+
+FAMILIES = {
+    "resnet18": ("layer1.0.conv1", "conv1"),
+    "convnext_atto": ("stages.0.blocks.0.conv_dw", "stem.0"),
+    "mobilenetv4_conv_small": ("blocks.2.1.dw_mid.conv", "blocks.2.0.dw_start.conv"),
+    "swin_tiny_patch4_window7_224": ("layers.2.blocks.3.mlp.fc1", "layers.2.blocks.0.mlp.fc1"),
+    "regnetx_002": ("s2.b1.conv1.conv", "stem.conv"),
+    "dla46x_c": ("level3.tree2.tree1.conv1", "level3.tree1.tree2.conv1"),
+    "efficientnet_b0": ("blocks.1.1.conv_dw", "blocks.1.0.conv_dw"),
+    "caformer_s18": ("stages.2.blocks.5.mlp.fc1", "stages.2.blocks.0.mlp.fc1"),  # no groups: timm makes them
+}
+"""For each family two layers, the first of which is later."""
+
+
+def timm_layers(name: str) -> tuple[nn.Module, dict[str, float]]:
+    """Return a classifier of timm and the shares of its parameters."""
+    whole = timm.create_model(name)
+    return whole, shares(whole)
+
+
+def shares(network: nn.Module) -> dict[str, float]:
+    """Return the share of the learning rate of each parameter for a layer decay of one half."""
+    groups = param_groups_layer_decay(network, layer_decay=0.5)
+    share = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
+    return {key: share[id(parameter)] for key, parameter in network.named_parameters()}
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, "cait_xxs24_224"])
+def test_layer_decay_of_a_classifier_is_that_of_timm(name: str) -> None:
+    whole, wanted = timm_layers(name)
+    last = whole.pretrained_cfg["classifier"]
+    network = build_network(Architecture(name, {"image": ClassifierPlan(num_classes=1000)}))
+    found = {
+        key.replace("heads.image.classifier", f"trunk.network.{last}").removeprefix("trunk.network."): share
+        for key, share in shares(network).items()
+    }
+    assert found == wanted
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_layer_decay_of_a_trunk_is_that_of_timm(name: str) -> None:
+    _, wanted = timm_layers(name)
+    by_name = {key.replace(".", "_"): share for key, share in wanted.items()}
+    found = shares(detector("fcos", name))
+    trunk = {key.removeprefix("trunk.network."): share for key, share in found.items() if key.startswith("trunk.")}
+    expected = {key: by_name[re.sub(r"^model\.", "", key).replace(".", "_")] for key in trunk}
+    order = sorted({1.0, *expected.values()})  # a part that only the classifier needs is no layer here
+    assert trunk == {key: 0.5 ** (len(order) - 1 - order.index(share)) for key, share in expected.items()}
+    assert {share for key, share in found.items() if not key.startswith("trunk.")} == {1.0}
+    later, earlier = FAMILIES[name]
+    assert by_name[f"{later.replace('.', '_')}_weight"] > by_name[f"{earlier.replace('.', '_')}_weight"]

@@ -13,7 +13,7 @@ from fishnet.models.config import VARIANTS
 from fishnet.models.create import create_model
 from fishnet.models.fishnet import FishNet
 from fishnet.models.norms import apply_norm_policy, note_loaded_norms
-from fishnet.models.timm_trunk import WRAPPED, TimmTrunk, WholeTrunk, stages_beside_vector
+from fishnet.models.timm_trunk import TimmTrunk, WholeTrunk, plain_name, stages_beside_vector
 from fishnet.models.timm_types import ModelOptions, TimmClassifier
 from fishnet.models.trunk import FishTrunk, Taps, Trunk
 
@@ -117,16 +117,10 @@ def _take_weights(trunk: TimmTrunk, name: str, weights: str, group_norm: bool, o
         apply_norm_policy(trunk, "group")
     state = {key.replace(".", "_"): value for key, value in whole.state_dict().items()}
     own = trunk.network.state_dict()
-    found = {key: state.get(_plain_name(key)) for key in own}
+    found = {key: state.get(plain_name(key)) for key in own}
     if missing := [key for key, value in found.items() if value is None or value.shape != own[key].shape]:
         raise FishnetError(
             f"{len(missing)} of {len(own)} weights of the trunk of {name} are not in {weights}, such as {missing[0]}"
         )
     trunk.network.load_state_dict(found)
     note_loaded_norms(trunk.network)
-
-
-def _plain_name(key: str) -> str:
-    """Return the name of a tensor without the wrapper of timm's feature networks, with flattened containers."""
-    wrapper, _, rest = key.partition(".")
-    return (rest if wrapper in WRAPPED else key).replace(".", "_")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import SupportsIndex
 
 import torch
 from torch import Tensor, nn
@@ -31,42 +32,61 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
     return torch.autocast(device.type, _HALF[precision]) if precision in _HALF else nullcontext()
 
 
-class FullPrecisionConv2d(nn.Conv2d):
-    """`nn.Conv2d` that computes in fp32 even under autocast."""
+class FullPrecision(nn.Module):
+    """Base of the layers that `guard_bf16_on_cpu` keeps in fp32: `_guarded(kind)` derives from it and from `kind`."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Return the convolution of the input, in fp32."""
+        """Return the output of the layer, in fp32, even under autocast."""
         with torch.autocast(input.device.type, enabled=False):
-            return super().forward(input.float())
+            output: Tensor = super().forward(input.float())
+        return output
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[object, ...]:
+        """Copy and pickle by the class that is guarded: the derived one has no name in a module."""
+        return _empty, (type(self).__bases__[-1],), self.__dict__
+
+
+class FullPrecisionNorm(FullPrecision):
+    """A norm that computes in fp32 and returns the type of its input."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the normalized input."""
+        return super().forward(input).to(input.dtype)
 
 
 def guard_bf16_on_cpu(model: nn.Module) -> nn.Module:
-    """Keep the dilated convolutions of a network in fp32 under bf16 autocast on CPUs; changes the network in place.
+    """Keep layers whose gradients are wrong under bf16 autocast on CPUs in fp32; changes the network in place.
 
-    oneDNN's kernel for the weight gradient of a dilated bf16 convolution in channels-last memory (CPUs with AVX-512
-    bf16) returns wrong values where the number of input channels is not a multiple of 16, and writes past its buffers
-    with groups: measured as a relative error above 1 against fp32, see `tests/models/test_precision.py`. The body of a
-    FishNet has dilated convolutions.
+    The classes of these layers are replaced; names, parameters and results in fp32 stay. They are, with measurements in
+    `tests/models/test_precision.py`:
+
+    - dilated convolutions, such as those in the body of a FishNet. oneDNN's kernel for the weight gradient of one in
+      channels-last memory (CPUs with AVX-512 bf16) returns wrong values where the number of input channels is not a
+      multiple of 16, and writes past its buffers with groups: a relative error above 1 against fp32.
+    - layer norms of PyTorch and timm. Their weight and bias gradients are summed up in bf16, on any CPU, and such a sum
+      stops growing after some hundred items: with 25,000 tokens a bias gradient has a seventh of its size. Other norms
+      (BatchNorm, GroupNorm, RMSNorm) sum up in fp32.
     """
     for module in model.modules():
-        for name, child in module.named_children():
-            if type(child) is nn.Conv2d and max(child.dilation) > 1:
-                setattr(module, name, _in_full_precision(child))
+        dilated = isinstance(module, nn.Conv2d) and max(module.dilation) > 1
+        if (dilated or isinstance(module, nn.LayerNorm)) and not isinstance(module, FullPrecision):
+            module.__class__ = _guarded(type(module))
     return model
 
 
-def _in_full_precision(conv: nn.Conv2d) -> FullPrecisionConv2d:
-    with torch.device("meta"):
-        guarded = FullPrecisionConv2d(
-            conv.in_channels,
-            conv.out_channels,
-            kernel_size=conv.kernel_size,  # type: ignore[arg-type]
-            stride=conv.stride,  # type: ignore[arg-type]
-            padding=conv.padding,  # type: ignore[arg-type]
-            dilation=conv.dilation,  # type: ignore[arg-type]
-            groups=conv.groups,
-            bias=conv.bias is not None,
-            padding_mode=conv.padding_mode,
-        )
-    guarded.weight, guarded.bias = conv.weight, conv.bias
-    return guarded.train(conv.training)
+_classes: dict[type[nn.Module], type[nn.Module]] = {}
+"""The class that takes the place of each class of layers."""
+
+
+def _guarded(kind: type[nn.Module]) -> type[nn.Module]:
+    """Return a class of layers in fp32, the same one each time."""
+    if kind not in _classes:
+        base = FullPrecisionNorm if issubclass(kind, nn.LayerNorm) else FullPrecision
+        _classes[kind] = type(f"FullPrecision{kind.__name__}", (base, kind), {})
+    return _classes[kind]
+
+
+def _empty(kind: type[nn.Module]) -> nn.Module:
+    """Return a guarded layer without content, which a copy or a pickle fills."""
+    guarded = _guarded(kind)
+    return guarded.__new__(guarded)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import timm
 import torch
 from timm.layers import Format
 from timm.models import FeatureInfo
+from timm.models._manipulate import group_with_matcher
+from timm.optim import auto_group_layers
 from torch import Tensor, nn
 
 from fishnet.errors import UsageError
@@ -18,7 +20,7 @@ from fishnet.models.create import check_name, create_model
 from fishnet.models.norms import count_batches_once
 from fishnet.models.timm_types import LayerGroups, ModelOptions, TimmClassifier, TimmFeatures
 from fishnet.models.trials import SIZES, find_fault
-from fishnet.models.trunk import STRIDES, Features, Trunk, with_prefix
+from fishnet.models.trunk import STRIDES, Features, Trunk
 
 _ANY_SIZE: tuple[ModelOptions, ...] = ({"dynamic_img_size": True}, {"strict_img_size": False})
 """Keyword arguments with which timm's families accept images of any size."""
@@ -68,8 +70,9 @@ class WholeTrunk(Trunk):
         return self.network
 
     def layer_groups(self, prefix: str) -> LayerGroups:
-        """Return the groups defined by the timm network."""
-        return with_prefix(self.network.group_matcher(coarse=False), prefix + r"network\.")
+        """Return the groups defined by timm."""
+        layers = _timm_layers(self.network)
+        return _patterns({f"network.{name}": layer for name, layer in layers.items()}, prefix)
 
     def no_weight_decay(self) -> set[str]:
         """Return the names defined by the timm network."""
@@ -104,7 +107,10 @@ class TimmTrunk(Trunk):
 
     def __init__(self, name: str, **options: Any) -> None:
         super().__init__()
-        self.network = _build_features(name, options | _find_way(name, options))
+        found = options | _find_way(name, options)
+        self.network = _build_features(name, found)
+        no_options = ("pretrained", "checkpoint_path", "out_indices", "feature_cls")  # of a classifier without weights
+        self._name, self._options = name, {key: value for key, value in found.items() if key not in no_options}
         self.channels = list(self.network.feature_info.channels())
         self.strides = list(self.network.feature_info.reduction())
 
@@ -123,18 +129,12 @@ class TimmTrunk(Trunk):
         return whole[1] if whole else self.network
 
     def layer_groups(self, prefix: str) -> LayerGroups:
-        """Return one group per part of the network that has parameters, in the order of the forward pass."""
-        inner: nn.Module = self.network
-        own = "network"
-        if whole := self._whole:
-            own, inner = f"network.{whole[0]}", whole[1]
-        found: list[str] = []
-        for name, child in inner.named_children():
-            inside = [f"{name}.{key}" for key, _ in child.named_children()]
-            # timm's wrappers flatten containers of stages, unless they keep the network whole: then flatten them here
-            found += inside if whole and isinstance(child, nn.Sequential | nn.ModuleList) else [name]
-        found = [name for name in found if any(True for _ in inner.get_submodule(name).parameters())]
-        return with_prefix({name: re.escape(f"{own}.{name}") + r"\b" for name in found}, prefix)
+        """Return the groups that timm defines for the classifier of this name."""
+        with torch.device("meta"):
+            whole = cast(TimmClassifier, create_model(self._name, **self._options))
+        layers = {plain_name(name): layer for name, layer in _timm_layers(whole).items()}
+        own = {name: layers.get(plain_name(name)) for name, _ in self.network.named_parameters()}
+        return _patterns({f"network.{name}": layer for name, layer in own.items() if layer is not None}, prefix)
 
     def no_weight_decay(self) -> set[str]:
         """Return the names defined by the timm network; a network that timm takes apart defines none."""
@@ -153,6 +153,40 @@ class TimmTrunk(Trunk):
         parts = dict(self.network.named_children())
         ((name, inner), *more) = parts.items()
         return (name, inner) if not more and name in WRAPPED else None
+
+
+def plain_name(key: str) -> str:
+    """Return the name of a tensor without the wrapper of timm's feature networks, with flattened containers."""
+    wrapper, _, rest = key.partition(".")
+    return (rest if wrapper in WRAPPED else key).replace(".", "_")
+
+
+def _timm_layers(network: TimmClassifier) -> dict[str, int]:
+    """Return the place of each parameter in timm's layer-wise learning rate decay, from the stem on.
+
+    Parameters that share the rate of the classifier are left out.
+
+    Args:
+        network: timm classifier, with its last layer or without it.
+    """
+    entry = network.pretrained_cfg.get("classifier")
+    last = [str(name) for name in entry] if isinstance(entry, tuple | list) else [str(entry)] if entry else []
+    names = [name for name, _ in network.named_parameters()]
+    if not hasattr(network, "group_matcher"):
+        layers = auto_group_layers(network)
+        return {name: layers[name] for name in names if last and not name.startswith(tuple(last))}
+    removed = [f"{name}.weight" for name in last if f"{name}.weight" not in names]
+    layers = group_with_matcher(((name, name) for name in names + removed), network.group_matcher(), reverse=True)
+    tops = {layers[name] for name in layers if name.startswith(tuple(f"{name}." for name in last))}
+    return {name: layers[name] for name in names if layers[name] not in tops}
+
+
+def _patterns(layers: Mapping[str, int], prefix: str) -> LayerGroups:
+    """Return layer groups of exact names, from the place of each name among the layers."""
+    groups: dict[int, list[str]] = {}
+    for name, layer in layers.items():
+        groups.setdefault(layer, []).append(re.escape(name))
+    return {f"layer {layer}": f"{prefix}(?:{'|'.join(names)})$" for layer, names in sorted(groups.items())}
 
 
 def _recompute(trunk: Trunk, network: nn.Module, memory: Memory) -> None:

@@ -31,16 +31,19 @@ class ImageHead(nn.Module):
     """Features (N, C) -> logits (N, classes): cross entropy, or binary cross entropy for several labels per image.
 
     Args:
-        classifier: Last layer of the backbone, features -> logits.
+        classifier: Last layer of the backbone, features -> logits; linear, or a 1x1 convolution.
         plan: Settings of the loss.
     """
 
     def __init__(self, classifier: nn.Module, plan: ClassifierPlan) -> None:
         super().__init__()
         self.classifier, self.plan = classifier, plan
+        self.convolves = isinstance(classifier, nn.Conv2d)
 
     def raw(self, features: Tensor) -> Raw:
         """Return the logits, in fp32."""
+        if self.convolves:
+            return {"logits": self.classifier(features[:, :, None, None]).flatten(1).float()}
         return {"logits": self.classifier(features).float()}
 
     @property

@@ -114,7 +114,7 @@ def encode_masks(masks: Tensor, boxes: Tensor, size: Size) -> list[RunLengths]:
     step = max(1, 10_000_000 // (size[0] * size[1]))  # all masks of a panorama with 100 objects would exceed the memory
     for start in range(0, len(masks), step):
         part = slice(start, start + step)
-        probabilities, corners = masks[part, 0].numpy(), boxes[part].numpy()
+        probabilities, corners = masks[part, 0].cpu().numpy(), boxes[part].cpu().numpy()
         images = np.zeros((len(corners), size[1], size[0]), np.uint8).transpose(0, 2, 1)  # columns, as runs go
         for mask, box, image in zip(probabilities, corners, images, strict=True):
             paste(mask, box, image)
