@@ -78,7 +78,6 @@ def train(
     from fishnet.training.fit import build_module, fit
     from fishnet.training.loggers import check_loggers
     from fishnet.training.optimizer import check_optimizer
-    from fishnet.training.position import check_position
     from fishnet.training.trainer import decide_precision
 
     kind = get_task(task)
@@ -102,9 +101,7 @@ def train(
     fit_batch_size(job)
     if saved is not None:
         check_resume(kind, run, saved, job.config, allow_changes)
-        if not allow_changes:
-            check_same_data(job, run)
-        check_position(job, run)
+        check_data(job, run, allow_changes)
     module = build_module(job, run, resume)  # last of what can fail before anything is written
     if is_main_process():
         prepare_folder(run, resume)
@@ -224,9 +221,9 @@ def check_resume(kind: TaskKind, run: RunFolder, saved: Tree, config: TrainConfi
         raise UsageError(f"--resume with changed settings ({listing}); add --allow-changes if that is intended")
 
 
-def check_same_data(job: Training, run: RunFolder) -> None:
+def check_data(job: Training, run: RunFolder, allow_changes: bool) -> None:
     """Refuse to resume with other data than that of the last start, unless changes are allowed."""
-    if not run.environment_json.exists():
+    if allow_changes or not run.environment_json.exists():
         return
     before = json.loads(run.environment_json.read_text("utf-8")).get("data", {})
     now = json.loads(json.dumps(job.fingerprint()))  # as it is read again

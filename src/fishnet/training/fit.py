@@ -20,7 +20,7 @@ from fishnet.tasks.base import TorchRuntime, Training
 from fishnet.training.allocator import allocation_for
 from fishnet.training.checkpoints import RunKeeper
 from fishnet.training.module import TrainingModule
-from fishnet.training.position import Position, describe_position, train_batches
+from fishnet.training.position import Position, check_position, describe_position, train_batches
 from fishnet.training.progress import progress_bars
 from fishnet.training.trainer import build_trainer, check_devices, runs_on_cpu
 
@@ -34,10 +34,12 @@ def build_module(job: Training, run: RunFolder, resume: bool = False) -> Trainin
         resume: Continue from the last checkpoint, if there is one.
 
     Raises:
-        UsageError: The settings do not fit the network or this machine.
+        UsageError: The settings do not fit the network, this machine, or the position of a run that is resumed.
         FishnetError: The weights cannot be had or do not fit.
     """
     check_devices(job.config)
+    if resume:
+        check_position(job, run)
     with quiet_lightning():
         return TrainingModule(job, run, run.last if resume and run.last.exists() else None)
 
