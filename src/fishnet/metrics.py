@@ -41,6 +41,14 @@ class MetricsFile:
         lines = text[: text.rfind("\n") + 1].splitlines()
         return [row for row in csv.DictReader(lines) if all(row.get(key) not in (None, "") for key in HEADER)]
 
+    def by_epoch(self, split: str) -> dict[int, dict[str, float]]:
+        """Return the metrics of a split by epoch and name."""
+        found: dict[int, dict[str, float]] = {}
+        for row in self.read():
+            if row["split"] == split:
+                found.setdefault(int(row["epoch"]), {})[row["name"]] = float(row["value"])
+        return found
+
     def cut(self, step: int, validated: bool = True) -> None:
         """Remove the rows that a resumed run writes again: those after a step, and its validation if incomplete.
 

@@ -75,7 +75,7 @@ def train(
         UsageError: An unknown setting, a folder that contains a run already, changed settings on resume.
         FishnetError: Bad data or weights, NaN, a full disk.
     """
-    from fishnet.training.fit import build_module, check_epochs, fit
+    from fishnet.training.fit import build_module, fit
     from fishnet.training.loggers import check_loggers
     from fishnet.training.optimizer import check_optimizer
     from fishnet.training.trainer import decide_precision
@@ -101,7 +101,7 @@ def train(
     fit_batch_size(job)
     if saved is not None:
         check_resume(kind, run, saved, job.config, allow_changes)
-        check_epochs(job.config, run)
+        check_data(job, run, allow_changes)
     module = build_module(job, run, resume)  # the last step that can fail before anything is written
     if is_main_process():
         prepare_folder(run, resume)
@@ -220,6 +220,27 @@ def check_resume(kind: TaskKind, run: RunFolder, saved: Tree, config: TrainConfi
     if changed and not allow_changes:
         listing = ", ".join(f"{name}: {before!r} -> {now!r}" for name, before, now in changed)
         raise UsageError(f"--resume with changed settings ({listing}); add --allow-changes if that is intended")
+
+
+def check_data(job: Training, run: RunFolder, allow_changes: bool) -> None:
+    """Refuse to resume with other data than that of the last start, unless changes are allowed."""
+    if allow_changes or not run.environment_json.exists():
+        return
+    before = json.loads(run.environment_json.read_text("utf-8")).get("data", {})
+    now = json.loads(json.dumps(job.fingerprint()))  # as it is read again
+    changed = [_describe_change(name, before.get(name), now.get(name)) for name in {**before, **now}]
+    if listing := ", ".join(filter(None, changed)):
+        raise UsageError(f"--resume with changed data ({listing}); add --allow-changes if that is intended")
+
+
+def _describe_change(name: str, before: object, now: object) -> str:
+    """Return how one entry of the fingerprint of data changed; nothing if it did not."""
+    if before == now:
+        return ""
+    if isinstance(before, int) and isinstance(now, int):
+        return f"{name}: {before} -> {now}"
+    images = [part.get("images") if isinstance(part, dict) else None for part in (before, now)]
+    return f"{name}: {images[0]} -> {images[1]} images" if images[0] != images[1] else f"{name}: other files or labels"
 
 
 def refuse_old_run(run: RunFolder, overwrite: bool) -> None:

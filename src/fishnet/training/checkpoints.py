@@ -39,6 +39,7 @@ class RunKeeper(pl.Callback):
         self.signals = SignalWatch(run)
         self.stopwatch = Stopwatch()
         self.timing = MetricsFile(run.timing_csv)
+        self.metric: str | None = None  # which decides on the best epoch
         self.best: float | None = None
         self.best_epoch = -1
         self.worse = 0  # number of validations since the best one
@@ -51,21 +52,52 @@ class RunKeeper(pl.Callback):
     def state_dict(self) -> Checkpoint:
         """Return the state to resume from."""
         return {
-            "best": self.best, "best_epoch": self.best_epoch, "worse": self.worse, "validated": self.validated,
+            "metric": self.metric, "best": self.best, "best_epoch": self.best_epoch, "worse": self.worse,
+            "validated": self.validated,
         }  # fmt: skip
 
     def load_state_dict(self, state_dict: Checkpoint) -> None:
         """Restore the state of an interrupted run."""
-        self.best, self.best_epoch = state_dict["best"], state_dict["best_epoch"]
+        self.metric, self.best, self.best_epoch = (state_dict[name] for name in ("metric", "best", "best_epoch"))
         self.worse, self.validated = state_dict.get("worse", 0), state_dict["validated"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Install the signal handlers; run the validation that an interrupted run missed."""
         assert isinstance(pl_module, TrainingModule)
         self.signals.install()
+        self._follow_metric(trainer, pl_module)
         if not self.validated:
             self._validate(trainer, pl_module, trainer.current_epoch - 1)
         self._stop_early(trainer, pl_module)
+        self._stop_at_limit(trainer, pl_module)
+
+    def _follow_metric(self, trainer: pl.Trainer, module: TrainingModule) -> None:
+        """Compare with the best value of the metric that decides now, if another one decided so far.
+
+        That value counts only if the weights of its epoch are kept, which are those of the best epoch so far.
+        """
+        if self.metric is None:
+            return
+        earlier = MetricsFile(self.run.metrics_csv).by_epoch("val")
+        names = {name for values in earlier.values() for name in values} or {self.metric}
+        metric = module.deciding(names)
+        if metric == self.metric:
+            return
+        display = module.display
+        found: tuple[int, float] | None = None
+        for epoch, values in earlier.items():
+            if metric in values and display.is_better(metric, values[metric], found[1] if found else None):
+                found = epoch - 1, values[metric]
+        line = f"best: {display.title(metric)} decides from here on, not {display.title(self.metric)}; "
+        self.metric = metric
+        if found is not None and found[0] == self.best_epoch:
+            self.best = found[1]
+            line += f"best so far {display.text(metric, self.best)} (epoch {self.best_epoch + 1})"
+        else:
+            kept, self.best, self.best_epoch, self.worse = self.best_epoch, None, -1, 0
+            lost = f"those of its best epoch so far ({found[0] + 1}) are not" if found else "none was measured by it"
+            line += f"the weights of epoch {kept + 1} are kept, {lost}, so the next validation counts as the best"
+        announce(line)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Restart the stopwatch."""
@@ -90,14 +122,21 @@ class RunKeeper(pl.Callback):
         assert isinstance(pl_module, TrainingModule)
         self.stopwatch.batch_done()
         at_step = (batch_idx + 1) % pl_module.config.accumulate == 0
+        at_limit = at_step and self._stop_at_limit(trainer, pl_module)
         if not at_step or trainer.is_last_batch:
             return
         signum = self._agreed_signal(trainer)
-        at_limit = trainer.global_step == trainer.max_steps
         if signum or at_limit or self._time_to_save(trainer, pl_module):
             self._save(trainer, pl_module)
         if signum:
             raise Interrupted(signum, resume_command(self.run))
+
+    def _stop_at_limit(self, trainer: pl.Trainer, module: TrainingModule) -> bool:
+        """End the training if it has the optimizer steps that the settings limit it to; return whether it has."""
+        limit = module.config.max_steps
+        reached = limit is not None and trainer.global_step >= limit
+        trainer.should_stop = trainer.should_stop or reached
+        return reached
 
     def _agreed_signal(self, trainer: pl.Trainer) -> int:
         """Return the signal that any process received, since all processes must stop at the same step."""
@@ -162,7 +201,7 @@ class RunKeeper(pl.Callback):
     def _validate(self, trainer: pl.Trainer, module: TrainingModule, epoch: int) -> None:
         started = time.perf_counter()
         evaluation = module.evaluate_split(progress=trainer.is_global_zero)
-        primary = module.deciding(evaluation.metrics)
+        self.metric = primary = module.deciding(evaluation.metrics)
         value = evaluation.metrics[primary]
         better = module.display.is_better(primary, value, self.best)
         self.worse = 0 if better else self.worse + 1

@@ -6,15 +6,11 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
-from fishnet.config import TrainConfig
 from fishnet.data.loader import EvalBatches, make_loader
 from fishnet.environment import announce, write_environment
-from fishnet.errors import UsageError
 from fishnet.files import atomic_path
 from fishnet.loading import load_model
 from fishnet.metrics import MetricsFile
@@ -24,6 +20,7 @@ from fishnet.tasks.base import TorchRuntime, Training
 from fishnet.training.allocator import allocation_for
 from fishnet.training.checkpoints import RunKeeper
 from fishnet.training.module import TrainingModule
+from fishnet.training.position import Position, check_position, describe_position, train_batches
 from fishnet.training.progress import progress_bars
 from fishnet.training.trainer import build_trainer, check_devices, runs_on_cpu
 
@@ -37,10 +34,12 @@ def build_module(job: Training, run: RunFolder, resume: bool = False) -> Trainin
         resume: Continue from the last checkpoint, if there is one.
 
     Raises:
-        UsageError: The settings are invalid for the network or this machine.
+        UsageError: The settings are invalid for the network, this machine, or the position of a resumed run.
         FishnetError: The weights cannot be loaded.
     """
     check_devices(job.config)
+    if resume:
+        check_position(job, run)
     with quiet_lightning():
         return TrainingModule(job, run, run.last if resume and run.last.exists() else None)
 
@@ -62,13 +61,7 @@ def fit(module: TrainingModule, resume: bool = False) -> None:
         keeper = RunKeeper(run, config.checkpoint_minutes)
         trainer = build_trainer(config, [keeper, *progress_bars(config.log_every)], run)
         if trainer.is_global_zero:
-            step, epochs, validated = read_position(checkpoint) if checkpoint else Position(0, 0, True)
-            MetricsFile(run.metrics_csv).cut(step, validated)
-            MetricsFile(run.timing_csv).cut(step, validated)
-            write_environment(run.environment_json, job.fingerprint(), resume)
-            print(f"resuming at step {step}" if checkpoint else f"writing to {run.path}", flush=True)
-            if epochs == config.epochs:
-                announce(f"all {epochs} epochs are trained; continue with --epochs {2 * epochs} --allow-changes")
+            begin_files(job, run, module.position, resume)
         with allocation_for(config.memory, runs_on_cpu(config)):
             trainer.fit(module, ckpt_path=checkpoint)
         keeper.finish(trainer, module)
@@ -76,35 +69,22 @@ def fit(module: TrainingModule, resume: bool = False) -> None:
             finish_report(job, run)
 
 
-class Position(NamedTuple):
-    """Training progress of a checkpoint."""
-
-    step: int
-    """Optimizer steps."""
-    epochs: int
-    """Finished epochs."""
-    validated: bool
-    """Whether its validation is done."""
-
-
-def read_position(checkpoint: Path) -> Position:
-    """Return the training progress of a checkpoint."""
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-    keeper = next(value for key, value in state["callbacks"].items() if key.startswith("RunKeeper"))
-    epochs = state["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-    return Position(int(state["global_step"]), int(epochs), bool(keeper["validated"]))
-
-
-def check_epochs(config: TrainConfig, run: RunFolder) -> None:
-    """Check that a resumed run has not finished more epochs than the settings ask for.
-
-    Raises:
-        UsageError: More epochs are finished than the settings ask for.
-    """
-    done = read_position(run.last).epochs if run.last.exists() else 0
-    if done > config.epochs:
-        message = f"{run.path} has already finished {done} epochs; choose a larger number"
-        raise UsageError(f"--epochs {config.epochs}: {message}")
+def begin_files(job: Training, run: RunFolder, position: Position | None, resume: bool) -> None:
+    """Cut the metrics to the position that a run goes on at, record the environment, and say where it starts."""
+    config = job.config
+    for path in (run.metrics_csv, run.timing_csv):
+        MetricsFile(path).cut(position.step if position else 0, position.validated if position else True)
+    write_environment(run.environment_json, job.fingerprint(), resume)
+    if position is None:
+        print(f"writing to {run.path}", flush=True)
+        return
+    print(describe_position(position, config, train_batches(job).steps), flush=True)
+    if position.epochs == config.epochs:
+        announce(f"all {config.epochs} epochs are trained; continue with --epochs {2 * config.epochs} --allow-changes")
+    elif config.max_steps is not None and position.step >= config.max_steps:
+        announce(
+            f"all {config.max_steps} steps of --max-steps are done; continue with --max-steps None --allow-changes"
+        )
 
 
 def finish_report(job: Training, run: RunFolder) -> None:

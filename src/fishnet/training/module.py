@@ -49,6 +49,14 @@ from fishnet.training.optimizer import (
     lr_share,
     parameter_names,
 )
+from fishnet.training.position import (
+    DIVISION,
+    Position,
+    division_of,
+    follow_accumulation,
+    position_of,
+    train_batches,
+)
 from fishnet.training.progress import with_progress
 from fishnet.training.trainer import runs_on_cpu
 from fishnet.training.warm_start import start_heads
@@ -89,8 +97,10 @@ class TrainingModule(pl.LightningModule):
         super().__init__()
         self.job, self.config, self.run_folder, self.checkpoint = job, job.config, run, checkpoint
         self.model = build_model(job, fresh=checkpoint is not None)
+        self.position: Position | None = None
         if checkpoint is not None:
             state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+            self.position = position_of(state)
             mark_loaded_modules(self.model, state.get(LOADED, ()))
         self._prepare_model()
         self.ema = ModelEmaV3(self.model, decay=self.config.ema, use_warmup=True) if self.config.ema else None
@@ -131,11 +141,7 @@ class TrainingModule(pl.LightningModule):
 
     def batches(self) -> TrainBatches:
         """Return the batches of the training split for this process."""
-        config, trainer = self.config, self.trainer
-        rank, world = trainer.global_rank, trainer.world_size
-        length = len(self.job.train_data)
-        order = self.job.train_order()
-        return TrainBatches(length, config.batch_size, config.accumulate, rank, world, config.seed, **order)
+        return train_batches(self.job, self.trainer.global_rank, self.trainer.world_size)
 
     @property
     def on_gpu(self) -> bool:
@@ -149,17 +155,24 @@ class TrainingModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _make_schedule(self) -> Callable[[int], float]:
-        """Return the factor of the base learning rate as a function of the optimizer step."""
+        """Return the factor of the base learning rate as a function of the optimizer step.
+
+        A resumed run goes on at the epoch that it reached, also if earlier epochs had another number of steps.
+        """
         steps, epochs, optim = self.batches().steps, self.config.epochs, self.config.optim
-        return lambda step: lr_share(optim, step, steps, epochs)
+        offset = self.position.offset(steps) if self.position is not None else 0
+        return lambda step: lr_share(optim, step + offset, steps, epochs)
 
     def on_save_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Save the names of the parameters, in the order of the optimizer state, and of modules with loaded weights."""
+        """Save the names of the parameters in the order of the optimizer state, those of modules with loaded weights,
+        and how epochs are divided into steps."""
         checkpoint[PARAMETERS] = parameter_names(self.trainer.optimizers[0], self.model)
         checkpoint[LOADED] = loaded_modules(self.model)
+        checkpoint[DIVISION] = division_of(self.batches())
 
     def on_load_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Apply the settings of a resumed run, which may differ from those of the checkpoint."""
+        follow_accumulation(checkpoint, self.config.accumulate)
         share = self._make_schedule()(checkpoint["lr_schedulers"][0]["last_epoch"])
         follow_settings(checkpoint, build_optimizer(self.model, self.config), self.model, share)
 

@@ -96,7 +96,7 @@ def build_trainer(config: TrainConfig, callbacks: list[pl.Callback], run: RunFol
         strategy="ddp" if config.devices * config.nodes > 1 else "auto",
         precision=PRECISION[config.precision],
         max_epochs=config.epochs,
-        max_steps=-1 if config.max_steps is None else config.max_steps,
+        max_steps=-1,  # RunKeeper stops: Lightning repeats the end of an epoch if a run with a limit goes on from it
         accumulate_grad_batches=config.accumulate,
         gradient_clip_val=config.optim.clip_grad,
         limit_val_batches=0,
