@@ -87,7 +87,9 @@ def test_a_limit_of_steps_does_not_repeat_the_end_of_an_epoch(
     straight = fit(photos, tmp_path / "straight", epochs=3, max_steps=8)
     for limit in (3, 6, 7, 7, 8):
         run = fit(photos, tmp_path / "run", epochs=3, max_steps=limit, resume=limit > 3, allow_changes=True)
-    assert "all 7 steps of --max-steps are done; --max-steps None --allow-changes trains" in capsys.readouterr().out
+    assert (
+        "all 7 steps of --max-steps are done; continue with --max-steps None --allow-changes" in capsys.readouterr().out
+    )
     assert_equal_runs(straight.path, run.path, steps=8)
     epochs = {int(row["step"]): int(row["epoch"]) for row in MetricsFile(run.metrics_csv).read()}
     assert list(epochs.values()) == [1, 1, 1, 2, 2, 2, 3, 3]
