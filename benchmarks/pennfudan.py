@@ -41,8 +41,6 @@ ABLATIONS: dict[str, str] = {
     "resnet18 of half the width": "--model resnet18 --model-option channels=[32,64,128,256]",
     "fishnet_nano": "--model fishnet_nano",
     "fishnet_nano, trunk from CIFAR-10": "--model fishnet_nano --weights {weights}",
-    "fishnet_nano, trunk from CIFAR-10, taps body": "--model fishnet_nano --weights {weights} --pyramid.taps body",
-    "fishnet_nano, trunk from CIFAR-10, taps tail": "--model fishnet_nano --weights {weights} --pyramid.taps tail",
 }
 
 
