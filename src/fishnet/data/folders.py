@@ -30,7 +30,12 @@ def check_root(root: Path, layouts: str) -> None:
 
 
 def read_lines(path: Path) -> list[str]:
-    """Return the lines of a text file, without spaces around them and without empty ones.
+    """Return the lines of a text file, without spaces around them and without empty ones; see `numbered_lines`."""
+    return [line for _, line in numbered_lines(path)]
+
+
+def numbered_lines(path: Path) -> list[tuple[int, str]]:
+    """Return number, from 1, and text of the lines of a text file, without spaces around them and without empty ones.
 
     Raises:
         FishnetError: The file is not UTF-8 text.
@@ -41,7 +46,7 @@ def read_lines(path: Path) -> list[str]:
         raise FishnetError(
             f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
         ) from None
-    return [line.strip() for line in lines if line.strip()]
+    return [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
 
 
 def subfolders(folder: Path) -> list[Path]:

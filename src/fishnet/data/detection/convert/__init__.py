@@ -5,7 +5,7 @@
 - Roboflow's COCO, to read only: images and _annotations.coco.json in DIR/train/, DIR/valid/, DIR/test/
 - YOLO: DIR/images/<split>/, DIR/labels/<split>/*.txt (class, center and size relative to the image), DIR/data.yaml
 
-Only COCO supports masks and keypoints; they are lost in the other layouts. Boxes are always in pixels of the upright
+Outlines of YOLO become polygons of COCO, and the reverse on request; VOC has boxes only. Keypoints are lost. Boxes are always in pixels of the upright
 image, as viewers show it: if a file states the stored size of an image that its EXIF orientation rotates, its boxes are
 rotated too.
 
@@ -27,7 +27,7 @@ from fishnet.data.detection.convert.voc import read_voc, write_voc
 from fishnet.data.detection.convert.yolo import read_yolo, write_yolo, yolo_folders
 from fishnet.data.folders import Placer, check_root
 from fishnet.data.stratify import stratify
-from fishnet.errors import FishnetError, UsageError
+from fishnet.errors import FishnetError, UsageError, counted
 
 
 @dataclass
@@ -98,8 +98,11 @@ def convert_data(
     seed: int = 0,
     images: str | None = None,
     annotations: str | None = None,
+    outlines: bool = False,
 ) -> ConversionReport:
     """Convert boxes and images to another layout; that of the source is detected.
+
+    Outlines of YOLO become polygons of COCO.
 
     Args:
         source: Folder of the data set: COCO, Pascal VOC, YOLO, or Roboflow's COCO.
@@ -110,8 +113,9 @@ def convert_data(
         seed: Seed of the random choice of val.
         images: Folder of the images in SOURCE, if it is not JPEGImages (VOC) or images (YOLO).
         annotations: Folder of the .xml or .txt files in SOURCE, if it is not Annotations (VOC) or labels (YOLO).
+        outlines: Write COCO objects that consist of one polygon as outlines of YOLO instead of boxes (--to yolo).
     """
-    return convert_boxes(source, dest, to, copy, val, seed, FolderNames(images, annotations))
+    return convert_boxes(source, dest, to, copy, val, seed, FolderNames(images, annotations), outlines)
 
 
 def convert_boxes(
@@ -122,6 +126,7 @@ def convert_boxes(
     val: float | None = None,
     seed: int = 0,
     names: FolderNames = USUAL,
+    outlines: bool = False,
 ) -> ConversionReport:
     """Convert a detection data set to another layout.
 
@@ -133,6 +138,7 @@ def convert_boxes(
         val: Fraction of the images that become the val split, stratified by class; only for a source with one split.
         seed: Seed of the random choice of val.
         names: Names of the source's subfolders if they are not the usual ones.
+        outlines: Write single polygons of COCO as outlines of YOLO.
 
     Raises:
         FishnetError: The source is damaged; the message names the file and the problem.
@@ -148,11 +154,14 @@ def convert_boxes(
         raise UsageError(f"--images and --annotations are for VOC and YOLO folders; {source} is a COCO folder")
     if kind == to:
         raise UsageError(f"{source} already has the layout {to}")
+    if outlines and (kind, to) != ("coco", "yolo"):
+        raise UsageError("--outlines is for the conversion of COCO with --to yolo; outlines of YOLO are always kept")
     _check_empty(dest)
-    found = read_coco_boxes(source) if kind == "coco" else {"voc": read_voc, "yolo": read_yolo}[kind](source, names)
+    found = _read(source, kind, names, outlines, polygons=to == "yolo")
     if val is not None:
         _make_val(found, source, val, seed)
     found.notes += _ignored_note(found, to)
+    found.notes += _outline_note(found, kind, to)
     place = Placer(copy)
     {"coco": write_coco, "voc": write_voc, "yolo": write_yolo}[to](found, dest, place)
     return ConversionReport(
@@ -162,6 +171,25 @@ def convert_boxes(
         - (_ignored(found) if to == "yolo" else 0),
         found.notes + place.notes(),
     )
+
+
+def _read(source: Path, kind: Layout, names: FolderNames, outlines: bool, polygons: bool) -> BoxSet:
+    if kind == "coco":
+        return read_coco_boxes(source, outlines, polygons)
+    return read_voc(source, names) if kind == "voc" else read_yolo(source, names)
+
+
+def _outline_note(found: BoxSet, kind: Layout, to: Layout) -> list[str]:
+    """Return a note about the outlines of YOLO."""
+    pictures = [picture for pictures in found.splits.values() for picture in pictures]
+    outlines = sum(len(picture.outlines) for picture in pictures)
+    if kind != "yolo" or not outlines:
+        return []
+    if to == "voc":
+        return [f"{counted(outlines, 'outline')} reduced to the box around: VOC has boxes only"]
+    boxes = sum(len(picture.boxes) for picture in pictures) - outlines
+    rest = f"; {counted(boxes, 'object')} with a box only, excluded from mask training" if boxes else ""
+    return [f"{counted(outlines, 'outline')} written as polygons, for detectors with masks such as mask_rcnn{rest}"]
 
 
 def _check_empty(dest: Path) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from fishnet.data.images import ImageShape, turned_box
+from fishnet.data.images import ImageShape, turned_box, turned_points
 
 Layout = Literal["coco", "voc", "yolo"]
 
@@ -24,6 +24,8 @@ class Picture:
     """(class, x, y, width, height) in pixels of each box."""
     ignored: list[bool] = field(default_factory=list)
     """Whether evaluation ignores each box: a crowd in COCO, a difficult object in VOC."""
+    outlines: dict[int, list[float]] = field(default_factory=dict)
+    """Polygon (x0, y0, x1, y1, ... in pixels) of each box that has an outline, by its index in `boxes`."""
 
 
 @dataclass
@@ -57,7 +59,16 @@ def upright(picture: Picture, shape: ImageShape) -> bool:
     picture.width, picture.height = shape.upright
     if stated == shape.stored != shape.upright:
         picture.boxes = [(label, *turned_box(box, stated, shape.orientation)) for label, *box in picture.boxes]
+        turned = {place: turned_points(one, stated, shape.orientation) for place, one in picture.outlines.items()}
+        picture.outlines = turned
     return stated in (shape.stored, shape.upright)
+
+
+def polygon_area(points: Sequence[float]) -> float:
+    """Return the area of a polygon x0, y0, x1, y1, ... in square pixels (shoelace formula)."""
+    corners = list(zip(points[::2], points[1::2], strict=True))
+    following = corners[1:] + corners[:1]
+    return abs(sum(x * v - u * y for (x, y), (u, v) in zip(corners, following, strict=True))) / 2
 
 
 def named(pictures: list[Picture]) -> Iterator[tuple[str, Picture]]:
