@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fishnet.data.images import IMAGE_EXTENSIONS
 from fishnet.errors import FishnetError
+
+_LOOKED_UP = 200
+"""Images that are looked up to find their folder."""
 
 
 def check_root(root: Path, layouts: str) -> None:
@@ -95,6 +98,24 @@ class Placer:
             if self.copied
             else []
         )
+
+
+def image_folder(root: Path, split: str, file_names: Sequence[str]) -> Path:
+    """Return the folder that the file names of a split are relative to; opens no file.
+
+    This is the first of DIR/<split>/images, DIR/<split>, DIR/images/<split>, DIR/images and DIR that contains any of the
+    images, of which up to 200 are looked up; DIR/<split> if none does.
+    """
+    looked_up = file_names[:: max(1, len(file_names) // _LOOKED_UP)]
+    for folder in image_places(root, split):
+        if any(os.path.exists(folder / name) for name in looked_up):  # noqa: PTH110  a name that is too long raises no error
+            return folder
+    return root / split
+
+
+def image_places(root: Path, split: str) -> list[Path]:
+    """Return the folders in which the images of a split are looked up, in this order."""
+    return [root / split / "images", root / split, root / "images" / split, root / "images", root]
 
 
 def has_label_maps(root: Path) -> bool:

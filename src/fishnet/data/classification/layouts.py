@@ -16,7 +16,7 @@ from types import UnionType
 from typing import Any, Literal
 
 from fishnet.data.classification.shards import ShardIndex, index_shards, shard_paths
-from fishnet.data.folders import check_root, image_files, subfolders
+from fishnet.data.folders import check_root, image_files, image_folder, subfolders
 from fishnet.data.images import IMAGE_EXTENSIONS
 from fishnet.errors import FishnetError, did_you_mean
 
@@ -217,8 +217,7 @@ def _list_coco(root: Path, split: str, path: Path, document: dict[str, object]) 
             f"{path}: the `label` of {valid.count(False)} images is not an index into the {len(classes)} `labels`, "
             f"first {first['file_name']} ({first.get('label')!r})"
         )
-    places = [Path(split), Path(split) / "images", Path()]  # the same folders as for detection
-    folder = next((place for place in places if images and (root / place / images[0]["file_name"]).exists()), places[1])
+    folder = image_folder(root, split, [image["file_name"] for image in images]).relative_to(root)
     names = [(folder / image["file_name"]).as_posix() for image in images]
     others = [(folder / image["file_name"]).as_posix() for image in unlabeled]
     return Listing("coco", path, names, targets, classes, unlabeled=others)

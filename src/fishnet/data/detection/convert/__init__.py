@@ -5,9 +5,9 @@
 - Roboflow's COCO, to read only: images and _annotations.coco.json in DIR/train/, DIR/valid/, DIR/test/
 - YOLO: DIR/images/<split>/, DIR/labels/<split>/*.txt (class, center and size relative to the image), DIR/data.yaml
 
-Outlines of YOLO become polygons of COCO, and the reverse on request; VOC has boxes only. Keypoints are lost. Boxes are always in pixels of the upright
-image, as viewers show it: if a file states the stored size of an image that its EXIF orientation rotates, its boxes are
-rotated too.
+Outlines of YOLO become polygons of COCO, and the reverse on request; VOC has boxes only. Keypoints are lost. Boxes are
+always in pixels of the upright image, as viewers show it: if a file states the stored size of an image that its EXIF
+orientation rotates, its boxes are rotated too.
 
 Two layouts can mark objects that evaluation ignores, `iscrowd` in COCO and `difficult` in VOC, and each is converted to
 the other: COCO's evaluation ignores detections inside a crowd (by intersection over the area of the detection), VOC's

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from fishnet.data.detection.coco import NONE, POLYGONS, CocoFile, read_coco, summarize
 from fishnet.data.detection.convert.boxes import BoxSet, Picture, named, polygon_area, upright
-from fishnet.data.detection.dataset import image_folder
 from fishnet.data.detection.types import AnnotationEntry, ImageEntry
+from fishnet.data.folders import image_folder
 from fishnet.data.images import image_shape
 from fishnet.errors import FishnetError, counted
 from fishnet.files import atomic_write
