@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -74,6 +75,14 @@ def image_files(folder: Path, base: Path | None = None) -> Iterator[Path]:
     return (path for path in all_files(folder, base) if path.suffix.lower() in IMAGE_EXTENSIONS)
 
 
+def free_name(root: Path, suffix: str) -> Path:
+    """Return the first of ROOT_suffix, ROOT_suffix2, ... that does not exist or is empty."""
+    base = root if root.name not in ("", "..") else root.resolve()
+    endings = itertools.chain([""], itertools.count(2))
+    paths = (base.with_name(f"{base.name}_{suffix}{ending}") for ending in endings)
+    return next(path for path in paths if not path.exists() or (path.is_dir() and not any(path.iterdir())))
+
+
 class Placer:
     """Places images in a new folder by hard link, or by copy."""
 
@@ -103,8 +112,8 @@ class Placer:
 def image_folder(root: Path, split: str, file_names: Sequence[str]) -> Path:
     """Return the folder that the file names of a split are relative to; opens no file.
 
-    This is the first of DIR/<split>/images, DIR/<split>, DIR/images/<split>, DIR/images and DIR that contains any of the
-    images, of which up to 200 are looked up; DIR/<split> if none does.
+    This is the first of DIR/<split>/images, DIR/<split>, DIR/images/<split>, DIR/images and DIR that contains any of
+    the images, of which up to 200 are looked up; DIR/<split> if none does.
     """
     looked_up = file_names[:: max(1, len(file_names) // _LOOKED_UP)]
     for folder in image_places(root, split):

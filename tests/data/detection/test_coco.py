@@ -249,8 +249,17 @@ def test_layouts_of_folders_and_splits(tmp_path: Path, mini: Callable[[str], Pat
     assert open_detection(nested, "train")[0]["image"].shape == (3, 40, 60)
     with pytest.raises(FishnetError, match=r"no split 'vall'; available: train"):
         open_detection(tmp_path, "vall")
+    for inside in ("train", "annotations"):
+        with pytest.raises(FishnetError, match=rf"is a part of a data set; did you mean --data {tmp_path}\?"):
+            open_detection(tmp_path / inside, "train")
+    above = tmp_path.parent / f"{tmp_path.name}_above"
+    shutil.copytree(nested, above / "nested")
+    with pytest.raises(FishnetError, match=rf"has no annotations; did you mean --data {above / 'nested'}\?"):
+        open_detection(above, "train")
+    (above / "nothing").mkdir()
+    (above / "nothing" / "notes.txt").write_text("x")
     with pytest.raises(FishnetError, match="contains no detection data"):
-        open_detection(tmp_path / "train", "train")
+        open_detection(above / "nothing", "train")
 
 
 @pytest.mark.parametrize(("change", "message"), [

@@ -376,7 +376,10 @@ def image_folder_of(source: Path, split: str) -> Path:
 def test_the_coco_layout_of_roboflow_keeps_its_outlines(mini: Callable[[str], Path], tmp_path: Path) -> None:
     source = mini("pennfudan")
     root = as_roboflow_coco(source, tmp_path / "roboflow")
-    with pytest.raises(FishnetError, match="YOLO or Roboflow folder, `fishnet data convert"):
+    with pytest.raises(
+        FishnetError,
+        match=r"has COCO annotations in another place .train._annotations.*; `fishnet data convert .*roboflow_coco`",
+    ):
         open_detection(root, "train")
     assert can_convert(root)
     report = data_convert(str(root), str(tmp_path / "coco"))
@@ -408,7 +411,7 @@ def test_damaged_folders_of_roboflow_are_named(mini: Callable[[str], Path], tmp_
     with pytest.raises(UsageError, match="convert it with --to coco first, then that to yolo"):
         data_convert(str(root), str(tmp_path / "yolo"), to="yolo")
     next((root / "train").glob("*.*g")).unlink()
-    with pytest.raises(FishnetError, match=r"_annotations.coco.json names .*, but there is no such image beside it"):
+    with pytest.raises(FishnetError, match=r"_annotations.coco.json names 1 image of .* does not contain"):
         data_convert(str(root), str(tmp_path / "one"))
     (root / "train" / "_annotations.coco.json").write_text('{"images": 3}')
     with pytest.raises(FishnetError, match="is not a COCO annotation file"):

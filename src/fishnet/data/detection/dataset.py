@@ -17,6 +17,7 @@ from torchvision import tv_tensors
 
 from fishnet.data import geometry
 from fishnet.data.detection.coco import NONE, CocoFile, Fault, annotated_only, load_document, parse_coco, summarize
+from fishnet.data.detection.layouts import require_own_layout
 from fishnet.data.detection.types import Batch, Sample, SampleTarget
 from fishnet.data.folders import all_files, check_root, image_folder, image_places
 from fishnet.data.geometry import VISIBILITY, plain
@@ -39,13 +40,14 @@ def annotation_file(root: Path, split: str) -> Path:
     Raises:
         FishnetError: There is none; lists the existing splits.
     """
+    require_own_layout(root)
     check_root(root, LAYOUT)
     folder = root / "annotations"
     splits = {path.stem.removeprefix("instances_"): path for path in sorted(folder.glob("instances_*.json"))}
     if not splits:
         raise FishnetError(
-            f"{root} contains no detection data: {folder}/instances_{split}.json is missing. For a VOC, YOLO or "
-            f"Roboflow folder, `fishnet data convert {root} {root}_coco` writes it in the COCO layout"
+            f"{root} contains no detection data: {folder}/instances_{split}.json is missing; expected {LAYOUT}, or a "
+            "VOC or YOLO folder or an export of CVAT, Label Studio or Roboflow for `fishnet data convert`"
         )
     if split in splits:
         return splits[split]
@@ -236,10 +238,10 @@ def open_detection(
         why = f": the objects of all {len(document['images'])} are unlabeled" if document["images"] else ""
         raise FishnetError(f"{path} lists no images{why}")
     folder = image_folder(root, path.stem.removeprefix("instances_"), file.file_names)
-    missing = missing_files(file, folder)
-    if len(missing) == len(file):
+    faults = missing_files(file, folder)
+    if len(faults) == len(file):
         raise FishnetError(no_images(file, root, path.stem.removeprefix("instances_")))
-    problems = file.problems + missing
+    problems = file.problems + faults
     if problems and bad_images == "stop":
         raise FishnetError(
             f"{path} has {len(problems)} problems: {summarize(problems)}. `fishnet data check detection {root} --fix "
@@ -279,7 +281,7 @@ def missing_files(file: CocoFile, folder: Path) -> list[Fault]:
 
 
 def no_images(file: CocoFile, root: Path, split: str) -> str:
-    """Return in words that no image of an annotation file exists, with the place of the first one if it is elsewhere."""
+    """Return in words that no image of an annotation file exists, with the place of the first if it is elsewhere."""
     places = ", ".join(f"{folder}/" for folder in image_places(root, split))
     name = file.file_names[0]
     found = next((path for path in all_files(root) if path.name == _NAME.split(name)[-1]), None)

@@ -47,10 +47,8 @@ def check_data(
         atomic_write(fix, dumps(mended))
         print(f"written: {fix}, {path.name} with " + ("; ".join(changes) or "no corrections"))
         if 2 * len(mended["images"]) < len(images):
-            rest = (
-                f"{len(mended['images'])} of {counted(len(images), 'image')} are left; check that {folder} is complete"
-            )
-            print(f"note: {rest}")
+            kept = f"{len(mended['images'])} of {counted(len(images), 'image')} are left"
+            print(f"note: {kept}; check that {folder} is complete")
         if changes and Path(fix).resolve() != path.resolve():
             print(f"to use it, replace {path} with it: {shlex.join(('mv', str(fix), str(path)))}")
     return report

@@ -2,7 +2,7 @@
 
 - COCO: DIR/annotations/instances_<split>.json, images in DIR/<split>/
 - VOC: DIR/Annotations/*.xml, DIR/JPEGImages/, DIR/ImageSets/Main/<split>.txt; corners are integer pixels from 1
-- Roboflow's COCO, to read only: images and _annotations.coco.json in DIR/train/, DIR/valid/, DIR/test/
+- COCO as other tools export it, to read only: Roboflow, CVAT, Label Studio, and files such as DIR/train.json
 - YOLO: DIR/images/<split>/, DIR/labels/<split>/*.txt (class, center and size relative to the image), DIR/data.yaml
 
 Outlines of YOLO become polygons of COCO, and the reverse on request; VOC has boxes only. Keypoints are lost. Boxes are
@@ -22,9 +22,11 @@ from pathlib import Path
 from fishnet.data.detection.coco import read_coco
 from fishnet.data.detection.convert.boxes import USUAL, BoxSet, FolderNames, Layout
 from fishnet.data.detection.convert.coco import read_coco_boxes, write_coco
-from fishnet.data.detection.convert.roboflow import move_roboflow, roboflow_files
+from fishnet.data.detection.convert.exports import move_exports
 from fishnet.data.detection.convert.voc import read_voc, write_voc
 from fishnet.data.detection.convert.yolo import read_yolo, write_yolo, yolo_folders
+from fishnet.data.detection.layouts import export_files, folder_of, other_layout, own_files
+from fishnet.data.detection.split import split_coco
 from fishnet.data.folders import Placer, check_root
 from fishnet.data.stratify import stratify
 from fishnet.errors import FishnetError, UsageError, counted
@@ -74,19 +76,8 @@ def detect_layout(root: Path, names: FolderNames = USUAL) -> Layout:
 
 def can_convert(root: Path) -> bool:
     """Whether a folder has boxes in one of the three layouts."""
-    root = _folder_of(root)
-    if not root.is_dir():
-        return False
-    if any((root / "annotations").glob("instances_*.json")) or (root / "Annotations").is_dir():
-        return True
-    if roboflow_files(root):
-        return True
-    return (root / "labels").is_dir() or bool(yolo_folders(root))
-
-
-def _folder_of(source: Path) -> Path:
-    """Return the folder of a data set that is named by its data.yaml, as YOLO tools do; any other path unchanged."""
-    return source.parent if source.suffix in (".yaml", ".yml") and source.is_file() else source
+    root = folder_of(root)
+    return bool(own_files(root)) or (root / "Annotations").is_dir() or other_layout(root) is not None
 
 
 def convert_data(
@@ -105,7 +96,7 @@ def convert_data(
     Outlines of YOLO become polygons of COCO.
 
     Args:
-        source: Folder of the data set: COCO, Pascal VOC, YOLO, or Roboflow's COCO.
+        source: Folder of the data set: COCO, also as other tools export it, Pascal VOC, or YOLO.
         dest: Output folder.
         to: Layout to write.
         copy: Copy images instead of linking them.
@@ -144,16 +135,17 @@ def convert_boxes(
         FishnetError: The source is damaged; the message names the file and the problem.
         UsageError: `dest` is not empty, the source already has the layout, or `val` does not apply to it.
     """
-    source = _folder_of(source)
+    source = folder_of(source)
     if val is not None and not 0 < val < 1:
         raise UsageError(f"--val must be between 0 and 1, such as 0.2, not {val}")
-    if names == USUAL and roboflow_files(source):
-        return _move_roboflow(source, dest, to, copy, val)
+    if names == USUAL and export_files(source):
+        return _move_exports(source, dest, to, copy, val, seed)
     kind = detect_layout(source, names)
     if kind == "coco" and names != USUAL:
         raise UsageError(f"--images and --annotations are for VOC and YOLO folders; {source} is a COCO folder")
     if kind == to:
-        raise UsageError(f"{source} already has the layout {to}")
+        advice = f"; `fishnet train detection --data {source}` reads it as it is" if to == "coco" else ""
+        raise UsageError(f"{source} already has the layout {to}{advice}")
     if outlines and (kind, to) != ("coco", "yolo"):
         raise UsageError("--outlines is for the conversion of COCO with --to yolo; outlines of YOLO are always kept")
     _check_empty(dest)
@@ -197,15 +189,22 @@ def _check_empty(dest: Path) -> None:
         raise UsageError(f"{dest} is not empty; choose another folder")
 
 
-def _move_roboflow(source: Path, dest: Path, to: Layout, copy: bool, val: float | None) -> ConversionReport:
+def _move_exports(source: Path, dest: Path, to: Layout, copy: bool, val: float | None, seed: int) -> ConversionReport:
+    """Convert COCO annotations that are not where the library reads them."""
     if to != "coco":
-        raise UsageError(f"{source} is a COCO folder of Roboflow; convert it with --to coco first, then that to {to}")
-    if val is not None:
-        raise UsageError(f"--val is for VOC and YOLO folders; `fishnet data split {dest}` divides the result")
+        raise UsageError(
+            f"{source} has COCO annotations of another tool; convert it with --to coco first, then that to {to}"
+        )
+    splits = [split for split, _ in export_files(source)]
+    if val is not None and len(splits) != 1:
+        raise UsageError(f"--val needs a source with one split; {source} has {', '.join(splits)}")
     _check_empty(dest)
     place = Placer(copy)
-    found = move_roboflow(source, dest, place)
-    files = {split: read_coco(dest / "annotations" / f"instances_{split}.json") for split in roboflow_files(source)}
+    found = move_exports(source, dest, place)
+    if val is not None:
+        split_coco(dest, val, seed)
+        splits = ["train", "val"]
+    files = {split: read_coco(dest / "annotations" / f"instances_{split}.json") for split in splits}
     images, boxes = {split: len(file) for split, file in files.items()}, sum(len(file.boxes) for file in files.values())
     return ConversionReport(dest, images, boxes, found.notes + place.notes())
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import yaml
 
 from fishnet.data.detection.convert.boxes import USUAL, BoxSet, FolderNames, Picture, named
+from fishnet.data.detection.layouts import split_folders
 from fishnet.data.folders import image_files, numbered_lines, read_lines
 from fishnet.data.images import image_shape
 from fishnet.errors import FishnetError, counted
@@ -21,19 +22,8 @@ _SHOWN = 5
 
 
 def yolo_folders(root: Path, names: FolderNames = USUAL) -> dict[str, tuple[Path, Path]]:
-    """Return the folders of images and of labels of every split; empty if a folder has no such layout.
-
-    These are images/<split> and labels/<split> (ultralytics), <split>/images and <split>/labels (Roboflow), or images
-    and labels without splits.
-    """
-    images, labels = names.images or "images", names.annotations or "labels"
-    if (root / images).is_dir() and (root / labels).is_dir():
-        inside = sorted(path for path in (root / images).iterdir() if path.is_dir())
-        found = {path.name: (path, root / labels / path.name) for path in inside}
-        found = found or {"train": (root / images, root / labels)}
-    else:
-        splits = sorted(path for path in root.iterdir() if (path / images).is_dir() and (path / labels).is_dir())
-        found = {path.name: (path / images, path / labels) for path in splits}
+    """Return the folders of images and of labels of every split, by the usual name of the split."""
+    found = split_folders(root, names.images or "images", names.annotations or "labels")
     return {_SAME.get(name, name): folders for name, folders in found.items()}
 
 
