@@ -72,7 +72,12 @@ def all_files(folder: Path, base: Path | None = None) -> Iterator[Path]:
 
 def image_files(folder: Path, base: Path | None = None) -> Iterator[Path]:
     """Yield every file below a folder that has an image extension; see `all_files`."""
-    return (path for path in all_files(folder, base) if path.suffix.lower() in IMAGE_EXTENSIONS)
+    return (path for path in all_files(folder, base) if is_image(path))
+
+
+def is_image(path: Path) -> bool:
+    """Return whether a path has the extension of an image."""
+    return path.suffix.lower() in IMAGE_EXTENSIONS
 
 
 def free_name(root: Path, suffix: str) -> Path:

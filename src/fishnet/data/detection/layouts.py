@@ -131,18 +131,24 @@ def explain_layout(root: Path) -> str | None:
     return None
 
 
-def _other_level(root: Path) -> str | None:
-    """Return a question for the data folder if a path is a folder in it, or the one above it."""
+def _above(root: Path) -> str | None:
+    """Return a question for the data folder if a path is a folder in it."""
     above = root.absolute().parent
-    if own_files(above) or (root.name == "annotations" and root.is_dir() and export_files(above)):
+    parts = {"annotations", "Annotations", "JPEGImages", "images", "labels", *split_folders(above)}
+    if own_files(above) or (root.absolute().name in parts and other_layout(above)):
         return f"{root} is a part of a data set; did you mean --data {root.parent}?"
-    below = [folder for folder in subfolders(root) if own_files(folder) or other_layout(folder)]
-    return f"{root} has no annotations; did you mean --data {below[0]}?" if len(below) == 1 else None
+    return None
+
+
+def _below(root: Path) -> str | None:
+    """Return a question for the data folder if a path is the folder above it."""
+    found = [folder for folder in subfolders(root) if own_files(folder) or other_layout(folder)]
+    return f"{root} has no annotations; did you mean --data {found[0]}?" if len(found) == 1 else None
 
 
 def require_own_layout(root: Path) -> None:
     """Raise FishnetError, with the command to type, if a path is not in the library's own layout but in another."""
     if not root.exists() or own_files(root):
         return
-    if text := explain_layout(root) or (_other_level(root) if root.is_dir() else None):
+    if text := explain_layout(root) if root.is_file() else _above(root) or explain_layout(root) or _below(root):
         raise FishnetError(text)
