@@ -56,5 +56,5 @@ def counted(number: int, noun: str) -> str:
     """Return a number with its noun in the singular or plural, such as "1 class" or "2,000 images"."""
     if number == 1:
         return f"1 {noun}"
-    ending = "ies" if noun.endswith("y") else "es" if noun.endswith("s") else "s"
+    ending = "ies" if noun.endswith("y") else "es" if noun.endswith(("s", "x")) else "s"
     return f"{number:,} {noun.removesuffix('y') if ending == 'ies' else noun}{ending}"

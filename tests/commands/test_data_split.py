@@ -486,3 +486,23 @@ def test_empty_class_folders_and_a_train_of_one_class(tmp_path):
     root = class_folders(tmp_path / "one", {"train": {"cat": 3}})
     with pytest.raises(FishnetError, match=r"has only one class .cat."):
         train("classification", data=str(root), out=str(tmp_path / "run"))
+
+
+def test_boxes_of_other_layouts_are_converted_first(tmp_path):
+    voc, yolo = tmp_path / "voc", tmp_path / "yolo"
+    put(voc / "Annotations" / "1.xml", b"<annotation/>")
+    put(voc / "JPEGImages" / "1.jpg", noise(1))
+    put(yolo / "images" / "1.jpg", noise(1))
+    put(yolo / "labels" / "1.TXT", b"0 0.5 0.5 0.1 0.1")
+    put(yolo / "data.yaml", b"names: [ant]")
+    (tmp_path / "voc_coco" / "old").mkdir(parents=True)
+    for root, out, name in ((voc, "voc_coco2", "VOC"), (yolo, "yolo_coco", "YOLO")):
+        match = rf"{root} has the layout of {name}; `fishnet data convert {root} {tmp_path / out} --val 0.2`"
+        with pytest.raises(UsageError, match=match):
+            data_split(str(root))
+        with pytest.raises(FishnetError, match=match):
+            train("detection", data=str(root), out=str(tmp_path / "run"))
+    with pytest.raises(FishnetError, match=r"data.yaml has the layout of YOLO; `fishnet data convert .*_coco"):
+        train("detection", data=str(yolo / "data.yaml"), out=str(tmp_path / "run"))
+    with pytest.raises(FishnetError, match=rf"did you mean --data {yolo}\?"):
+        train("detection", data=str(yolo / "labels"), out=str(tmp_path / "run"))

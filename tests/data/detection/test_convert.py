@@ -488,3 +488,27 @@ def test_keypoints_of_yolo_are_no_outlines(tmp_path: Path) -> None:
     assert "keypoints were not converted" in report.describe()
     (one,) = document_of(tmp_path / "coco")["annotations"]
     assert (one["bbox"], one["segmentation"]) == ([15, 5, 10, 10], [])
+
+
+@pytest.mark.parametrize("layout", ["voc", "yolo"])
+def test_images_of_one_stem_keep_their_own_boxes(layout: str, tmp_path: Path) -> None:
+    names = ["a.png", "a.bmp", "b.PNG"]
+    (tmp_path / "coco" / "train").mkdir(parents=True)
+    for name in names:
+        Image.new("RGB", (40, 20)).save(tmp_path / "coco" / "train" / name)
+    document = {
+        "images": [{"id": n, "file_name": name, "width": 40, "height": 20} for n, name in enumerate(names)],
+        "annotations": [{"id": n, "image_id": n, "category_id": 1, "bbox": [n, 1, 8, 8]} for n in range(3)],
+        "categories": [{"id": 1, "name": "ant"}],
+    }
+    (tmp_path / "coco" / "annotations").mkdir()
+    (tmp_path / "coco" / "annotations" / "instances_train.json").write_text(json.dumps(document))
+    convert_boxes(tmp_path / "coco", tmp_path / "there", layout)  # type: ignore[arg-type]
+    for path in [*(tmp_path / "there").rglob("*.txt"), *(tmp_path / "there").rglob("*.xml")]:
+        if path.name not in ("classes.txt", "train.txt"):
+            path.rename(path.with_suffix(path.suffix.upper()))
+    assert can_convert(tmp_path / "there")
+    convert_boxes(tmp_path / "there", tmp_path / "back", "coco")
+    found = boxes(tmp_path / "back")
+    assert sorted(round(one[0][1][0]) for one in found.values()) == [0, 1, 2]
+    assert len(found) == 3

@@ -44,7 +44,7 @@ def test_images_are_found_in_the_usual_folders(place: str, tmp_path: Path, capsy
 def test_the_folder_of_the_split_comes_first_even_without_its_first_image(tmp_path: Path) -> None:
     root = coco(tmp_path, "train", written=3)
     put(root / "images" / "0.jpg", noise(0))
-    with pytest.raises(FishnetError, match=r"has 1 problems: 1 x missing image file"):
+    with pytest.raises(FishnetError, match=r"has 1 problem: 1 x missing image file"):
         open_detection(root, "train")
 
 

@@ -203,8 +203,8 @@ def test_folders_that_cannot_be_opened(clean: Path, tmp_path: Path) -> None:
     unsplit = data_folder(tmp_path / "unsplit", {"": 2})
     assert "`fishnet data split" in message(unsplit)
     for path in (clean / "val" / "labels").iterdir():
-        path.rename(path.with_name(f"{path.stem}_mask.png"))
-    assert "no image has a label map of the same stem: val/images/000.jpg and val/labels/000_mask.png" in message(
+        path.rename(path.with_name(f"{path.stem}_other.png"))
+    assert "no image has a label map of the same stem: val/images/000.jpg and val/labels/000_other.png" in message(
         clean, "val"
     )
     for path in list((clean / "val" / "labels").iterdir()):

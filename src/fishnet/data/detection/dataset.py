@@ -244,8 +244,8 @@ def open_detection(
     problems = file.problems + faults
     if problems and bad_images == "stop":
         raise FishnetError(
-            f"{path} has {len(problems)} problems: {summarize(problems)}. `fishnet data check detection {root} --fix "
-            "OUT.json` repairs what can be repaired; --bad-images skip excludes the rest"
+            f"{path} has {counted(len(problems), 'problem')}: {summarize(problems)}. `fishnet data check detection "
+            f"{root} --fix OUT.json` repairs what can be repaired; --bad-images skip excludes the rest"
         )
     if classes is not None and classes != file.classes:
         missing, extra = sorted(set(classes) - set(file.classes)), sorted(set(file.classes) - set(classes))

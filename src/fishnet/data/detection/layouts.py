@@ -18,6 +18,8 @@ from fishnet.errors import FishnetError
 
 ROBOFLOW = "_annotations.coco.json"
 YAML = (".yaml", ".yml")
+CLASS_FILES = ("data.yaml", "dataset.yaml", "classes.txt")
+"""Files with the class names of a YOLO data set."""
 _OWN = re.compile(r"instances_(train|val|test)(\d{4})?")
 _SPLIT = re.compile(r"(?:^|[^a-z])(train|val|test)(?:id|idation|ing)?(?:\d{4})?(?:$|[^a-z])")
 _MOST_FILES = 50
@@ -49,7 +51,9 @@ def split_folders(root: Path, images: str = "images", labels: str = "labels") ->
 
 def is_yolo(root: Path) -> bool:
     """Return whether a folder has label files of YOLO: text files in the folders of labels."""
-    return root.is_dir() and any(_has(labels, ".txt") for _, labels in split_folders(root).values())
+    if not root.is_dir() or not ((root / "images").is_dir() or any((root / name).is_file() for name in CLASS_FILES)):
+        return False  # a folder that contains data sets
+    return any(_has(labels, ".txt") for _, labels in split_folders(root).values())
 
 
 def export_files(root: Path) -> list[tuple[str, Path]]:
@@ -134,8 +138,9 @@ def explain_layout(root: Path) -> str | None:
 def _above(root: Path) -> str | None:
     """Return a question for the data folder if a path is a folder in it."""
     above = root.absolute().parent
-    parts = {"annotations", "Annotations", "JPEGImages", "images", "labels", *split_folders(above)}
-    if own_files(above) or (root.absolute().name in parts and other_layout(above)):
+    name = root.absolute().name
+    is_part = name in ("annotations", "Annotations", "JPEGImages", "images", "labels") or _SPLIT.fullmatch(name.lower())
+    if own_files(above) or (is_part and other_layout(above)):
         return f"{root} is a part of a data set; did you mean --data {root.parent}?"
     return None
 

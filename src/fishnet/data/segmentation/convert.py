@@ -22,7 +22,7 @@ from fishnet.data.segmentation.dataset import SegmentationDataset, no_pairs
 from fishnet.data.segmentation.layouts import Listing, available_splits, layout_of, list_folders, list_split
 from fishnet.data.segmentation.masks import CLASSES_FILE, explain_masks, mask_folders
 from fishnet.data.stratify import stratify
-from fishnet.errors import FishnetError, UsageError
+from fishnet.errors import FishnetError, UsageError, counted
 from fishnet.files import atomic_path, write_json
 
 
@@ -37,8 +37,8 @@ class ConversionReport:
 
     def describe(self) -> str:
         """Describe the result as text."""
-        counts = ", ".join(f"{split} {count} images" for split, count in self.images.items())
-        return "\n".join([f"{self.out}: {counts}, {self.classes} classes", *self.notes])
+        counts = ", ".join(f"{split} {counted(count, 'image')}" for split, count in self.images.items())
+        return "\n".join([f"{self.out}: {counts}, {counted(self.classes, 'class')}", *self.notes])
 
 
 @dataclass

@@ -43,8 +43,8 @@ class ConversionReport:
 
     def describe(self) -> str:
         """Describe the result as text."""
-        counts = ", ".join(f"{split} {count} images" for split, count in self.images.items())
-        return "\n".join([f"{self.out}: {counts}, {self.boxes} boxes", *self.notes])
+        counts = ", ".join(f"{split} {counted(count, 'image')}" for split, count in self.images.items())
+        return "\n".join([f"{self.out}: {counts}, {counted(self.boxes, 'box')}", *self.notes])
 
 
 def detect_layout(root: Path, names: FolderNames = USUAL) -> Layout:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,12 +70,18 @@ def polygon_area(points: Sequence[float]) -> float:
     return abs(sum(x * v - u * y for (x, y), (u, v) in zip(corners, following, strict=True))) / 2
 
 
-def named(pictures: list[Picture]) -> Iterator[tuple[str, Picture]]:
-    """Yield a file name for each picture that is unique in the split when folders are flattened."""
-    seen: Counter[str] = Counter()
+def named(pictures: list[Picture], by_stem: bool = False) -> Iterator[tuple[str, Picture]]:
+    """Yield a file name for each picture that is unique in the split when folders are flattened.
+
+    Args:
+        pictures: Pictures of a split.
+        by_stem: Names must differ without their extension, since each has an annotation file.
+    """
+    taken: set[str] = set()
     for picture in pictures:
-        name = picture.path.name
-        seen[name] += 1
-        if seen[name] > 1:
-            name = f"{picture.path.stem}_{seen[name]}{picture.path.suffix}"
-        yield name, picture
+        name, number = picture.path, 1
+        while (name.stem if by_stem else name.name) in taken:
+            number += 1
+            name = picture.path.with_stem(f"{picture.path.stem}_{number}")
+        taken.add(name.stem if by_stem else name.name)
+        yield name.name, picture

@@ -29,7 +29,7 @@ def read_coco_boxes(root: Path, outlines: bool = False, polygons: bool = False) 
         file = read_coco(path)
         if file.problems:
             raise FishnetError(
-                f"{path} has {len(file.problems)} problems: {summarize(file.problems)}. "
+                f"{path} has {counted(len(file.problems), 'problem')}: {summarize(file.problems)}. "
                 f"`fishnet data check detection {root} --fix OUT.json` repairs what can be repaired"
             )
         if found.classes and file.classes != found.classes:

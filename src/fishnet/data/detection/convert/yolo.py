@@ -143,7 +143,7 @@ def write_yolo(found: BoxSet, out: Path, place: Callable[[Path, Path], None]) ->
     """Write a YOLO folder, with polygons where there are outlines; ignored objects are excluded."""
     numbers = {name: number for number, name in enumerate(found.classes)}
     for split, pictures in found.splits.items():
-        for name, picture in named(pictures):
+        for name, picture in named(pictures, by_stem=True):
             place(picture.path, out / "images" / split / name)
             lines = []
             for index, (label, *box) in enumerate(picture.boxes):
