@@ -50,3 +50,11 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return a question with the nearest known names, or an empty string if none is near."""
     near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
     return f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun in the singular or plural, such as "1 class" or "2,000 images"."""
+    if number == 1:
+        return f"1 {noun}"
+    ending = "ies" if noun.endswith("y") else "es" if noun.endswith(("s", "x")) else "s"
+    return f"{number:,} {noun.removesuffix('y') if ending == 'ies' else noun}{ending}"

@@ -12,6 +12,7 @@ import pytest
 
 from fishnet.commands.data_check import data_check
 from fishnet.commands.data_split import data_split
+from fishnet.commands.train import train
 from fishnet.data.classification.dataset import open_classification
 from fishnet.data.classification.split import choose_val
 from fishnet.data.detection import split as split_coco
@@ -454,3 +455,54 @@ def test_one_level_too_deep_is_not_split_again(tmp_path):
     assert files(tmp_path) == before
     with pytest.raises(FishnetError, match=rf"is one split of a data set; did you mean --data {tmp_path}\?"):
         open_classification(tmp_path / "train", "train")
+
+
+@pytest.mark.parametrize(
+    ("prepare", "match"),
+    [
+        (lambda root: class_folders(root, {"": {"cat": 2}}), "has one class only .cat.; a classifier needs two: add a"),
+        (
+            lambda root: class_folders(root, {"": {"cat": 2, "dog": 0}}),
+            "has one class only .cat.; .*there are no images in dog$",
+        ),
+        (lambda root: put(root / "1.jpg", noise(0)), "has 1 image but no class folders; .*a folder for each class"),
+        (lambda root: put(root / "images" / "1.jpg", noise(0)), "has 1 image but no class folders"),
+    ],
+)
+def test_folders_without_two_classes_are_explained_by_every_command(prepare, match, tmp_path):
+    prepare(tmp_path)
+    with pytest.raises(FishnetError, match=match):
+        train("classification", data=str(tmp_path), out=str(tmp_path / "run"))
+    with pytest.raises(FishnetError, match=match):
+        data_check("classification", str(tmp_path))
+    with pytest.raises(FishnetError, match=match):
+        data_split(str(tmp_path))
+
+
+def test_empty_class_folders_and_a_train_of_one_class(tmp_path):
+    root = class_folders(tmp_path / "empty", {"": {"cat": 0, "dog": 0}})
+    with pytest.raises(FishnetError, match="has no images in its folders cat, dog; add those of each class"):
+        open_classification(root, "train")
+    root = class_folders(tmp_path / "one", {"train": {"cat": 3}})
+    with pytest.raises(FishnetError, match=r"has only one class .cat."):
+        train("classification", data=str(root), out=str(tmp_path / "run"))
+
+
+def test_boxes_of_other_layouts_are_converted_first(tmp_path):
+    voc, yolo = tmp_path / "voc", tmp_path / "yolo"
+    put(voc / "Annotations" / "1.xml", b"<annotation/>")
+    put(voc / "JPEGImages" / "1.jpg", noise(1))
+    put(yolo / "images" / "1.jpg", noise(1))
+    put(yolo / "labels" / "1.TXT", b"0 0.5 0.5 0.1 0.1")
+    put(yolo / "data.yaml", b"names: [ant]")
+    (tmp_path / "voc_coco" / "old").mkdir(parents=True)
+    for root, out, name in ((voc, "voc_coco2", "VOC"), (yolo, "yolo_coco", "YOLO")):
+        match = rf"{root} has the layout of {name}; `fishnet data convert {root} {tmp_path / out} --val 0.2`"
+        with pytest.raises(UsageError, match=match):
+            data_split(str(root))
+        with pytest.raises(FishnetError, match=match):
+            train("detection", data=str(root), out=str(tmp_path / "run"))
+    with pytest.raises(FishnetError, match=r"data.yaml has the layout of YOLO; `fishnet data convert .*_coco"):
+        train("detection", data=str(yolo / "data.yaml"), out=str(tmp_path / "run"))
+    with pytest.raises(FishnetError, match=rf"did you mean --data {yolo}\?"):
+        train("detection", data=str(yolo / "labels"), out=str(tmp_path / "run"))

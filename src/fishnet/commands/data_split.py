@@ -9,6 +9,7 @@ from typing import Any
 from fishnet.commands.hints import suggest
 from fishnet.commands.layouts import task_of
 from fishnet.errors import UsageError, refuse_options
+from fishnet.tasks import loaded_tasks
 from fishnet.tasks.base import DataReport
 
 
@@ -24,6 +25,8 @@ def data_split(directory: str, task: str | None = None, **options: Any) -> DataR
         options: Options of the task, such as `val`, the fraction of the images that becomes val.
     """
     root = Path(directory)
+    if task is None:
+        _refuse_other_layouts(root)
     kind = task_of(root, task, lambda kind: kind.can_split, lambda kind: kind.layouts)
     if kind.split_data is None:
         raise UsageError(f"{kind.name} has no split for its data")
@@ -35,3 +38,10 @@ def data_split(directory: str, task: str | None = None, **options: Any) -> DataR
         return report
     suggest("train", kind.name, "--data", directory, "--out", f"runs/{root.resolve().name}", "--model", "fishnet_tiny")
     return report
+
+
+def _refuse_other_layouts(root: Path) -> None:
+    """Raise UsageError if a folder has a layout that must be converted first, with the command."""
+    for kind in loaded_tasks():
+        if kind.explain_layout is not None and (text := kind.explain_layout(root)):
+            raise UsageError(text)

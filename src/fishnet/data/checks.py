@@ -18,9 +18,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from fishnet.data.images import MISSING, explain, is_truncated, refuse_bomb, to_rgb
+from fishnet.errors import counted
 
 Severity = Literal["error", "note"]
 
+_SINGULAR = {"images": "image", "classes": "class", "objects": "object", "crowds": "crowd"}
 _EXTENSIONS_OF = {"MPO": "JPEG"}  # a JPEG file with a second image appended, as written by some phones
 
 
@@ -75,7 +77,8 @@ class CheckReport:
         """Return a listing grouped by kind, errors first, with the first `limit` paths of each."""
         lines = []
         for split, counts in self.summary.get("splits", {}).items():
-            lines.append(f"{split or self.root}: " + ", ".join(f"{n} {name}" for name, n in counts.items()))
+            texts = [f"{n} {_SINGULAR.get(name, name) if n == 1 else name}" for name, n in counts.items()]
+            lines.append(f"{split or self.root}: " + ", ".join(texts))
         lines += self.lines
         groups: dict[str, list[Problem]] = defaultdict(list)
         for problem in self.problems:
@@ -89,7 +92,8 @@ class CheckReport:
                 lines.append(f"  ... and {len(found) - limit} more")
         errors = sum(problem.severity == "error" for problem in self.problems)
         notes = len(self.problems) - errors
-        lines.append(f"\n{errors} errors, {notes} notes in {self.root}" if errors else f"\nno problems in {self.root}")
+        found_text = f"{counted(errors, 'error')}, {counted(notes, 'note')} in {self.root}"
+        lines.append(f"\n{found_text}" if errors else f"\nno problems in {self.root}")
         return "\n".join(lines)
 
 

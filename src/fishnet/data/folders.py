@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fishnet.data.images import IMAGE_EXTENSIONS
 from fishnet.errors import FishnetError
+
+_LOOKED_UP = 200
+"""Images that are looked up to find their folder."""
 
 
 def check_root(root: Path, layouts: str) -> None:
@@ -30,7 +34,12 @@ def check_root(root: Path, layouts: str) -> None:
 
 
 def read_lines(path: Path) -> list[str]:
-    """Return the lines of a text file, without spaces around them and without empty ones.
+    """Return the lines of a text file, without spaces around them and without empty ones; see `numbered_lines`."""
+    return [line for _, line in numbered_lines(path)]
+
+
+def numbered_lines(path: Path) -> list[tuple[int, str]]:
+    """Return number, from 1, and text of the lines of a text file, without spaces around them and without empty ones.
 
     Raises:
         FishnetError: The file is not UTF-8 text.
@@ -41,7 +50,7 @@ def read_lines(path: Path) -> list[str]:
         raise FishnetError(
             f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
         ) from None
-    return [line.strip() for line in lines if line.strip()]
+    return [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
 
 
 def subfolders(folder: Path) -> list[Path]:
@@ -63,7 +72,20 @@ def all_files(folder: Path, base: Path | None = None) -> Iterator[Path]:
 
 def image_files(folder: Path, base: Path | None = None) -> Iterator[Path]:
     """Yield every file below a folder that has an image extension; see `all_files`."""
-    return (path for path in all_files(folder, base) if path.suffix.lower() in IMAGE_EXTENSIONS)
+    return (path for path in all_files(folder, base) if is_image(path))
+
+
+def is_image(path: Path) -> bool:
+    """Return whether a path has the extension of an image."""
+    return path.suffix.lower() in IMAGE_EXTENSIONS
+
+
+def free_name(root: Path, suffix: str) -> Path:
+    """Return the first of ROOT_suffix, ROOT_suffix2, ... that does not exist or is empty."""
+    base = root if root.name not in ("", "..") else root.resolve()
+    endings = itertools.chain([""], itertools.count(2))
+    paths = (base.with_name(f"{base.name}_{suffix}{ending}") for ending in endings)
+    return next(path for path in paths if not path.exists() or (path.is_dir() and not any(path.iterdir())))
 
 
 class Placer:
@@ -90,6 +112,24 @@ class Placer:
             if self.copied
             else []
         )
+
+
+def image_folder(root: Path, split: str, file_names: Sequence[str]) -> Path:
+    """Return the folder that the file names of a split are relative to; opens no file.
+
+    This is the first of DIR/<split>/images, DIR/<split>, DIR/images/<split>, DIR/images and DIR that contains any of
+    the images, of which up to 200 are looked up; DIR/<split> if none does.
+    """
+    looked_up = file_names[:: max(1, len(file_names) // _LOOKED_UP)]
+    for folder in image_places(root, split):
+        if any(os.path.exists(folder / name) for name in looked_up):  # noqa: PTH110  a name that is too long raises no error
+            return folder
+    return root / split
+
+
+def image_places(root: Path, split: str) -> list[Path]:
+    """Return the folders in which the images of a split are looked up, in this order."""
+    return [root / split / "images", root / split, root / "images" / split, root / "images", root]
 
 
 def has_label_maps(root: Path) -> bool:

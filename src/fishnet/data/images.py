@@ -14,7 +14,7 @@ from fishnet.runner.images import explain, is_truncated, orientation_of, refuse_
 
 __all__ = [
     "IMAGE_EXTENSIONS", "MISSING", "BadImageError", "BadImageSkipper", "ImageShape", "bad_image", "explain",
-    "image_shape", "is_truncated", "read_image", "refuse_bomb", "to_rgb", "turned_box",
+    "image_shape", "is_truncated", "read_image", "refuse_bomb", "to_rgb", "turned_box", "turned_points",
 ]  # fmt: skip
 
 IMAGE_EXTENSIONS = frozenset(
@@ -175,6 +175,12 @@ def turned_box(box: Sequence[float], stored: tuple[int, int], orientation: int) 
     }
     across, down = places[orientation]
     return (across, down, h, w) if orientation >= 5 else (across, down, w, h)
+
+
+def turned_points(points: Sequence[float], stored: tuple[int, int], orientation: int) -> list[float]:
+    """Convert points x0, y0, x1, y1, ... from the stored image to the upright image; see `turned_box`."""
+    pairs = zip(points[::2], points[1::2], strict=True)
+    return [value for x, y in pairs for value in turned_box((x, y, 0, 0), stored, orientation)[:2]]
 
 
 def _read_bytes(path: Path | str, label: str) -> bytes:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fishnet.data.images import IMAGE_EXTENSIONS
-from fishnet.errors import FishnetError, UsageError
+from fishnet.errors import FishnetError, UsageError, counted
 
 STANDARD_INPUT = "-"
 """Input that means a list of paths on standard input."""
@@ -19,6 +19,12 @@ VIDEO_EXTENSIONS = frozenset(
     {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv", ".3gp", ".mts", ".m2ts"}
 )
 """Extensions of video files, in lower case."""
+
+
+UNREADABLE = frozenset(
+    {".heic", ".heif", ".jxl", ".svg", ".psd", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2"}
+)
+"""Extensions of image formats that are not supported, in lower case."""
 
 
 @dataclass
@@ -31,6 +37,8 @@ class Inputs:
     """Videos, without duplicates."""
     standard_input: bool = False
     """Whether standard input lists further images."""
+    skipped: list[Path] = field(default_factory=list)
+    """Images in folders and patterns that cannot be read: formats without a decoder, and broken links."""
 
 
 def find_inputs(inputs: Sequence[str | Path], leave_out: Path | None = None) -> Inputs:
@@ -45,6 +53,7 @@ def find_inputs(inputs: Sequence[str | Path], leave_out: Path | None = None) -> 
     """
     images: dict[Path, None] = {}
     videos: dict[Path, None] = {}
+    skipped: dict[Path, None] = {}
     hidden_below = None if leave_out is None else leave_out.absolute()
     if not inputs:
         raise UsageError("no input is given; name images, folders, quoted patterns or videos, or - for a list of paths")
@@ -61,13 +70,15 @@ def find_inputs(inputs: Sequence[str | Path], leave_out: Path | None = None) -> 
         else:
             matches = sorted(Path(match) for match in glob.glob(text, recursive=True))  # noqa: PTH207  # takes absolute patterns
         seen = [match for match in matches if _is_visible(match, path) and hidden_below not in match.absolute().parents]
+        skipped |= dict.fromkeys(match for match in matches if _is_unreadable(match, path))
         photos = [match for match in seen if match.suffix.lower() in IMAGE_EXTENSIONS]
         clips = [] if path.is_dir() else [match for match in seen if is_video(match)]
         if not photos and not clips:
             raise FishnetError(_nothing_found(text, path, matches))
         images.update(dict.fromkeys(photos))
         videos.update(dict.fromkeys(clips))
-    return Inputs(list(images), list(videos), STANDARD_INPUT in texts and not Path(STANDARD_INPUT).exists())
+    from_list = STANDARD_INPUT in texts and not Path(STANDARD_INPUT).exists()
+    return Inputs(list(images), list(videos), from_list, list(skipped))
 
 
 def is_video(path: Path) -> bool:
@@ -75,9 +86,25 @@ def is_video(path: Path) -> bool:
     return path.suffix.lower() in VIDEO_EXTENSIONS
 
 
-def _is_visible(path: Path, base: Path) -> bool:
+def _is_unreadable(path: Path, base: Path) -> bool:
+    """Return whether a visible path is an image that cannot be read."""
+    suffix = path.suffix.lower()
+    return _is_visible(path, base, exists=False) and (
+        suffix in UNREADABLE or (suffix in IMAGE_EXTENSIONS and path.is_symlink() and not path.exists())
+    )
+
+
+def describe_skipped(skipped: Sequence[Path]) -> str:
+    """Return in one line which images are skipped, and what to do."""
+    shown = ", ".join(f"{path} (broken link)" if path.is_symlink() else str(path) for path in skipped[:5])
+    formats = any(path.suffix.lower() in UNREADABLE for path in skipped)
+    advice = "; convert formats such as HEIC to JPEG or PNG" if formats else ""
+    return f"skipped {counted(len(skipped), 'file')}: {shown}{', ...' * (len(skipped) > 5)}{advice}"
+
+
+def _is_visible(path: Path, base: Path, exists: bool = True) -> bool:
     below = path.relative_to(base).parts if path.is_relative_to(base) else path.parts[-1:]
-    return path.is_file() and not any(part.startswith(".") for part in below)
+    return (path.is_file() or not exists) and not any(part.startswith(".") for part in below)
 
 
 def _nothing_found(text: str, path: Path, matches: Sequence[Path]) -> str:
@@ -85,6 +112,8 @@ def _nothing_found(text: str, path: Path, matches: Sequence[Path]) -> str:
     if path.is_dir():
         clip = next((match for match in matches if is_video(match)), None)
         more = "" if clip is None else f"; name videos themselves, such as {clip} or '{path}/*{clip.suffix}'"
+        if unreadable := [match for match in matches if _is_unreadable(match, path)]:
+            more += f"; {describe_skipped(unreadable)}"
         return f"the folder {text} contains no images (files that end in {endings}){more}"
     if matches:
         return f"the pattern {text} matches no images (files that end in {endings})"

@@ -17,7 +17,14 @@ from fishnet.errors import FishnetError, Interrupted, UsageError
 from fishnet.files import Json, atomic_write
 from fishnet.prediction.frames import predict_video, video_jobs
 from fishnet.prediction.images import Inbox, Loading, predict_images
-from fishnet.prediction.inputs import STANDARD_INPUT, Inputs, find_inputs, has_whole_list, listed_paths
+from fishnet.prediction.inputs import (
+    STANDARD_INPUT,
+    Inputs,
+    describe_skipped,
+    find_inputs,
+    has_whole_list,
+    listed_paths,
+)
 from fishnet.prediction.overlap import Stopped, stop_signals
 from fishnet.prediction.results import FILES, Results
 from fishnet.prediction.video import BadVideoError, require_video_support
@@ -92,6 +99,8 @@ class Session:
         """
         found = find_inputs(inputs, leave_out=self.results.folder)
         self.results.start()
+        if found.skipped:
+            print(describe_skipped(found.skipped), flush=True)
         return found
 
     def predict(self, predictor: Predictor, inputs: Inputs, loading: Loading, every: int) -> Prediction:

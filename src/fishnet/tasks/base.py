@@ -425,6 +425,8 @@ class TaskKind:
     """Implementation of `fishnet data convert`: takes source and output folder, then options as keywords."""
     can_convert: Callable[[Path], bool] | None = None
     """Whether a folder has a layout that `convert_data` reads."""
+    explain_layout: Callable[[Path], str | None] | None = None
+    """Returns in words which layout a folder has that must be converted first, and the command; None if it has none."""
     topics: Mapping[str, Callable[[], str]] = field(default_factory=dict)
     """Functions that return the text of `fishnet info TOPIC`, by topic."""
     layouts: str = "see its documentation"

@@ -83,7 +83,7 @@ def test_a_yolo_line_is_a_box(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("line", ["2 0.5 0.5 0.2 0.2", "0 0.5 0.5 0.2", "cat 0.5 0.5 0.2 0.2", "0 0.5 nan 0.2 0.2"])
 def test_damaged_yolo_lines_are_named(line: str, tmp_path: Path) -> None:
-    with pytest.raises(FishnetError, match=r"ä b\.txt, line 1: expected a class below 2"):
+    with pytest.raises(FishnetError, match=r"^1 line of .*a class below 2 and four numbers.*ä b\.txt:1 "):
         convert_boxes(yolo(tmp_path / "yolo", line), tmp_path / "coco", "coco")
 
 
@@ -376,7 +376,10 @@ def image_folder_of(source: Path, split: str) -> Path:
 def test_the_coco_layout_of_roboflow_keeps_its_outlines(mini: Callable[[str], Path], tmp_path: Path) -> None:
     source = mini("pennfudan")
     root = as_roboflow_coco(source, tmp_path / "roboflow")
-    with pytest.raises(FishnetError, match="YOLO or Roboflow folder, `fishnet data convert"):
+    with pytest.raises(
+        FishnetError,
+        match=r"has COCO annotations in another place .train._annotations.*; `fishnet data convert .*roboflow_coco`",
+    ):
         open_detection(root, "train")
     assert can_convert(root)
     report = data_convert(str(root), str(tmp_path / "coco"))
@@ -408,19 +411,104 @@ def test_damaged_folders_of_roboflow_are_named(mini: Callable[[str], Path], tmp_
     with pytest.raises(UsageError, match="convert it with --to coco first, then that to yolo"):
         data_convert(str(root), str(tmp_path / "yolo"), to="yolo")
     next((root / "train").glob("*.*g")).unlink()
-    with pytest.raises(FishnetError, match=r"_annotations.coco.json names .*, but there is no such image beside it"):
+    with pytest.raises(FishnetError, match=r"_annotations.coco.json names 1 image of .* does not contain"):
         data_convert(str(root), str(tmp_path / "one"))
     (root / "train" / "_annotations.coco.json").write_text('{"images": 3}')
     with pytest.raises(FishnetError, match="is not a COCO annotation file"):
         data_convert(str(root), str(tmp_path / "two"))
 
 
-def test_an_outline_of_yolo_becomes_its_box(tmp_path: Path) -> None:
+def test_all_damaged_yolo_lines_are_counted_and_five_are_shown(tmp_path: Path) -> None:
+    root = yolo(tmp_path / "yolo", "\n".join(["0 0.5 0.5 0.2 0.2", "", *["7 0.5 0.5 0.2 0.2"] * 6, "x"]))
+    with pytest.raises(FishnetError) as caught:
+        convert_boxes(root, tmp_path / "coco", "coco")
+    assert str(caught.value).startswith("7 lines of the label files")
+    assert re.findall(r"b\.txt:(\d+)", str(caught.value)) == ["3", "4", "5", "6", "7"]
+    assert not (tmp_path / "coco").exists()
+
+
+def document_of(out: Path) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads((out / "annotations" / "instances_train.json").read_text("utf-8"))
+    return document
+
+
+def test_outlines_of_yolo_become_polygons_and_boxes_stay_boxes(tmp_path: Path) -> None:
     root = yolo(tmp_path / "yolo", "1 0.2 0.3 0.6 0.1 0.4 0.7\n1 0.5 0.5 0.25 0.5\n")
+    report = convert_boxes(root, tmp_path / "coco", "coco").describe()
+    assert "1 outline written as polygons, for detectors with masks" in report
+    assert "1 object with a box only, excluded from mask training" in report
+    outlined, boxed = document_of(tmp_path / "coco")["annotations"]  # of an image of 40x20 pixels
+    assert outlined["segmentation"] == [pytest.approx([8, 6, 24, 2, 16, 14])]
+    assert outlined["bbox"] == pytest.approx([8, 2, 16, 12])
+    assert outlined["area"] == pytest.approx(80)
+    assert boxed["bbox"] == pytest.approx([15, 5, 10, 10])
+    assert boxed["area"] == pytest.approx(100)
+    assert boxed["segmentation"] == []
+    dataset = open_detection(tmp_path / "coco", "train")
+    dataset.masks = True
+    target = dataset[0]["target"]
+    assert target["outlined"].tolist() == [True, False]
+    assert abs(int(target["masks"][0].sum()) - 80) < 15  # pixels of the border
+
+
+def test_outlines_of_roboflow_and_closed_polygons(tmp_path: Path) -> None:
+    root = tmp_path / "robo"
+    for split in ("train", "valid"):
+        for folder in ("images", "labels"):
+            (root / split / folder).mkdir(parents=True)
+        Image.new("RGB", (10, 10)).save(root / split / "images" / "a.jpg")
+        (root / split / "labels" / "a.txt").write_text("0 0.1 0.1 0.5 0.1 0.5 0.5 0.1 0.5 0.1 0.1\n")
+    (root / "data.yaml").write_text("names: [ant]\n")
+    convert_boxes(root, tmp_path / "coco", "coco")
+    (one,) = document_of(tmp_path / "coco")["annotations"]
+    assert (one["area"], len(one["segmentation"][0])) == (pytest.approx(16), 10)
+    assert open_detection(tmp_path / "coco", "val").file.has_outlines
+
+
+def test_outlines_come_back_to_yolo_on_request(tmp_path: Path) -> None:
+    line = "1 0.2 0.3 0.6 0.1 0.4 0.7"
+    convert_boxes(yolo(tmp_path / "yolo", f"{line}\n0 0.5 0.5 0.25 0.5\n"), tmp_path / "coco", "coco")
+    report = data_convert(str(tmp_path / "coco"), str(tmp_path / "back"), to="yolo", outlines=True)
+    assert "1 outline written; 1 object without exactly one polygon written as box" in report.describe()
+    assert (tmp_path / "back" / "labels" / "train" / "ä b.txt").read_text() == f"{line}\n0 0.5 0.5 0.25 0.5\n"
+    report = data_convert(str(tmp_path / "coco"), str(tmp_path / "plain"), to="yolo")
+    assert "masks were not converted; --outlines writes polygons" in report.describe()
+    assert (tmp_path / "plain" / "labels" / "train" / "ä b.txt").read_text().startswith("1 0.4 0.4 0.4 0.6\n")
+    report = data_convert(str(tmp_path / "yolo"), str(tmp_path / "voc"), to="voc")
+    assert "1 outline reduced to the box around: VOC has boxes only" in report.describe()
+    with pytest.raises(UsageError, match="--outlines is for the conversion of COCO with --to yolo"):
+        data_convert(str(tmp_path / "yolo"), str(tmp_path / "no"), outlines=True)
+
+
+def test_keypoints_of_yolo_are_no_outlines(tmp_path: Path) -> None:
+    root = yolo(tmp_path / "yolo", "1 0.5 0.5 0.25 0.5 0.4 0.4 0.6 0.6\n")
+    with (root / "data.yaml").open("a") as stream:
+        stream.write("kpt_shape: [2, 2]\n")
     report = convert_boxes(root, tmp_path / "coco", "coco")
-    assert "1 outlines are reduced to the boxes around them" in report.describe()
-    document = json.loads((tmp_path / "coco" / "annotations" / "instances_train.json").read_text())
-    width, height = document["images"][0]["width"], document["images"][0]["height"]
-    first, second = (entry["bbox"] for entry in document["annotations"])
-    assert first == pytest.approx([0.2 * width, 0.1 * height, 0.4 * width, 0.6 * height])
-    assert second == pytest.approx([0.375 * width, 0.25 * height, 0.25 * width, 0.5 * height])
+    assert "keypoints were not converted" in report.describe()
+    (one,) = document_of(tmp_path / "coco")["annotations"]
+    assert (one["bbox"], one["segmentation"]) == ([15, 5, 10, 10], [])
+
+
+@pytest.mark.parametrize("layout", ["voc", "yolo"])
+def test_images_of_one_stem_keep_their_own_boxes(layout: str, tmp_path: Path) -> None:
+    names = ["a.png", "a.bmp", "b.PNG"]
+    (tmp_path / "coco" / "train").mkdir(parents=True)
+    for name in names:
+        Image.new("RGB", (40, 20)).save(tmp_path / "coco" / "train" / name)
+    document = {
+        "images": [{"id": n, "file_name": name, "width": 40, "height": 20} for n, name in enumerate(names)],
+        "annotations": [{"id": n, "image_id": n, "category_id": 1, "bbox": [n, 1, 8, 8]} for n in range(3)],
+        "categories": [{"id": 1, "name": "ant"}],
+    }
+    (tmp_path / "coco" / "annotations").mkdir()
+    (tmp_path / "coco" / "annotations" / "instances_train.json").write_text(json.dumps(document))
+    convert_boxes(tmp_path / "coco", tmp_path / "there", layout)  # type: ignore[arg-type]
+    for path in [*(tmp_path / "there").rglob("*.txt"), *(tmp_path / "there").rglob("*.xml")]:
+        if path.name not in ("classes.txt", "train.txt"):
+            path.rename(path.with_suffix(path.suffix.upper()))
+    assert can_convert(tmp_path / "there")
+    convert_boxes(tmp_path / "there", tmp_path / "back", "coco")
+    found = boxes(tmp_path / "back")
+    assert sorted(round(one[0][1][0]) for one in found.values()) == [0, 1, 2]
+    assert len(found) == 3

@@ -73,7 +73,7 @@ def test_voc_as_torchvision_reads_it(tmp_path: Path) -> None:
         assert not ours.notes
     with pytest.raises(FishnetError, match=r"has no split 'test'; available: train, val\."):
         open_segmentation(base, "test")
-    with pytest.raises(FishnetError, match=rf"Did you mean {base}\?"):
+    with pytest.raises(FishnetError, match=rf"Did you mean --data {base}\?"):
         open_segmentation(tmp_path, "train")
 
 
@@ -195,7 +195,7 @@ def test_folders_that_cannot_be_opened(clean: Path, tmp_path: Path) -> None:
 
     assert "does not exist" in message(tmp_path / "absent")
     assert "has no split 'validate'; available: train, val. Did you mean 'val'?" in message(clean, "validate")
-    assert f"did you mean {clean}?" in message(clean / "train")
+    assert f"did you mean --data {clean}?" in message(clean / "train")
     assert "missing sun, unknown sky" in message(clean, classes=["sun", "road", "car"])
     assert "in another order" in message(clean, classes=["road", "sky", "car"])
     (clean / "test" / "images").mkdir(parents=True)
@@ -203,8 +203,8 @@ def test_folders_that_cannot_be_opened(clean: Path, tmp_path: Path) -> None:
     unsplit = data_folder(tmp_path / "unsplit", {"": 2})
     assert "`fishnet data split" in message(unsplit)
     for path in (clean / "val" / "labels").iterdir():
-        path.rename(path.with_name(f"{path.stem}_mask.png"))
-    assert "no image has a label map of the same stem: val/images/000.jpg and val/labels/000_mask.png" in message(
+        path.rename(path.with_name(f"{path.stem}_other.png"))
+    assert "no image has a label map of the same stem: val/images/000.jpg and val/labels/000_other.png" in message(
         clean, "val"
     )
     for path in list((clean / "val" / "labels").iterdir()):

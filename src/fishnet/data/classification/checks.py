@@ -11,7 +11,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from fishnet.data.checks import CheckReport, ImageFacts, Severity, inspect_images, quiet_pillow
-from fishnet.data.classification.layouts import LAYOUTS, Listing, Target, available_splits, list_split
+from fishnet.data.classification.layouts import LAYOUTS, Listing, Target, available_splits, explain_classes, list_split
 from fishnet.data.folders import all_files, image_files, subfolders
 from fishnet.data.images import IMAGE_EXTENSIONS
 from fishnet.errors import FishnetError, UsageError
@@ -90,6 +90,8 @@ def _list_all(root: Path, report: CheckReport) -> dict[str, Listing]:
     """Return the listing of each split; class folders without splits count as one split with an empty name."""
     splits = available_splits(root)
     if not splits:
+        if text := explain_classes(root):
+            raise FishnetError(text)
         if not any(next(image_files(folder), None) for folder in subfolders(root)):
             raise FishnetError(f"{root} contains no data in a known layout; expected {LAYOUTS}")
         splits = [""]

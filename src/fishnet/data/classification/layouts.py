@@ -16,9 +16,9 @@ from types import UnionType
 from typing import Any, Literal
 
 from fishnet.data.classification.shards import ShardIndex, index_shards, shard_paths
-from fishnet.data.folders import check_root, image_files, subfolders
+from fishnet.data.folders import check_root, image_files, image_folder, subfolders
 from fishnet.data.images import IMAGE_EXTENSIONS
-from fishnet.errors import FishnetError, did_you_mean
+from fishnet.errors import FishnetError, counted, did_you_mean
 
 LAYOUTS = (
     "DIR/<split>/<class>/*.jpg, DIR/<split>/labels.csv, DIR/annotations/instances_<split>.json or DIR/<split>-*.tar"
@@ -107,6 +107,8 @@ def resolve_split(root: Path, split: str) -> str:
         return other[0]
     if not splits and is_split(root):
         raise FishnetError(f"{root} is one split of a data set; did you mean --data {root.parent}?")
+    if not splits and (text := explain_classes(root)):
+        raise FishnetError(text)
     if not splits and any(next(image_files(folder), None) for folder in subfolders(root)):
         raise FishnetError(
             f"{root} has no split {split!r}: its class folders are not divided into train and val yet; "
@@ -118,6 +120,31 @@ def resolve_split(root: Path, split: str) -> str:
     if split == "val" and "train" in splits:
         advice += f" `fishnet data split {root}` creates val from train."
     raise FishnetError(f"{root} has no split {split!r}; available: {', '.join(splits)}.{advice}")
+
+
+def explain_classes(root: Path) -> str | None:
+    """Return why a folder without splits does not have two classes, and what to do; None if it has, or no images."""
+    folders = subfolders(root)
+    filled = [folder for folder in folders if next(image_files(folder), None) is not None]
+    empty = [folder.name for folder in folders if folder not in filled]
+    directly = sum(path.suffix.lower() in IMAGE_EXTENSIONS for path in root.iterdir() if path.is_file())
+    rest = f"; there are no images in {', '.join(empty[:10])}" if empty else ""
+    if len(filled) > 1:
+        return None
+    if filled and filled[0].name not in _NOT_CLASSES and not _STANDARD.fullmatch(filled[0].name):
+        return (
+            f"{root} has one class only ({filled[0].name}); a classifier needs two: add a folder with images of what "
+            f"it is to be told from{rest}"
+        )
+    if directly or filled:
+        many = directly or sum(1 for _ in image_files(filled[0]))
+        return (
+            f"{root} has {counted(many, 'image')} but no class folders; classification needs a folder for each class, "
+            f"{root / '<class>'}/*.jpg{rest}"
+        )
+    if folders:
+        return f"{root} has no images in its folders {', '.join(empty[:10])}; add those of each class"
+    return None
 
 
 def list_split(root: Path, split: str) -> Listing:
@@ -217,8 +244,7 @@ def _list_coco(root: Path, split: str, path: Path, document: dict[str, object]) 
             f"{path}: the `label` of {valid.count(False)} images is not an index into the {len(classes)} `labels`, "
             f"first {first['file_name']} ({first.get('label')!r})"
         )
-    places = [Path(split), Path(split) / "images", Path()]  # the same folders as for detection
-    folder = next((place for place in places if images and (root / place / images[0]["file_name"]).exists()), places[1])
+    folder = image_folder(root, split, [image["file_name"] for image in images]).relative_to(root)
     names = [(folder / image["file_name"]).as_posix() for image in images]
     others = [(folder / image["file_name"]).as_posix() for image in unlabeled]
     return Listing("coco", path, names, targets, classes, unlabeled=others)

@@ -13,8 +13,8 @@ from pathlib import Path, PurePosixPath
 
 from fishnet.data.checks import quiet_pillow
 from fishnet.data.classification.checks import inspect_listings
-from fishnet.data.classification.layouts import Listing, available_splits, is_split, list_split
-from fishnet.data.folders import has_label_maps, image_files
+from fishnet.data.classification.layouts import Listing, available_splits, explain_classes, is_split, list_split
+from fishnet.data.folders import all_files, has_label_maps, image_files, is_image, subfolders
 from fishnet.data.levels import refuse_partial_split
 from fishnet.data.moves import PLAN, SplitPlan, SplitReport, UndoReport, carry_out, read_plan, undo_split, write_plan
 from fishnet.errors import FishnetError, UsageError
@@ -26,8 +26,12 @@ def can_split(root: Path) -> bool:
         return False
     if (root / PLAN).exists() or available_splits(root):
         return True
-    folders = [folder for folder in root.iterdir() if folder.is_dir() and next(image_files(folder), None) is not None]
-    return len(folders) > 1  # one is a folder of images without classes
+    contents = [folder for folder in subfolders(root) if next(all_files(folder), None) is not None]
+    filled = [folder for folder in contents if next(image_files(folder), None) is not None]
+    if len(filled) > 1:
+        return True
+    # a single folder of images beside other files may be of any task; alone it is one class, which the split explains
+    return filled == contents and (bool(filled) or any(is_image(path) for path in root.iterdir()))
 
 
 def split_classification(
@@ -122,6 +126,8 @@ def _make_plan(root: Path, splits: list[str], val: float, seed: int, copy: bool,
             "--copy would leave the val images in train; it is only for DIR/<class>/ without a train split"
         )
     refuse_partial_split(root, "classification")
+    if not splits and (text := explain_classes(root)):
+        raise FishnetError(text)
     listing = list_split(root, "train" if splits else "")
     if listing.kind not in ("folders", "list"):
         raise FishnetError(

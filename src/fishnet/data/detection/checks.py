@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from fishnet.data.checks import CheckReport, ImageFacts, Severity, inspect_image, quiet_pillow
 from fishnet.data.detection.coco import NONE, CocoFile, load_document, parse_coco, read_coco
-from fishnet.data.detection.dataset import LAYOUT, annotation_file, image_folder
+from fishnet.data.detection.dataset import LAYOUT, annotation_file, missing_files, no_images, unusual_folder
 from fishnet.data.detection.entries import (
     EntryError,
     box_numbers,
@@ -31,10 +31,10 @@ from fishnet.data.detection.entries import (
     parse_polygon,
 )
 from fishnet.data.detection.types import AnnotationEntry, Document, ImageEntry
-from fishnet.data.folders import check_root
+from fishnet.data.folders import check_root, image_folder
 from fishnet.data.images import MISSING, BadImageError, ImageShape, image_shape
 from fishnet.data.run_lengths import bounding_boxes
-from fishnet.errors import FishnetError, UsageError
+from fishnet.errors import FishnetError, UsageError, counted
 
 KINDS: dict[str, tuple[Severity, str]] = {
     "layout": ("error", "annotation files that cannot be used"),
@@ -179,6 +179,9 @@ def _check_images(
     progress: bool,
 ) -> None:
     folder = image_folder(root, split, file.file_names)
+    report.lines += [f"{split}: {note}" for note in unusual_folder(root, folder)]
+    if len(file) and len(missing_files(file, folder)) == len(file):
+        report.add("layout", file.path.name, no_images(file, root, split))
     jobs = (partial(_inspect, folder / name) for name in file.file_names)
     bar = tqdm(total=len(file), desc=split, unit="image", disable=None if progress else True, leave=False)
     with ThreadPoolExecutor(max(1, workers)) as pool, bar:
@@ -230,13 +233,19 @@ def fix_coco(path: Path, folder: Path) -> tuple[Document, list[str]]:
         The repaired document, and a description of each kind of change.
 
     Raises:
-        FishnetError: The file cannot be repaired: it is not JSON, or lacks one of its lists or the categories.
+        FishnetError: The file cannot be repaired: it is not JSON, lacks one of its lists or the categories, or no image
+            would be left.
     """
     document = load_document(path)
     _, category_ids, _ = parse_categories(document["categories"], path)
     categories = {int(number): int(number) for number in category_ids}
     changes: Counter[str] = Counter()
     images = _mended_images(document["images"], folder, changes)
+    if document["images"] and not images:
+        raise FishnetError(
+            f"--fix would remove all {counted(len(document['images']), 'image')} of {path}: none can be read from "
+            f"{folder}; nothing was written. Put the images there, or correct their `file_name`"
+        )
     sizes = {image["id"]: (image["width"], image["height"]) for image in images}
     taken = {entry["id"] for entry in document["annotations"] if isinstance(entry, dict) and is_id(entry.get("id"))}
     fresh = (number for number in range(1, 2**63) if number not in taken)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -17,18 +17,20 @@ from torchvision import tv_tensors
 
 from fishnet.data import geometry
 from fishnet.data.detection.coco import NONE, CocoFile, Fault, annotated_only, load_document, parse_coco, summarize
+from fishnet.data.detection.layouts import require_own_layout
 from fishnet.data.detection.types import Batch, Sample, SampleTarget
-from fishnet.data.folders import check_root
+from fishnet.data.folders import all_files, check_root, image_folder, image_places
 from fishnet.data.geometry import VISIBILITY, plain
 from fishnet.data.images import MISSING, BadImageSkipper, bad_image, read_image
 from fishnet.data.run_lengths import decode
 from fishnet.data.seeding import sample_seed, sample_words
-from fishnet.errors import FishnetError, did_you_mean
+from fishnet.errors import FishnetError, counted, did_you_mean
 from fishnet.models.heads.types import Size, Target
 
-LAYOUT = "DIR/annotations/instances_<split>.json, with images in DIR/<split>/ or DIR/<split>/images/"
+LAYOUT = "DIR/annotations/instances_<split>.json, with images in DIR/<split>/ or DIR/images/"
 PIXEL_CENTER = 0.5
 """Continuous coordinate of the center of the first pixel."""
+_NAME = re.compile(r"[/\\]")
 Transform = Callable[[geometry.Sample, Callable[[], geometry.Sample] | None], geometry.Sample]
 
 
@@ -38,13 +40,14 @@ def annotation_file(root: Path, split: str) -> Path:
     Raises:
         FishnetError: There is none; lists the existing splits.
     """
+    require_own_layout(root)
     check_root(root, LAYOUT)
     folder = root / "annotations"
     splits = {path.stem.removeprefix("instances_"): path for path in sorted(folder.glob("instances_*.json"))}
     if not splits:
         raise FishnetError(
-            f"{root} contains no detection data: {folder}/instances_{split}.json is missing. For a VOC, YOLO or "
-            f"Roboflow folder, `fishnet data convert {root} {root}_coco` writes it in the COCO layout"
+            f"{root} contains no detection data: {folder}/instances_{split}.json is missing; expected {LAYOUT}, or a "
+            "VOC or YOLO folder or an export of CVAT, Label Studio or Roboflow for `fishnet data convert`"
         )
     if split in splits:
         return splits[split]
@@ -55,14 +58,6 @@ def annotation_file(root: Path, split: str) -> Path:
     if split == "val" and any(name.startswith("train") for name in splits):
         advice += f" `fishnet data split {root}` creates val from train."
     raise FishnetError(f"{folder} has no split {split!r}; available: {', '.join(splits)}.{advice}")
-
-
-def image_folder(root: Path, split: str, file_names: list[str]) -> Path:
-    """Return the folder that the file names of a split are relative to: DIR/<split>/images, DIR/<split> or DIR."""
-    for folder in (root / split / "images", root / split, root):
-        if file_names and os.path.exists(folder / file_names[0]):  # noqa: PTH110  a name that is too long raises no error
-            return folder
-    return root / split
 
 
 class DetectionDataset(BadImageSkipper, Dataset[Sample]):
@@ -225,7 +220,8 @@ def open_detection(
     """Open one split of a COCO folder; reads the annotation file, no images.
 
     Args:
-        root: Data folder, with annotations/instances_<split>.json and the images in <split>/ or <split>/images/.
+        root: Data folder, with annotations/instances_<split>.json and the images in one of the places of
+            `fishnet.data.folders.image_folder`.
         split: Name of the split; `train` also finds `train2017`.
         classes: Class names that the split must have, from the training split or a model; None accepts any.
         bad_images: "stop" raises an error for unusable objects and images, here or on access; "skip" leaves them
@@ -242,11 +238,14 @@ def open_detection(
         why = f": the objects of all {len(document['images'])} are unlabeled" if document["images"] else ""
         raise FishnetError(f"{path} lists no images{why}")
     folder = image_folder(root, path.stem.removeprefix("instances_"), file.file_names)
-    problems = file.problems + missing_files(file, folder)
+    faults = missing_files(file, folder)
+    if len(faults) == len(file):
+        raise FishnetError(no_images(file, root, path.stem.removeprefix("instances_")))
+    problems = file.problems + faults
     if problems and bad_images == "stop":
         raise FishnetError(
-            f"{path} has {len(problems)} problems: {summarize(problems)}. `fishnet data check detection {root} --fix "
-            "OUT.json` repairs what can be repaired; --bad-images skip excludes the rest"
+            f"{path} has {counted(len(problems), 'problem')}: {summarize(problems)}. `fishnet data check detection "
+            f"{root} --fix OUT.json` repairs what can be repaired; --bad-images skip excludes the rest"
         )
     if classes is not None and classes != file.classes:
         missing, extra = sorted(set(classes) - set(file.classes)), sorted(set(file.classes) - set(classes))
@@ -256,6 +255,7 @@ def open_detection(
             + ("" if missing or extra else "; the names are equal, but in another order of ids")
         )
     dataset = DetectionDataset(file, folder)
+    dataset.notes += unusual_folder(root, folder)
     if file.left_out:
         shown = ", ".join([*(str(fault.number) for fault in file.left_out[:5]), *["..."][: len(file.left_out) > 5]])
         note = f"{path}: excluded {len(file.left_out)} objects whose box has no area (annotations {shown})"
@@ -278,6 +278,22 @@ def missing_files(file: CocoFile, folder: Path) -> list[Fault]:
         if path.name not in present[path.parent]:
             problems.append(Fault("missing image file", str(path), MISSING))
     return problems
+
+
+def no_images(file: CocoFile, root: Path, split: str) -> str:
+    """Return in words that no image of an annotation file exists, with the place of the first if it is elsewhere."""
+    places = ", ".join(f"{folder}/" for folder in image_places(root, split))
+    name = file.file_names[0]
+    found = next((path for path in all_files(root) if path.name == _NAME.split(name)[-1]), None)
+    advice = f"add the images to {root / split}"
+    if found is not None:
+        advice = f"{found} exists: move its folder to one of these, or correct `file_name` to be the path below it"
+    return f"none of the {counted(len(file), 'image')} of {file.path} exists in {places}, such as {name!r}; {advice}"
+
+
+def unusual_folder(root: Path, folder: Path) -> list[str]:
+    """Return a note about the folder of the images of a split if it is below DIR/images."""
+    return [f"images are read from {folder}"] if folder.is_relative_to(root / "images") else []
 
 
 def _names(folder: Path) -> set[str]:

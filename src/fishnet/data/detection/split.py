@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fishnet.data.detection.coco import load_document, parse_coco, summarize
-from fishnet.data.detection.dataset import annotation_file, image_folder, missing_files
+from fishnet.data.detection.dataset import annotation_file, missing_files, no_images
 from fishnet.data.detection.types import Document, ImageEntry
+from fishnet.data.folders import image_folder
 from fishnet.data.levels import has_boxes_and_maps, refuse_partial_split
 from fishnet.data.stratify import Label, stratify
-from fishnet.errors import FishnetError, UsageError
+from fishnet.errors import FishnetError, UsageError, counted
 from fishnet.files import atomic_write
 
 KEPT = "unsplit_"
@@ -81,9 +82,12 @@ def split_coco(root: Path | str, val: float = 0.2, seed: int = 0) -> CocoSplitRe
     document = _original(path, kept)
     file = parse_coco(document, path)
     images = image_folder(root, split, file.file_names)
-    if problems := file.problems + missing_files(file, images):
+    missing = missing_files(file, images)
+    if len(file) and len(missing) == len(file):
+        raise FishnetError(no_images(file, root, split))
+    if problems := file.problems + missing:
         raise FishnetError(
-            f"{path} has {len(problems)} problems: {summarize(problems)}. "
+            f"{path} has {counted(len(problems), 'problem')}: {summarize(problems)}. "
             f"`fishnet data check detection {root} --fix OUT.json` repairs what can be repaired"
         )
     if len(file) < 2:

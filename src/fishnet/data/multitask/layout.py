@@ -17,8 +17,8 @@ from PIL import Image
 
 from fishnet.data.classification.layouts import list_split, resolve_split
 from fishnet.data.detection.coco import NONE, load_document
-from fishnet.data.detection.dataset import DetectionDataset, annotation_file, image_folder, open_detection
-from fishnet.data.folders import all_files, check_root, image_files
+from fishnet.data.detection.dataset import DetectionDataset, annotation_file, open_detection
+from fishnet.data.folders import all_files, check_root, image_files, image_folder
 from fishnet.data.images import bad_image, read_image
 from fishnet.data.levels import ANNOTATED, IGNORE, LEVELS, ImageLabels, Level, LevelClasses, ObjectLabels
 from fishnet.data.segmentation.dataset import SegmentationDataset, open_segmentation

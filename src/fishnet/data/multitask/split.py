@@ -10,9 +10,10 @@ import json
 from pathlib import Path
 
 from fishnet.data.detection.coco import load_document
-from fishnet.data.detection.dataset import annotation_file, image_folder
+from fishnet.data.detection.dataset import annotation_file
 from fishnet.data.detection.split import choose_images
 from fishnet.data.detection.types import Document
+from fishnet.data.folders import image_folder
 from fishnet.data.levels import LEVELS, has_boxes_and_maps
 from fishnet.data.moves import SplitPlan, SplitReport, UndoReport, carry_out, read_plan, undo_split, write_plan
 from fishnet.data.multitask.layout import MultitaskSplit, open_multitask

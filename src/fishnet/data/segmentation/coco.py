@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from fishnet.data.folders import image_folder
 from fishnet.data.images import MISSING, image_shape
 from fishnet.data.run_lengths import RunLengths, decode, of_box, of_counts, of_polygons
 from fishnet.data.segmentation.coding import WIDE_IGNORE
@@ -58,7 +59,7 @@ class CocoMaps:
             raise self._damaged(f"{type(error).__name__}: {error}") from error
         if len(set(self.classes)) < len(self.classes):
             raise FishnetError(f"{path} has categories of the same name, or one named {BACKGROUND!r}; rename them")
-        folder = self._folder(root, path.stem.removeprefix("instances_"))
+        folder = image_folder(root, path.stem.removeprefix("instances_"), self.names)
         self.paths = [folder / name for name in self.names]
         self.names = [name if not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts
                       else PurePosixPath(name).name for name in self.names]  # fmt: skip
@@ -105,11 +106,6 @@ class CocoMaps:
         if stated not in (shape.upright, shape.stored):
             found = f"{shape.upright[0]}x{shape.upright[1]}"
             raise FishnetError(f"{path} has {found} pixels, but {self.path} states {stated[0]}x{stated[1]}; correct it")
-
-    def _folder(self, root: Path, split: str) -> Path:
-        """Return the folder that the file names are relative to."""
-        folders = (root / split / "images", root / split, root)
-        return next((folder for folder in folders if self.names and (folder / self.names[0]).exists()), root / split)
 
     def _damaged(self, reason: str) -> FishnetError:
         return FishnetError(

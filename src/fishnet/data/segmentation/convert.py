@@ -19,9 +19,10 @@ from fishnet.data.images import BadImageError
 from fishnet.data.segmentation.coco import CocoMaps, coco_files
 from fishnet.data.segmentation.coding import LabelCoding
 from fishnet.data.segmentation.dataset import SegmentationDataset, no_pairs
-from fishnet.data.segmentation.layouts import CLASSES_FILE, Listing, available_splits, layout_of, list_split
+from fishnet.data.segmentation.layouts import Listing, available_splits, layout_of, list_folders, list_split
+from fishnet.data.segmentation.masks import CLASSES_FILE, explain_masks, mask_folders
 from fishnet.data.stratify import stratify
-from fishnet.errors import FishnetError, UsageError
+from fishnet.errors import FishnetError, UsageError, counted
 from fishnet.files import atomic_path, write_json
 
 
@@ -36,8 +37,8 @@ class ConversionReport:
 
     def describe(self) -> str:
         """Describe the result as text."""
-        counts = ", ".join(f"{split} {count} images" for split, count in self.images.items())
-        return "\n".join([f"{self.out}: {counts}, {self.classes} classes", *self.notes])
+        counts = ", ".join(f"{split} {counted(count, 'image')}" for split, count in self.images.items())
+        return "\n".join([f"{self.out}: {counts}, {counted(self.classes, 'class')}", *self.notes])
 
 
 @dataclass
@@ -53,8 +54,15 @@ class _Source:
 
 
 def can_convert(root: Path) -> bool:
-    """Whether a folder has label maps in the layout of VOC or Cityscapes; COCO needs `--task segmentation`."""
-    return layout_of(root) in ("voc", "cityscapes")
+    """Whether a folder has label maps in the layout of VOC or Cityscapes, or in folders of other names; COCO needs
+    `--task segmentation`."""
+    kind = layout_of(root)
+    return kind in ("voc", "cityscapes") or (kind is None and bool(mask_folders(root)))
+
+
+def explain_layout(root: Path) -> str | None:
+    """Return where a folder has label maps that must be converted first, and the command; None if it has none."""
+    return explain_masks(root) if layout_of(root) is None else None
 
 
 def convert_segmentation(
@@ -105,16 +113,23 @@ def _read(root: Path) -> dict[str, _Source]:
     """Return the splits of a data folder."""
     if layout_of(root) is None and (files := coco_files(root)):
         return {split: _of_coco(CocoMaps(root, split, path)) for split, path in files.items()}
+    if layout_of(root) is None and (folders := mask_folders(root)):
+        return {
+            split: _of_listing(list_folders(root, split, images, labels), images)
+            for split, (images, labels) in folders.items()
+        }
     listings = {split or "train": list_split(root, split) for split in available_splits(root)}
     return {split: _of_listing(listing) for split, listing in listings.items()}
 
 
-def _of_listing(listing: Listing) -> _Source:
+def _of_listing(listing: Listing, images: Path | None = None) -> _Source:
+    """Return the source of a listing whose images are below a folder; None: that of its layout."""
     if not listing.pairs:
         raise FishnetError(no_pairs(listing))
     dataset = SegmentationDataset(listing)
     tops = {"voc": 1, "cityscapes": 2, "folders": 1 + bool(listing.split)}
-    names = [PurePosixPath(*PurePosixPath(pair.image).parts[tops[listing.kind] :]) for pair in listing.pairs]
+    top = tops[listing.kind] if images is None else len(images.relative_to(listing.root).parts)
+    names = [PurePosixPath(*PurePosixPath(pair.image).parts[top:]) for pair in listing.pairs]
     notes = [
         f"{listing.split}: skipped {len(files)} {what}, such as {files[0]}"
         for what, files in (

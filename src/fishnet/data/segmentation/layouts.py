@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -16,6 +16,7 @@ from typing import Literal
 from fishnet.data.folders import all_files, check_root, has_label_maps, read_lines, subfolders
 from fishnet.data.images import IMAGE_EXTENSIONS
 from fishnet.data.segmentation.coding import LabelCoding, read_coding
+from fishnet.data.segmentation.masks import CLASSES_FILE, advise_classes, explain_masks, without_suffix
 from fishnet.data.segmentation.names import CITYSCAPES_CLASSES, CITYSCAPES_VALUES, VOC_CLASSES
 from fishnet.errors import FishnetError, did_you_mean
 
@@ -24,10 +25,10 @@ LAYOUTS = (
     "DIR/<split>/images and DIR/<split>/labels with DIR/classes.json; VOC (JPEGImages, SegmentationClass, "
     "ImageSets/Segmentation); or Cityscapes (leftImg8bit, gtFine)"
 )
-CLASSES_FILE = "classes.json"
 LOSSY = frozenset({".jpg", ".jpeg", ".jpe", ".jfif"})
 """Extensions of formats that change pixel values, so that they cannot store label maps."""
 _USUAL = re.compile(r"(train|val|valid|validation|test)(\d{4})?", re.IGNORECASE)
+_PARTS = {"images", "labels", "JPEGImages", "SegmentationClass", "leftImg8bit", "gtFine"}
 _ORDER = {"train": 0, "val": 1, "valid": 1, "validation": 1, "test": 2}
 
 
@@ -78,6 +79,8 @@ def available_splits(root: Path) -> list[str]:
     check_root(root, LAYOUTS)
     kind = layout_of(root)
     if kind is None:
+        if text := explain_masks(root):
+            raise FishnetError(text)
         raise FishnetError(f"{root} has no label maps in a known layout; expected {LAYOUTS}.{_advice(root)}")
     if kind == "voc":
         names = [path.stem for path in (root / "ImageSets" / "Segmentation").glob("*.txt")]
@@ -110,7 +113,7 @@ def resolve_split(root: Path, split: str) -> str:
         return other[0]
     if splits == [""]:
         if _USUAL.fullmatch(root.absolute().name):
-            raise FishnetError(f"{root} is one split of a data set; did you mean {root.parent}?")
+            raise FishnetError(f"{root} is one split of a data set; did you mean --data {root.parent}?")
         raise FishnetError(
             f"{root} has no split {split!r}: its images are not divided into train and val yet; "
             f"`fishnet data split {root}` creates both"
@@ -138,16 +141,41 @@ def list_split(root: Path, split: str) -> Listing:
         return _list_voc(root, split)
     if kind == "cityscapes":
         return _list_cityscapes(root, split)
+    return list_folders(root, split, root / split / "images", root / split / "labels")
+
+
+def list_folders(root: Path, split: str, images: Path, labels: Path) -> Listing:
+    """List images and label maps of the same path without extension, below a folder of each.
+
+    Label maps may have a suffix, such as `_mask`, if no image has their name.
+
+    Args:
+        root: Data folder, which contains both folders and classes.json.
+        split: Name of the split in messages.
+        images: Folder of the images.
+        labels: Folder of the label maps.
+
+    Raises:
+        FishnetError: classes.json is missing or damaged.
+    """
+    if not (root / CLASSES_FILE).is_file():
+        raise FishnetError(advise_classes(root, labels))
     listing = Listing(root, split, "folders", read_coding(root / CLASSES_FILE), [])
-    folder = root / split
-    labels = _below(folder / "labels", root)
-    listing.lossy = [name for name in labels if PurePosixPath(name).suffix.lower() in LOSSY]
-    listing.orphans += _match(
-        listing,
-        _by_stem(listing, _below(folder / "images", root), folder.relative_to(root) / "images"),
-        _by_stem(listing, sorted(set(labels) - set(listing.lossy)), folder.relative_to(root) / "labels"),
-    )
+    found = _below(labels, root)
+    listing.lossy = [name for name in found if PurePosixPath(name).suffix.lower() in LOSSY]
+    photos = _by_stem(listing, _below(images, root), images.relative_to(root))
+    maps = _by_stem(listing, sorted(set(found) - set(listing.lossy)), labels.relative_to(root))
+    listing.orphans += _match(listing, photos, _without_suffixes(maps, photos))
     return listing
+
+
+def _without_suffixes(labels: dict[str, str], images: Container[str]) -> dict[str, str]:
+    """Return label maps by the key of their image, without a suffix if only that is an image."""
+    found = {key: name for key, name in labels.items() if key in images or without_suffix(key) not in images}
+    for key, name in labels.items():
+        if key not in found:
+            found.setdefault(without_suffix(key), name)
+    return found
 
 
 def _list_voc(root: Path, split: str) -> Listing:
@@ -227,8 +255,11 @@ def _is_split(folder: Path) -> bool:
 
 
 def _advice(root: Path) -> str:
-    """Return the folder of the data set if it is a sub-folder, such as VOCdevkit/VOC2012."""
+    """Return the folder of the data set if it is a sub-folder, such as VOCdevkit/VOC2012, or one above."""
+    for above in (root.parent.parent, root.parent):
+        if root.name in _PARTS and layout_of(above):
+            return f" Did you mean --data {above}?"
     for folder in (*subfolders(root), *(inner for outer in subfolders(root) for inner in subfolders(outer))):
-        if layout_of(folder) in ("voc", "cityscapes"):
-            return f" Did you mean {folder}?"
+        if layout_of(folder):
+            return f" Did you mean --data {folder}?"
     return ""

@@ -52,10 +52,10 @@ class ClassificationTraining:
         self.config = config
         root = Path(config.data)
         self.train_data = self._open(root, "train")
-        self.val_data = self._open(root, "val", self.train_data.classes)
         self.classes, self.multi_label = self.train_data.classes, self.train_data.multi_label
         if len(self.classes) < 2 and not self.multi_label:
             raise FishnetError(f"{root} has only one class ({self.classes[0]}); a classifier needs at least two")
+        self.val_data = self._open(root, "val", self.classes)
         self.train_data.transform = train_transform(config.augment, config.preprocess, config.size)
         self.val_data.transform = eval_transform(config.preprocess, config.size)
         self.train_data.seed = config.seed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fishnet.data.detection.convert import can_convert, convert_data
+from fishnet.data.detection.layouts import explain_layout
 from fishnet.data.detection.split import can_split, split_coco
 from fishnet.tasks.base import TaskKind, at_size_with_longest
 from fishnet.tasks.detection.about import describe_detectors
@@ -31,6 +32,7 @@ TASK = TaskKind(
     convert_data=convert_data,
     convert_layouts="COCO, YOLO, or Pascal VOC (--images and --annotations for other sub-folders)",
     can_convert=can_convert,
+    explain_layout=explain_layout,
     at_size=at_size_with_longest(LONGEST),
     topics={"detectors": describe_detectors},
 )

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 from json import dumps
 from pathlib import Path
 
 from fishnet.data.checks import CheckReport
 from fishnet.data.detection.checks import check_detection, fix_coco, split_to_fix
 from fishnet.data.detection.coco import read_coco
-from fishnet.data.detection.dataset import annotation_file, image_folder
+from fishnet.data.detection.dataset import annotation_file
+from fishnet.data.folders import image_folder
+from fishnet.errors import counted
 from fishnet.files import atomic_write
 
 
@@ -38,7 +41,14 @@ def check_data(
     if fix is not None:
         chosen = split_to_fix(report, split)
         path = annotation_file(root, chosen)
-        mended, changes = fix_coco(path, image_folder(root, chosen, read_coco(path).file_names))
+        images = read_coco(path)
+        folder = image_folder(root, chosen, images.file_names)
+        mended, changes = fix_coco(path, folder)
         atomic_write(fix, dumps(mended))
         print(f"written: {fix}, {path.name} with " + ("; ".join(changes) or "no corrections"))
+        if 2 * len(mended["images"]) < len(images):
+            kept = f"{len(mended['images'])} of {counted(len(images), 'image')} are left"
+            print(f"note: {kept}; check that {folder} is complete")
+        if changes and Path(fix).resolve() != path.resolve():
+            print(f"to use it, replace {path} with it: {shlex.join(('mv', str(fix), str(path)))}")
     return report

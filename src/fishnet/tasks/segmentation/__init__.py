@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fishnet.data.segmentation.convert import can_convert, convert_segmentation
+from fishnet.data.segmentation.convert import can_convert, convert_segmentation, explain_layout
 from fishnet.data.segmentation.split import can_split, split_segmentation
 from fishnet.tasks.base import TaskKind, at_size_with_longest
 from fishnet.tasks.segmentation.about import describe_decoders
@@ -29,9 +29,10 @@ TASK = TaskKind(
     split_data=split_segmentation,
     can_split=can_split,
     layouts="images/ with labels/",
-    convert_layouts="VOC's SegmentationClass, Cityscapes, or label maps with other values or colors",
+    convert_layouts="VOC's SegmentationClass, Cityscapes, images/ with masks/, or other values or colors",
     convert_data=convert_segmentation,
     can_convert=can_convert,
+    explain_layout=explain_layout,
     at_size=at_size_with_longest(LONGEST),
     topics={"decoders": describe_decoders},
 )

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from fishnet.data.images import ImageShape, turned_box
+from fishnet.data.images import ImageShape, turned_box, turned_points
 
 Layout = Literal["coco", "voc", "yolo"]
 
@@ -24,6 +23,8 @@ class Picture:
     """(class, x, y, width, height) in pixels of each box."""
     ignored: list[bool] = field(default_factory=list)
     """Whether evaluation ignores each box: a crowd in COCO, a difficult object in VOC."""
+    outlines: dict[int, list[float]] = field(default_factory=dict)
+    """Polygon (x0, y0, x1, y1, ... in pixels) of each box that has an outline, by its index in `boxes`."""
 
 
 @dataclass
@@ -57,15 +58,30 @@ def upright(picture: Picture, shape: ImageShape) -> bool:
     picture.width, picture.height = shape.upright
     if stated == shape.stored != shape.upright:
         picture.boxes = [(label, *turned_box(box, stated, shape.orientation)) for label, *box in picture.boxes]
+        turned = {place: turned_points(one, stated, shape.orientation) for place, one in picture.outlines.items()}
+        picture.outlines = turned
     return stated in (shape.stored, shape.upright)
 
 
-def named(pictures: list[Picture]) -> Iterator[tuple[str, Picture]]:
-    """Yield a file name for each picture that is unique in the split when folders are flattened."""
-    seen: Counter[str] = Counter()
+def polygon_area(points: Sequence[float]) -> float:
+    """Return the area of a polygon x0, y0, x1, y1, ... in square pixels (shoelace formula)."""
+    corners = list(zip(points[::2], points[1::2], strict=True))
+    following = corners[1:] + corners[:1]
+    return abs(sum(x * v - u * y for (x, y), (u, v) in zip(corners, following, strict=True))) / 2
+
+
+def named(pictures: list[Picture], by_stem: bool = False) -> Iterator[tuple[str, Picture]]:
+    """Yield a file name for each picture that is unique in the split when folders are flattened.
+
+    Args:
+        pictures: Pictures of a split.
+        by_stem: Names must differ without their extension, since each has an annotation file.
+    """
+    taken: set[str] = set()
     for picture in pictures:
-        name = picture.path.name
-        seen[name] += 1
-        if seen[name] > 1:
-            name = f"{picture.path.stem}_{seen[name]}{picture.path.suffix}"
-        yield name, picture
+        name, number = picture.path, 1
+        while (name.stem if by_stem else name.name) in taken:
+            number += 1
+            name = picture.path.with_stem(f"{picture.path.stem}_{number}")
+        taken.add(name.stem if by_stem else name.name)
+        yield name.name, picture

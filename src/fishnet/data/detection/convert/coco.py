@@ -6,24 +6,30 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from fishnet.data.detection.coco import read_coco, summarize
-from fishnet.data.detection.convert.boxes import BoxSet, Picture, named, upright
-from fishnet.data.detection.dataset import image_folder
+from fishnet.data.detection.coco import NONE, POLYGONS, CocoFile, read_coco, summarize
+from fishnet.data.detection.convert.boxes import BoxSet, Picture, named, polygon_area, upright
 from fishnet.data.detection.types import AnnotationEntry, ImageEntry
+from fishnet.data.folders import image_folder
 from fishnet.data.images import image_shape
-from fishnet.errors import FishnetError
+from fishnet.errors import FishnetError, counted
 from fishnet.files import atomic_write
 
 
-def read_coco_boxes(root: Path) -> BoxSet:
-    """Read all splits of a COCO folder."""
+def read_coco_boxes(root: Path, outlines: bool = False, polygons: bool = False) -> BoxSet:
+    """Read all splits of a COCO folder.
+
+    Args:
+        root: Data folder.
+        outlines: Read the outlines of objects with exactly one polygon.
+        polygons: Whether the layout that is written has polygons, so that a note can recommend `--outlines`.
+    """
     found = BoxSet([], {})
     for path in sorted((root / "annotations").glob("instances_*.json")):
         split = path.stem.removeprefix("instances_")
         file = read_coco(path)
         if file.problems:
             raise FishnetError(
-                f"{path} has {len(file.problems)} problems: {summarize(file.problems)}. "
+                f"{path} has {counted(len(file.problems), 'problem')}: {summarize(file.problems)}. "
                 f"`fishnet data check detection {root} --fix OUT.json` repairs what can be repaired"
             )
         if found.classes and file.classes != found.classes:
@@ -37,6 +43,7 @@ def read_coco_boxes(root: Path) -> BoxSet:
             boxes = [(file.classes[label], *box) for label, box in rows]
             size = int(file.widths[index]), int(file.heights[index])
             picture = Picture(folder / name, *size, boxes, file.crowd[objects].tolist())
+            picture.outlines = _single_polygons(file, objects.tolist()) if outlines else {}
             if not upright(picture, image_shape(picture.path)):
                 stated = f"but {path.name} states {size[0]}x{size[1]}"
                 raise FishnetError(
@@ -47,10 +54,24 @@ def read_coco_boxes(root: Path) -> BoxSet:
         found.splits[split] = pictures
         if file.left_out:
             found.notes.append(f"{path.name}: {len(file.left_out)} boxes without area were excluded")
-        if (file.outlines.kind != 0).any():
-            found.notes.append(f"{path.name}: masks were not converted")
+        if outlines:
+            kept = sum(len(picture.outlines) for picture in pictures)
+            rest = counted(len(file.boxes) - kept, "object")
+            note = f"{counted(kept, 'outline')} written; {rest} without exactly one polygon written as box"
+            found.notes.append(f"{path.name}: {note}")
+        elif (file.outlines.kind != NONE).any():
+            found.notes.append(f"{path.name}: masks were not converted{'; --outlines writes polygons' * polygons}")
         if file.keypoint_names:
             found.notes.append(f"{path.name}: keypoints were not converted")
+    return found
+
+
+def _single_polygons(file: CocoFile, objects: list[int]) -> dict[int, list[float]]:
+    """Return the polygon of each object of an image that consists of one, by its position in `objects`."""
+    found: dict[int, list[float]] = {}
+    for place, index in enumerate(objects):
+        if file.outlines.kind[index] == POLYGONS and len(polygons := file.outlines.polygons(index)) == 1:
+            found[place] = polygons[0].tolist()
     return found
 
 
@@ -64,16 +85,17 @@ def write_coco(found: BoxSet, out: Path, place: Callable[[Path, Path], None]) ->
         for number, (name, picture) in enumerate(named(pictures), 1):
             place(picture.path, out / split / name)
             images.append({"id": number, "file_name": name, "width": picture.width, "height": picture.height})
-            for (label, x, y, w, h), ignored in zip(picture.boxes, picture.ignored, strict=True):
+            for index, (label, x, y, w, h) in enumerate(picture.boxes):
+                outline = picture.outlines.get(index)
                 annotations.append(
                     {
                         "id": len(annotations) + 1,
                         "image_id": number,
                         "category_id": numbers[label],
                         "bbox": [x, y, w, h],
-                        "area": w * h,
-                        "iscrowd": int(ignored),
-                        "segmentation": [],
+                        "area": w * h if outline is None else polygon_area(outline),
+                        "iscrowd": int(picture.ignored[index]),
+                        "segmentation": [] if outline is None else [outline],
                     }
                 )
         document = {"images": images, "annotations": annotations, "categories": categories}

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fishnet.data.detection.convert.boxes import USUAL, BoxSet, FolderNames, Picture, upright
-from fishnet.data.folders import read_lines
+from fishnet.data.folders import all_files, read_lines
 from fishnet.data.images import image_shape
 from fishnet.errors import FishnetError
 from fishnet.files import atomic_write
@@ -25,11 +25,11 @@ def read_voc(root: Path, names: FolderNames = USUAL) -> BoxSet:
     splits = {path.stem: read_lines(path) for path in lists if "_" not in path.stem}
     splits = {name: members for name, members in splits.items() if name != "trainval" or len(splits) == 1}
     if not splits:
-        splits = {"train": [path.stem for path in sorted(annotations.glob("*.xml"))]}
+        splits = {"train": [path.stem for path in all_files(annotations) if path.suffix.lower() == ".xml"]}
     found = BoxSet([], {})
     other_size = 0
     for split, members in splits.items():
-        read = [_read_voc_file(root, annotations / f"{name}.xml", images) for name in members]
+        read = [_read_voc_file(root, _existing(annotations / f"{name}.xml"), images) for name in members]
         found.splits[split] = [picture for picture, _ in read]
         other_size += sum(not fits for _, fits in read)
     if other_size:
@@ -39,6 +39,12 @@ def read_voc(root: Path, names: FolderNames = USUAL) -> BoxSet:
     stated = read_lines(listed) if listed.is_file() else []
     found.classes = stated if present <= set(stated) else sorted(present)
     return found
+
+
+def _existing(path: Path) -> Path:
+    """Return a path, with its extension in upper case if only that file exists."""
+    upper = path.with_suffix(path.suffix.upper())
+    return upper if upper.is_file() and not path.is_file() else path
 
 
 def _read_voc_file(root: Path, path: Path, images: Path) -> tuple[Picture, bool]:
@@ -54,9 +60,9 @@ def _read_voc_file(root: Path, path: Path, images: Path) -> tuple[Picture, bool]
         raise FishnetError(f"{path} does not exist, but a list in {root / 'ImageSets' / 'Main'} contains it") from None
     except (ET.ParseError, UnicodeDecodeError) as error:
         raise FishnetError(f"{path} is not valid XML ({error}); create it again") from error
-    name = tree.findtext("filename") or f"{path.stem}.jpg"
-    shape = image_shape(images / name)
-    picture = Picture(images / name, *_voc_size(tree, shape.upright))
+    image = _existing(images / (tree.findtext("filename") or f"{path.stem}.jpg"))
+    shape = image_shape(image)
+    picture = Picture(image, *_voc_size(tree, shape.upright))
     for entry in tree.iter("object"):
         label, box = entry.findtext("name"), entry.find("bndbox")
         try:
