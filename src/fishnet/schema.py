@@ -8,6 +8,7 @@ import re
 import reprlib
 import typing
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import PurePath
 from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
@@ -89,6 +90,19 @@ def merge(*trees: Settings) -> Tree:
             else:
                 merged[name] = value
     return merged
+
+
+def plain_paths(tree: Settings) -> Tree:
+    """Return settings with `pathlib` paths as text, also those in groups and lists."""
+
+    def plain(value: object) -> object:
+        if isinstance(value, Mapping):
+            return plain_paths(value)
+        if isinstance(value, list | tuple):
+            return type(value)(map(plain, value))
+        return str(value) if isinstance(value, PurePath) else value
+
+    return {name: plain(value) for name, value in tree.items()}
 
 
 def settings_parser(config: ConfigClass) -> ArgumentParser:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from fishnet.commands.hints import suggest
 from fishnet.errors import UsageError, refuse_options
-from fishnet.files import Json
+from fishnet.files import Json, texts
 from fishnet.runs import RunFolder
 
 if TYPE_CHECKING:
@@ -42,10 +42,10 @@ class EvaluationReport:
 
 
 def evaluate(
-    run: str,
-    data: str | None = None,
+    run: str | Path,
+    data: str | Path | None = None,
     split: str = "val",
-    json: str | None = None,
+    json: str | Path | None = None,
     device: str = "auto",
     batch_size: int | None = None,
     workers: int = 2,
@@ -54,10 +54,10 @@ def evaluate(
     size: int | None = None,
     task: str | None = None,
     model: str | None = None,
-    classes: str | None = None,
-    out: str | None = None,
+    classes: str | Path | None = None,
+    out: str | Path | None = None,
     runtime: Literal["auto", "torch", "onnx", "openvino"] = "auto",
-    also: list[str] | None = None,
+    also: list[str | Path] | str | Path | None = None,
     **options: object,
 ) -> EvaluationReport:
     """Evaluate a model on a split: metrics, a table per class, a plot, and a JSON file.
@@ -85,11 +85,11 @@ def evaluate(
     from fishnet.loading import load_runtime, resolve_device
 
     check_loading(batch_size, workers)
-    names = read_names(classes)
+    run, names = str(run), read_names(classes)
     runner, card = load_runtime(run, runtime, device, precision, task=task, model=model, classes=names, size=size)
     (kind, evaluated), where = _task_of(card, options), resolve_device(device)
     images = batch_size or kind.batch_size
-    folders = list(dict.fromkeys([data or data_of(run), *(also or [])]))
+    folders = list(dict.fromkeys([str(data or data_of(run)), *texts(also)]))
     datasets = [evaluated.open_split(Path(folder), split, bad_images) for folder in folders]
     place = Path(out) if out is not None else Path(run) if Path(run).is_dir() else None
     reports: list[EvaluationReport] = []
@@ -139,7 +139,7 @@ def _title(model: str, document: Json) -> str:
     return f"{model} on {document['split']} of {document['data']}{half}"
 
 
-def data_of(run: str) -> str:
+def data_of(run: str | Path) -> str:
     """Return the data folder that a run was trained on.
 
     Raises:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fishnet.errors import FishnetError, UsageError
+from fishnet.files import texts
 
 if TYPE_CHECKING:
     from fishnet.prediction.session import Prediction
 
 
 def predict(
-    run: str,
-    inputs: list[str],
-    out: str,
+    run: str | Path,
+    inputs: str | Path | Sequence[str | Path],
+    out: str | Path,
     device: str = "auto",
     batch_size: int | None = None,
     workers: int = 2,
@@ -26,7 +28,7 @@ def predict(
     size: int | None = None,
     task: str | None = None,
     model: str | None = None,
-    classes: str | None = None,
+    classes: str | Path | None = None,
     runtime: Literal["auto", "torch", "onnx", "openvino"] = "auto",
     compile: bool = False,
     insides: bool = False,
@@ -59,6 +61,7 @@ def predict(
     Raises:
         FishnetError: An input cannot be read; results.json has the predictions so far, as after `Interrupted`.
     """
+    inputs = texts(inputs)
     given = {**locals(), **options}
     from fishnet.prediction.images import Loading
     from fishnet.prediction.session import Session, command_line
@@ -84,7 +87,7 @@ def check_loading(batch_size: int | None, workers: int, every: int = 1) -> None:
         raise UsageError(f"--workers must not be negative, not {workers}")
 
 
-def read_names(classes: str | None) -> list[str] | None:
+def read_names(classes: str | Path | None) -> list[str] | None:
     """Return the class names in a text file with one name per line, or None if no file is given."""
     from fishnet.data.folders import read_lines
 

@@ -18,7 +18,7 @@ from fishnet.models.build import takes_vector
 from fishnet.models.checkpoints.pretrained import packaged_weights
 from fishnet.preprocessing import model_of_weights
 from fishnet.runs import RunFolder
-from fishnet.schema import Tree
+from fishnet.schema import Tree, plain_paths
 from fishnet.settings import (
     commented_settings,
     describe_preprocessing,
@@ -41,7 +41,7 @@ TIED_TO_CHECKPOINT = {"model", "optim.name"}
 @overload
 def train(
     task: str,
-    recipe: str | None = None,
+    recipe: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
     allow_changes: bool = False,
@@ -49,10 +49,10 @@ def train(
     **settings: Any,
 ) -> RunFolder: ...
 @overload
-def train(task: str, recipe: str | None = None, *, print_config: Literal[True], **settings: Any) -> None: ...
+def train(task: str, recipe: str | Path | None = None, *, print_config: Literal[True], **settings: Any) -> None: ...
 def train(
     task: str,
-    recipe: str | None = None,
+    recipe: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
     allow_changes: bool = False,
@@ -80,7 +80,7 @@ def train(
     from fishnet.training.optimizer import check_optimizer
     from fishnet.training.trainer import decide_precision
 
-    kind = get_task(task)
+    kind, settings, recipe = get_task(task), plain_paths(settings), None if recipe is None else str(recipe)
     if print_config:
         recipe = recipe or kind.choose_recipe(settings).name
         print(commented_settings(kind.name, recipe, resolve(kind, recipe, settings)), end="")
