@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import shlex
 import signal
 from collections.abc import Iterable
 
@@ -44,6 +45,11 @@ def refuse_options(given: Iterable[str], known: Iterable[str], owner: str) -> No
         if name not in known:
             flags = ", ".join(f"--{option.replace('_', '-')}" for option in known)
             raise UsageError(f"--{name.replace('_', '-')} is not an option of {owner}; its options: {flags}")
+
+
+def quoted(path: object) -> str:
+    """Return a path as it is typed in a shell, for commands in messages."""
+    return shlex.quote(str(path))
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fishnet.cards import ModelCard, read_card
-from fishnet.errors import FishnetError, UsageError
+from fishnet.errors import FishnetError, UsageError, quoted
 from fishnet.exported import exported_card, exported_format, is_exported, open_exported
 from fishnet.models.build import build_network
 from fishnet.models.checkpoints.weights import locate_weights
@@ -175,7 +175,7 @@ def load_runtime(
         given = {"--task": task, "--model": model, "--classes": classes, "--size": size, "--compile": compile or None}
         return _load_exported(Path(source), runtime, device, precision, given)
     if runtime not in ("auto", "torch"):
-        command = f"fishnet export {source} --format {runtime} --out DIR"
+        command = f"fishnet export {quoted(source)} --format {runtime} --out DIR"
         raise UsageError(f"{source} is not an exported folder; create one with {command}")
     target = resolve_device(device)
     network, card = load_model(source, device, task=task, model=model, classes=classes, size=size)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 import fishnet
+from fishnet.cli import main
+from fishnet.config import TrainConfig
 from fishnet.runs import RunFolder
+from fishnet.settings import differences, read_settings, save_settings
 from tests.data.makers import class_folders
 
 TINY: dict[str, Any] = {
@@ -44,3 +49,49 @@ def test_one_input_need_not_be_a_list(
     monkeypatch.chdir(photos)
     assert len(fishnet.predict(trained.path, "val", tmp_path / "a", **QUICK).images) == 4
     assert len(fishnet.predict(trained.path, Path("val"), tmp_path / "b", **QUICK).images) == 4
+
+
+def test_a_run_can_be_used_from_any_folder(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(photos.parent)
+    run = fishnet.train("classification", data=photos.name, out=tmp_path / "run", **TINY)
+    assert yaml.safe_load(run.config_yaml.read_text())["data"] == str(photos)
+    monkeypatch.chdir(tmp_path)
+    assert fishnet.evaluate("run", **QUICK).document["data"] == str(photos)
+    assert main(["train", "--resume", "run"]) == 0
+    monkeypatch.chdir(photos.parent)
+    assert main(["train", "--resume", str(run.path), "--data", photos.name]) == 0  # the same folder is no change
+    run.config_yaml.write_text(run.config_yaml.read_text().replace(str(photos), photos.name))  # of an older version
+    assert main(["train", "--resume", str(run.path)]) == 0
+    assert main(["train", "--resume", str(run.path), "--data", "elsewhere"]) != 0
+
+
+@pytest.mark.parametrize(
+    ("text", "stored"),
+    [
+        ("a b", "{0}/a b"),
+        ("image=a b region=a b", "image={0}/a b region={0}/a b"),
+        ("image=a b,pixel={0}/a b", "image={0}/a b,pixel={0}/a b"),
+        ("not there", "not there"),
+    ],
+)
+def test_stored_paths_are_absolute(text: str, stored: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a b").mkdir()
+    monkeypatch.chdir(tmp_path)
+    text, stored = text.format(tmp_path), stored.format(tmp_path)
+    save_settings(tmp_path / "config.yaml", "multitask", TrainConfig(data=text, weights="cifar10"))
+    tree = read_settings(tmp_path / "config.yaml", TrainConfig)
+    assert (tree["data"], tree["weights"]) == (stored, "cifar10")
+    assert differences(tree, TrainConfig(data=text, weights="cifar10")) == []
+    assert [entry[0] for entry in differences(tree, TrainConfig(data="image=other"))] == ["data", "weights"]
+
+
+def test_commands_in_messages_can_be_pasted_into_a_shell(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    folder = class_folders(tmp_path / "Meine Photos", {"": {"cat": 4, "ship": 4}})
+    assert main(["train", "classification", "--data", str(folder), "--model", "fishnet_nano"]) != 0
+    said = capsys.readouterr().err
+    command = shlex.split(said[said.index("`") + 1 : said.rindex("`")])
+    assert command == ["fishnet", "data", "split", str(folder)]
+    assert main([*command[1:], "--val", "0.5"]) == 0
+    assert f"data split '{folder}' --undo" in capsys.readouterr().out

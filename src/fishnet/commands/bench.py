@@ -175,7 +175,9 @@ def _measure(results: Results, cases: Sequence[Case], peak: bool, calibration: s
     from fishnet.deploy.bench.rounds import Measurement
 
     with _terminated_as_interrupted(), tempfile.TemporaryDirectory(prefix="fishnet_bench_") as folder:
-        found = Measurement(folder, results.threads, results.rounds, None if calibration is None else str(calibration), _say)
+        found = Measurement(
+            folder, results.threads, results.rounds, None if calibration is None else str(calibration), _say
+        )
         try:
             for row in found.measure(with_peaks(cases) if peak else cases, results.sweep is not None):
                 results.rows.append(row)

@@ -14,7 +14,9 @@ from fishnet.files import texts, write_json
 from fishnet.tasks import get_task
 
 
-def data_check(task: str, directory: str | Path | Sequence[str | Path], json: str | Path | None = None, **options: Any) -> CheckReport:
+def data_check(
+    task: str, directory: str | Path | Sequence[str | Path], json: str | Path | None = None, **options: Any
+) -> CheckReport:
     """Find damaged, unusual and duplicate images, and wrong annotations; the exit code is 1 if there are errors.
 
     Args:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from fishnet.commands.hints import suggest
-from fishnet.errors import FishnetError, UsageError
+from fishnet.errors import FishnetError, UsageError, quoted
 from fishnet.files import Json
 from fishnet.runs import RunFolder
 
@@ -150,8 +150,8 @@ def check_finished(run: Path) -> None:
         folder.find_model()
     if folder.config_yaml.is_file() and not folder.report_html.is_file():
         raise FishnetError(
-            f"the training in {run} is not finished: continue with fishnet train --resume {run}, or export its best "
-            f"epoch so far, {folder.model_file}"
+            f"the training in {run} is not finished: continue with fishnet train --resume {quoted(run)}, or "
+            f"export its best epoch so far, {folder.model_file}"
         )
 
 

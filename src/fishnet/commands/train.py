@@ -12,7 +12,7 @@ from typing import Any, Literal, overload
 from fishnet.commands.hints import suggest
 from fishnet.config import TrainConfig
 from fishnet.environment import announce, is_main_process
-from fishnet.errors import FishnetError, UsageError, did_you_mean
+from fishnet.errors import FishnetError, UsageError, did_you_mean, quoted
 from fishnet.files import sweep_partials
 from fishnet.models.build import takes_vector
 from fishnet.models.checkpoints.pretrained import packaged_weights
@@ -215,7 +215,7 @@ def check_resume(kind: TaskKind, run: RunFolder, saved: Tree, config: TrainConfi
         name, before, now = tied[0]
         raise UsageError(
             f"--resume cannot change {name} from {before} to {now}: the checkpoint does not fit; start a new run "
-            f"with --weights {run.path}"
+            f"with --weights {quoted(run.path)}"
         )
     if changed and not allow_changes:
         listing = ", ".join(f"{name}: {before!r} -> {now!r}" for name, before, now in changed)

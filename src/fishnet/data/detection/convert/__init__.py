@@ -27,7 +27,7 @@ from fishnet.data.detection.convert.voc import read_voc, write_voc
 from fishnet.data.detection.convert.yolo import read_yolo, write_yolo, yolo_folders
 from fishnet.data.folders import Placer, check_root
 from fishnet.data.stratify import stratify
-from fishnet.errors import FishnetError, UsageError
+from fishnet.errors import FishnetError, UsageError, quoted
 
 
 @dataclass
@@ -173,7 +173,7 @@ def _move_roboflow(source: Path, dest: Path, to: Layout, copy: bool, val: float 
     if to != "coco":
         raise UsageError(f"{source} is a COCO folder of Roboflow; convert it with --to coco first, then that to {to}")
     if val is not None:
-        raise UsageError(f"--val is for VOC and YOLO folders; `fishnet data split {dest}` divides the result")
+        raise UsageError(f"--val is for VOC and YOLO folders; `fishnet data split {quoted(dest)}` divides the result")
     _check_empty(dest)
     place = Placer(copy)
     found = move_roboflow(source, dest, place)

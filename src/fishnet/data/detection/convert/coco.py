@@ -11,7 +11,7 @@ from fishnet.data.detection.convert.boxes import BoxSet, Picture, named, upright
 from fishnet.data.detection.dataset import image_folder
 from fishnet.data.detection.types import AnnotationEntry, ImageEntry
 from fishnet.data.images import image_shape
-from fishnet.errors import FishnetError
+from fishnet.errors import FishnetError, quoted
 from fishnet.files import atomic_write
 
 
@@ -24,7 +24,7 @@ def read_coco_boxes(root: Path) -> BoxSet:
         if file.problems:
             raise FishnetError(
                 f"{path} has {len(file.problems)} problems: {summarize(file.problems)}. "
-                f"`fishnet data check detection {root} --fix OUT.json` repairs what can be repaired"
+                f"`fishnet data check detection {quoted(root)} --fix OUT.json` repairs what can be repaired"
             )
         if found.classes and file.classes != found.classes:
             raise FishnetError(f"{path} has other categories than the previous splits; make them equal")
@@ -41,7 +41,7 @@ def read_coco_boxes(root: Path) -> BoxSet:
                 stated = f"but {path.name} states {size[0]}x{size[1]}"
                 raise FishnetError(
                     f"{picture.path} has {picture.width}x{picture.height} pixels, {stated}; "
-                    f"`fishnet data check detection {root} --fix OUT.json` repairs the file"
+                    f"`fishnet data check detection {quoted(root)} --fix OUT.json` repairs the file"
                 )
             pictures.append(picture)
         found.splits[split] = pictures
