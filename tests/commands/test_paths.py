@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -95,3 +97,27 @@ def test_commands_in_messages_can_be_pasted_into_a_shell(tmp_path: Path, capsys:
     assert command == ["fishnet", "data", "split", str(folder)]
     assert main([*command[1:], "--val", "0.5"]) == 0
     assert f"data split '{folder}' --undo" in capsys.readouterr().out
+
+
+def test_another_evaluation_does_not_replace_that_of_the_run(
+    trained: RunFolder, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    run = RunFolder(Path(shutil.copytree(trained.path, tmp_path / "run")))
+    first = fishnet.evaluate(run.path, **QUICK)
+    assert first.json == run.evaluation_json()
+    capsys.readouterr()
+    larger = fishnet.evaluate(run.path, size=48, **QUICK)
+    assert larger.json == run.path / "evaluation_val_2.json"
+    assert {path.name for path in larger.pictures} == {"confusion_val_2.png"}
+    said = capsys.readouterr().out
+    assert "differs from that in evaluation_val.json, which is kept" in said
+    assert str(larger.json) in said
+    other = Path(shutil.copytree(photos, tmp_path / "others"))
+    assert fishnet.evaluate(run.path, data=other, **QUICK).json == run.path / "evaluation_val_3.json"
+    assert fishnet.evaluate(run.path, size=48, **QUICK).json == larger.json  # the same again
+    assert (
+        fishnet.evaluate(run.path, size=48, out=tmp_path / "mine", **QUICK).json
+        == tmp_path / "mine/evaluation_val.json"
+    )
+    assert json.loads(run.evaluation_json().read_text()) == first.document
+    assert fishnet.evaluate(run.path, data=photos, size=32, **QUICK).json == run.evaluation_json()

@@ -76,7 +76,8 @@ def evaluate(
         task: Task of a weights file that does not describe its network.
         model: Backbone of a weights file that does not describe its network.
         classes: Text file with a class name per line, for a weights file without class names.
-        out: Folder for pictures and JSON files; by default the run folder, if RUN is one.
+        out: Folder for pictures and JSON files; by default the run folder, if RUN is one. There, an evaluation on other
+            data or with other options than that of the run gets a number: evaluation_val_2.json.
         runtime: Inference backend; auto selects that of an exported folder, or torch.
         also: Further data folders, each evaluated separately; their names are appended to the file names.
         options: Options of the task that change the metrics, such as `flip` and `scales` of segmentation.
@@ -97,8 +98,9 @@ def evaluate(
         evaluation, documents, bad = _evaluate(evaluated, runner, where, dataset, images, workers)
         document = _document(run, folder, split, evaluation, bad, card, options, runner)
         print(summary(evaluated, evaluation, _title(card.model, document), bad))
-        target = _with_name(Path(json), name) if json else place and RunFolder(place).evaluation_json(split + name)
-        pictures = _write(evaluated, evaluation, {target: document}, documents, place, split + name)
+        stem = _stem(Path(run), place, document, name)
+        target = _with_name(Path(json), name) if json else place and RunFolder(place).evaluation_json(stem)
+        pictures = _write(evaluated, evaluation, {target: document}, documents, place, stem)
         reports.append(EvaluationReport(document, evaluation, target, pictures, bad))
     return _finish(run, folders, reports, kind.display)
 
@@ -169,6 +171,60 @@ def _names(folders: Sequence[str]) -> list[str]:
 
 def _with_name(path: Path, name: str) -> Path:
     return path.with_name(f"{path.stem}{name}{path.suffix}")
+
+
+def _stem(run: Path, place: Path | None, document: Json, name: str) -> str:
+    """Return the split of an evaluation and a suffix for its file names.
+
+    In the run folder, evaluation_<split>.json is that of the run: an evaluation on other data, or with another size,
+    precision or options, gets the first number that is free or has the same ones.
+
+    Args:
+        run: What was evaluated.
+        place: Folder to write to.
+        document: Content of the JSON file.
+        name: Suffix of a further data folder.
+    """
+    plain = stem = f"{document['split']}{name}"
+    if place is None or place.resolve() != run.resolve():
+        return stem
+    folder, number = RunFolder(place), 1
+    if name or not _is_of_the_run(folder, document):
+        while _is_taken(folder, stem, document, reserved=stem == plain and not name):
+            number += 1
+            stem = f"{plain}_{number}"
+    if number > 1:
+        print(f"this evaluation differs from that in {folder.evaluation_json(plain).name}, which is kept")
+    return stem
+
+
+def _is_taken(folder: RunFolder, stem: str, document: Json, reserved: bool) -> bool:
+    """Return whether a name is that of another evaluation; `reserved` is the name of that of the run."""
+    file = folder.evaluation_json(stem)
+    if not file.is_file():
+        return reserved and folder.config_yaml.is_file()
+    try:
+        return _inputs_of(json_module.loads(file.read_text("utf-8"))) != _inputs_of(document)
+    except (ValueError, LookupError, TypeError):  # damaged, or written by the training
+        return True
+
+
+def _inputs_of(document: Json) -> tuple[object, ...]:
+    """Return what determines the metrics of a network on a split."""
+    size = document["card"]["preprocessing"]["size"]
+    return str(Path(document["data"]).resolve()), size, document["precision"], document.get("options", {})
+
+
+def _is_of_the_run(folder: RunFolder, document: Json) -> bool:
+    """Return whether an evaluation repeats that of the training: its data, size and precision, without options."""
+    from fishnet.cards import read_card
+    from fishnet.settings import comparable
+
+    if not folder.config_yaml.is_file() or not folder.model_file.is_file():
+        return False
+    card = read_card(folder.model_file)
+    own = (comparable("data", data_of(folder.path)), card and card.size, card and card.precision, {})
+    return own == (comparable("data", document["data"]), *_inputs_of(document)[1:])
 
 
 def _finish(
