@@ -125,6 +125,25 @@ _PATHS = ("data", "weights")
 """Settings that are paths; weights may be a tag instead."""
 
 
+def data_folders(data: str) -> list[Path]:
+    """Return the folders that the setting `data` names: one, or several as NAME=DIR1 NAME=DIR2."""
+    found: list[Path] = []
+
+    def note(text: str) -> str:
+        found.append(Path(text))
+        return text
+
+    _path_changed(data, note)
+    return found
+
+
+def refuse_inside_data(out: Path, data: str) -> None:
+    """Raise UsageError for an output folder that is, or is inside, a data folder: its images would become data."""
+    for folder in data_folders(data):
+        if out.resolve().is_relative_to(folder.resolve()):
+            raise UsageError(f"--out {out} is inside the data folder {folder}; choose a folder outside of it")
+
+
 def comparable(name: str, value: object) -> object:
     """Return the value of a setting such that two paths of one file or folder are equal."""
     return _path_changed(value, os.path.realpath) if name in _PATHS and isinstance(value, str) and value else value

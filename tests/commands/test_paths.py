@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 from pathlib import Path
@@ -14,6 +15,7 @@ import yaml
 import fishnet
 from fishnet.cli import main
 from fishnet.config import TrainConfig
+from fishnet.errors import UsageError
 from fishnet.runs import RunFolder
 from fishnet.settings import differences, read_settings, save_settings
 from tests.data.makers import class_folders
@@ -121,3 +123,31 @@ def test_another_evaluation_does_not_replace_that_of_the_run(
     )
     assert json.loads(run.evaluation_json().read_text()) == first.document
     assert fishnet.evaluate(run.path, data=photos, size=32, **QUICK).json == run.evaluation_json()
+
+
+def test_a_run_is_not_written_among_other_files(
+    trained: RunFolder, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    before = sorted(photos.rglob("*"))
+    for out, says in (
+        (photos / "train", "is not a run folder: it contains cat; choose another folder"),
+        (photos / "runs" / "first", f"is inside the data folder {photos}; choose a folder outside of it"),
+    ):
+        with pytest.raises(UsageError, match=re.escape(f"--out {out} {says}")):
+            fishnet.train("classification", data=photos, out=out, **TINY)
+    assert sorted(photos.rglob("*")) == before
+    logged = tmp_path / "logged"
+    logged.mkdir()
+    (logged / "train.log").write_text("output of the command itself")
+    assert fishnet.train("classification", data=photos, out=logged, **TINY).model_file.is_file()
+
+
+def test_predictions_are_not_written_into_a_run_or_a_data_set(trained: RunFolder, photos: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(photos, tmp_path / "others"))
+    for out, says in (
+        (trained.path, f"contains a network; choose another folder, such as {trained.path / 'predictions'}"),
+        (other, "contains a data set; choose another folder"),
+        (photos / "val" / "cat", f"is inside the data folder {photos}; choose a folder outside of it"),
+    ):
+        with pytest.raises(UsageError, match=re.escape(f"--out {out} {says}")):
+            fishnet.predict(trained.path, other / "val", out, overwrite=True, **QUICK)

@@ -68,6 +68,7 @@ def predict(
     from fishnet.predictor import Predictor
 
     check_loading(batch_size, workers, every)
+    check_out(Path(out), Path(run))
     with Session(Path(out), partial(command_line, predict, given), overwrite) as session:
         found = session.start(inputs)
         predictor = Predictor(
@@ -75,6 +76,30 @@ def predict(
         )
         loading = Loading(batch_size or predictor.batch_size, workers, bad_images == "stop", pictures, insides)
         return session.predict(predictor, found, loading, every)
+
+
+def check_out(out: Path, run: Path) -> None:
+    """Reject an output folder that is a run, an export or a data set.
+
+    Args:
+        out: Output folder.
+        run: Run folder or other source of the network.
+
+    Raises:
+        UsageError: The folder is in use.
+    """
+    from fishnet.commands.evaluate import data_of
+    from fishnet.exported import is_exported
+    from fishnet.runs import RunFolder
+    from fishnet.settings import refuse_inside_data
+
+    folder = RunFolder(out)
+    if folder.has_begun or folder.config_yaml.is_file() or is_exported(out):
+        raise UsageError(f"--out {out} contains a network; choose another folder, such as {out / 'predictions'}")
+    if any((out / name).is_dir() for name in ("train", "val", "annotations")):
+        raise UsageError(f"--out {out} contains a data set; choose another folder")
+    if RunFolder(run).config_yaml.is_file():
+        refuse_inside_data(out, data_of(run))
 
 
 def check_loading(batch_size: int | None, workers: int, every: int = 1) -> None:

@@ -24,6 +24,7 @@ from fishnet.settings import (
     describe_preprocessing,
     differences,
     read_settings,
+    refuse_inside_data,
     resolve,
     save_settings,
 )
@@ -32,6 +33,8 @@ from fishnet.tasks.base import RecipeChoice, TaskKind, Training
 
 # Settings that affect where and how fast a run computes, but not its result; a resumed run may change them.
 FREE_TO_CHANGE = {"workers", "worker_start", "checkpoint_minutes", "save_every", "loggers", "compile", "memory", "out"}
+LOGS = (".log", ".out", ".err", ".txt")
+"""Suffixes of files that may be in the folder of a new run, such as the output of the command itself."""
 OUT = "FISHNET_OUT"
 """Environment variable with the run folder that the main process has chosen."""
 # Settings that the tensors of a checkpoint depend on, besides those that the task adds.
@@ -95,7 +98,9 @@ def train(
     check_optimizer(config.optim.name)
     check_loggers(config.loggers)
     job = kind.make_training(config)
-    if not resume:  # printed after the data is checked, so that an error message is not preceded by other lines
+    if not resume:
+        refuse_inside_data(run.path, job.config.data)
+        # printed after the data is checked, so that an error message is not preceded by other lines
         _say_choices(job, choice, settings)
     check_best(job)
     fit_batch_size(job)
@@ -229,6 +234,14 @@ def refuse_old_run(run: RunFolder, overwrite: bool) -> None:
     present = [path for path in run.files if path.exists()]
     if run.has_begun and not overwrite:  # a failed start leaves only the settings
         raise UsageError(f"{run.path} contains a run ({present[0].name}); use --resume, --overwrite or another --out")
+    if not present and (foreign := _foreign_files(run)):
+        raise UsageError(f"--out {run.path} is not a run folder: it contains {foreign[0].name}; choose another folder")
+
+
+def _foreign_files(run: RunFolder) -> list[Path]:
+    """Return the content of a folder without hidden files and the logs of shells and schedulers."""
+    visible = [path for path in run.path.glob("*") if not path.name.startswith(".") and path != run.checkpoints]
+    return sorted(path for path in visible if path.is_dir() or path.suffix not in LOGS)
 
 
 def prepare_folder(run: RunFolder, resume: bool) -> None:
