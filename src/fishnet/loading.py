@@ -94,9 +94,9 @@ class LoadedModel(NamedTuple):
     """A trained network with everything needed to call it."""
 
     network: Network
-    """Network in eval mode. It takes a batch (N, 3, H, W) or a list of images, and returns predictions by head, one per
-    image: logits under `image` for a classifier; boxes, labels and scores in pixels of its input under `region` for a
-    detector."""
+    """Network in eval mode. It takes a list of outputs of `transform`, or a batch of them (N, 3, H, W), and returns
+    predictions by head, one per image: logits under `image` for a classifier; boxes, labels and scores in pixels of its
+    input under `region` for a detector."""
     transform: Callable[[Image.Image], Tensor]
     """Function from an RGB image to an input of the network."""
     classes: list[str]
