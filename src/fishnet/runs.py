@@ -8,6 +8,15 @@ from pathlib import Path
 from fishnet.errors import FishnetError
 
 
+def describing_file(weights: Path) -> Path:
+    """Return the model file with the card of weights: for a run folder or a checkpoint in it, that of the run."""
+    if weights.is_dir():
+        return RunFolder(weights).model_file
+    if weights.suffix == ".ckpt" and (run := RunFolder(weights.parent.parent)).checkpoints == weights.parent:
+        return run.model_file
+    return weights
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """Paths in a run folder; they need not exist."""
