@@ -76,8 +76,8 @@ def evaluate(
         task: Task of a weights file that does not describe its network.
         model: Backbone of a weights file that does not describe its network.
         classes: Text file with a class name per line, for a weights file without class names.
-        out: Folder for pictures and JSON files; by default the run folder, if RUN is one. There, an evaluation on other
-            data or with other options than that of the run gets a number: evaluation_val_2.json.
+        out: Folder for pictures and JSON files; by default the run folder, where evaluations with other data or options
+            than that of the run have numbers: evaluation_val_2.json.
         runtime: Inference backend; auto selects that of an exported folder, or torch.
         also: Further data folders, each evaluated separately; their names are appended to the file names.
         options: Options of the task that change the metrics, such as `flip` and `scales` of segmentation.
@@ -89,13 +89,14 @@ def evaluate(
     run, names = str(run), read_names(classes)
     runner, card = load_runtime(run, runtime, device, precision, task=task, model=model, classes=names, size=size)
     (kind, evaluated), where = _task_of(card, options), resolve_device(device)
-    images = batch_size or kind.batch_size
     folders = list(dict.fromkeys([str(data or data_of(run)), *texts(also)]))
     datasets = [evaluated.open_split(Path(folder), split, bad_images) for folder in folders]
     place = Path(out) if out is not None else Path(run) if Path(run).is_dir() else None
     reports: list[EvaluationReport] = []
     for folder, dataset, name in zip(folders, datasets, _names(folders), strict=True):
-        evaluation, documents, bad = _evaluate(evaluated, runner, where, dataset, images, workers)
+        evaluation, documents, bad = _evaluate(
+            evaluated, runner, where, dataset, batch_size or kind.batch_size, workers
+        )
         document = _document(run, folder, split, evaluation, bad, card, options, runner)
         print(summary(evaluated, evaluation, _title(card.model, document), bad))
         stem = _stem(Path(run), place, document, name)

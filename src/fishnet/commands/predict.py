@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from fishnet.errors import FishnetError, UsageError
+from fishnet.errors import FishnetError, UsageError, shell_names
 from fishnet.files import texts
 
 if TYPE_CHECKING:
@@ -61,25 +61,23 @@ def predict(
     Raises:
         FishnetError: An input cannot be read; results.json has the predictions so far, as after `Interrupted`.
     """
-    inputs = texts(inputs)
-    given = {**locals(), **options}
+    given = {**locals(), **options, "inputs": texts(inputs)}
     from fishnet.prediction.images import Loading
     from fishnet.prediction.session import Session, command_line
     from fishnet.predictor import Predictor
 
     check_loading(batch_size, workers, every)
-    check_out(Path(out), Path(run))
-    with Session(Path(out), partial(command_line, predict, given), overwrite) as session:
-        found = session.start(inputs)
-        predictor = Predictor(
-            run, device, task, model, read_names(classes), size, runtime, compile, precision, **options
-        )
+    with Session(check_out(Path(out), Path(run)), partial(command_line, predict, given), overwrite) as session:
+        found = session.start(given["inputs"])
+        with shell_names():
+            names = read_names(classes)
+            predictor = Predictor(run, device, task, model, names, size, runtime, compile, precision, **options)
         loading = Loading(batch_size or predictor.batch_size, workers, bad_images == "stop", pictures, insides)
         return session.predict(predictor, found, loading, every)
 
 
-def check_out(out: Path, run: Path) -> None:
-    """Reject an output folder that is a run, an export or a data set.
+def check_out(out: Path, run: Path) -> Path:
+    """Return the output folder; reject one that is a run, an export or a data set.
 
     Args:
         out: Output folder.
@@ -100,6 +98,7 @@ def check_out(out: Path, run: Path) -> None:
         raise UsageError(f"--out {out} contains a data set; choose another folder")
     if RunFolder(run).config_yaml.is_file():
         refuse_inside_data(out, data_of(run))
+    return out
 
 
 def check_loading(batch_size: int | None, workers: int, every: int = 1) -> None:

@@ -93,14 +93,12 @@ def train(
     if not (settings.get("data") or (saved or {}).get("data")):
         raise UsageError("--data DIR is missing: the folder of the data set")
     choice = kind.choose_recipe(settings) if recipe is None and saved is None else None
-    recipe = choice.name if choice else recipe
-    config = decide_precision(resolve(kind, recipe, settings, base=saved))
+    config = decide_precision(resolve(kind, choice.name if choice else recipe, settings, base=saved))
     check_optimizer(config.optim.name)
     check_loggers(config.loggers)
     job = kind.make_training(config)
-    if not resume:
+    if not resume:  # printed after the data is checked, so that an error message is not preceded by other lines
         refuse_inside_data(run.path, job.config.data)
-        # printed after the data is checked, so that an error message is not preceded by other lines
         _say_choices(job, choice, settings)
     check_best(job)
     fit_batch_size(job)
