@@ -5,8 +5,9 @@ import sys
 
 import pytest
 
-from fishnet.cli import COMMANDS, SYNONYMS, main
+from fishnet.cli import COMMANDS, main
 from fishnet.cli_tasks import normalize
+from fishnet.messages import SYNONYMS
 from fishnet.schema import setting_names
 from fishnet.tasks import get_task
 
@@ -125,8 +126,12 @@ def test_options_of_other_tools_point_to_ours(words: list[str], meant: str, caps
 
 
 def test_every_synonym_names_an_option() -> None:
-    settings = {name for task in ("classification", "detection") for name in setting_names(get_task(task).config)}
-    answers = {"score", "max_detections", "inputs", "overwrite"}
+    settings = {
+        name
+        for task in ("classification", "detection", "segmentation")
+        for name in setting_names(get_task(task).config)
+    }
+    answers = {"to", "score", "max_detections", "inputs", "overwrite"}
     assert set(SYNONYMS.values()) <= settings | answers
     assert not set(SYNONYMS) & {"data", "model", "out", "size", "lr", "seed", "device", "score"}
 

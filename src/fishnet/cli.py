@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from fishnet.errors import FishnetError, Interrupted, UsageError, did_you_mean
 from fishnet.files import Json
+from fishnet.messages import advice_on, plainly
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -78,6 +79,19 @@ COMMANDS = {
 }
 
 
+OTHER_COMMANDS = {
+    "resume": " A run is resumed by: fishnet train --resume RUN.",
+    "val": " A run is evaluated by: fishnet evaluate RUN.",
+    "test": " A run is evaluated by: fishnet evaluate RUN --split test.",
+    "fit": " A model is trained by: fishnet train TASK --data DIR.",
+    "finetune": " A model is fine-tuned by: fishnet train TASK --data DIR --weights pretrained.",
+    "detect": " A run predicts by: fishnet predict RUN photos --out DIR.",
+    "infer": " A run predicts by: fishnet predict RUN photos --out DIR.",
+    "benchmark": " Models are measured by: fishnet bench MODEL.",
+}
+"""Commands of other tools, and the equivalent ones."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return 0 done, 1 failed or found problems, 2 bad usage, 130/143 interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -131,10 +145,10 @@ def report(error: BaseException, code: int, debug: bool, message: str | None = N
 
 def run(arguments: list[str]) -> int:
     """Find the command, parse its options, call it."""
-    if not arguments or arguments[0] in ("-h", "--help"):
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())
         return 0 if arguments else 2
-    if arguments[0] == "--version":
+    if arguments[0] in ("--version", "version"):
         from fishnet.version import __version__
 
         print(__version__)
@@ -155,6 +169,8 @@ def resume_by_folder(arguments: list[str]) -> list[str]:
     """Expand `--resume RUN` into the task of the run and `--out RUN --resume`."""
     arguments = [part for argument in arguments for part in _split_resume(argument)]
     place = arguments.index("--resume") + 1 if "--resume" in arguments else len(arguments)
+    if arguments == ["--resume"]:
+        raise UsageError("--resume needs the folder of the run: fishnet train --resume RUN")
     if place == len(arguments) or arguments[place].startswith("-") or arguments[place] in ("true", "false"):
         return arguments
     from pathlib import Path
@@ -162,12 +178,13 @@ def resume_by_folder(arguments: list[str]) -> list[str]:
     from fishnet.cli_tasks import class_hints, positional
     from fishnet.commands.train import train
     from fishnet.config import TrainConfig
-    from fishnet.runs import RunFolder
+    from fishnet.runs import RunFolder, run_of
     from fishnet.settings import read_task
     from fishnet.signatures import function_options
     from fishnet.tasks import task_names
 
-    folder, names = arguments[place], task_names()
+    names = task_names()
+    folder = str(run_of(Path(arguments[place])))
     config = RunFolder(Path(folder)).config_yaml
     others = [*arguments[: place - 1], *arguments[place + 1 :]]
     hints = class_hints(TrainConfig) | {name: option.hint for name, option in function_options(train).items()}
@@ -196,7 +213,8 @@ def find_command(arguments: list[str]) -> tuple[str, list[str]]:
         if name in COMMANDS:
             return name, arguments[words:]
     name = " ".join(arguments[:2]) if any(n.startswith(f"{arguments[0]} ") for n in COMMANDS) else arguments[0]
-    raise UsageError(f"unknown command {name!r}.{did_you_mean(name, COMMANDS)} Known are {', '.join(COMMANDS)}")
+    hint = OTHER_COMMANDS.get(arguments[0]) or did_you_mean(name, COMMANDS)
+    raise UsageError(f"unknown command {name!r}.{hint} Known are {', '.join(COMMANDS)}")
 
 
 def parse(name: str, command: Command, function: Function, arguments: list[str]) -> Json | None:
@@ -275,33 +293,16 @@ def command_help(name: str, command: Command, function: Function, extensions: li
 def explain(message: str, parser: ArgumentParser) -> str:
     """Return a parser's message as one line; for an unknown option, suggest the nearest one or the task that has it."""
     line = " ".join(message.split())
-    line = re.sub(r"<class '(\w+)'>", r"\1", line).replace("typing.", "")
-    if match := re.search(r"unrecognized arguments: --([\w.]+)", line):
-        return f"unknown option --{match[1].replace('_', '-')}.{_advice(match[1], parser)}"
+    if match := re.search(r"unrecognized arguments: (--?)([\w.]+)", line):
+        return f"unknown option {match[1]}{match[2].replace('_', '-')}.{_advice(match[2], parser)}"
+    if match := re.search(r"unrecognized arguments: (\w+)=(\S+)", line):
+        return f"options are written {_flag(match[1])} {match[2]}, not {match[1]}={match[2]}; see {parser.prog} --help"
     if match := re.search(r"following arguments are required: ([\w, ]+)", line):
         options = {text[2:] for action in parser._actions for text in action.option_strings if text.startswith("--")}
         names = [name.strip() for name in match[1].split(",")]
         shown = [f"--{name.replace('_', '-')}" if name in options else name.upper() for name in names]
         return f"{' and '.join(shown)} {'is' if len(shown) == 1 else 'are'} missing; see {parser.prog} --help"
-    return re.sub(r"Parser key \"([\w.]+)\":", lambda m: f"--{m[1].replace('_', '-')}:", line)
-
-
-SYNONYMS = {
-    "imgsz": "size", "img_size": "size", "img": "size", "image_size": "size", "input_size": "size",
-    "resolution": "size",
-    "batch": "batch_size", "b": "batch_size", "bs": "batch_size", "optimizer": "optim.name", "opt": "optim.name",
-    "lr0": "lr", "learning_rate": "lr", "weight_decay": "optim.weight_decay", "wd": "optim.weight_decay",
-    "momentum": "optim.momentum", "sched": "optim.schedule", "warmup_epochs": "optim.warmup_epochs",
-    "clip_grad": "optim.clip_grad", "conf": "score", "max_det": "max_detections", "accelerator": "device",
-    "gpus": "devices", "project": "out", "output": "out", "output_dir": "out", "name": "out", "save_dir": "out",
-    "pretrained": "weights", "checkpoint": "weights", "initial_checkpoint": "weights", "ckpt": "weights",
-    "arch": "model", "backbone": "model", "amp": "precision", "half": "precision", "fp16": "precision",
-    "j": "workers", "num_workers": "workers", "exist_ok": "overwrite", "early_stopping": "patience",
-    "monitor": "best", "eval_metric": "best", "model_ema": "ema", "model_ema_decay": "ema",
-    "mixup": "augment.mixup", "cutmix": "augment.cutmix", "flip": "augment.flip", "fliplr": "augment.flip",
-    "smoothing": "label_smoothing", "drop": "drop_rate", "grad_accum_steps": "accumulate", "source": "inputs",
-}  # fmt: skip
-"""Options of ultralytics, timm and rf-detr, and the equivalent options of this library."""
+    return plainly(line, _flag)
 
 
 def _advice(option: str, parser: ArgumentParser) -> str:
@@ -311,10 +312,12 @@ def _advice(option: str, parser: ArgumentParser) -> str:
     if parser.prog == "fishnet train" and (owners := owners_of(option)):
         return f" It is a setting of {' and '.join(owners)}."
     known = [text[2:] for action in parser._actions for text in action.option_strings if text.startswith("--")]
-    if (meant := SYNONYMS.get(option.lower())) in known:
-        return f" It is called --{meant.replace('_', '-')} here."
-    near = did_you_mean(option, known).replace("_", "-").replace("'", "")
-    return near.replace("mean ", "mean --").replace(" or ", " or --")
+    return advice_on(option, [name for name in known if not name.endswith("+")], _flag)
+
+
+def _flag(name: str) -> str:
+    """Return the option of a setting as typed on the command line."""
+    return f"--{name.replace('_', '-')}"
 
 
 if __name__ == "__main__":

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import re
+import shlex
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 
 class FishnetError(Exception):
@@ -44,6 +48,36 @@ def refuse_options(given: Iterable[str], known: Iterable[str], owner: str) -> No
         if name not in known:
             flags = ", ".join(f"--{option.replace('_', '-')}" for option in known)
             raise UsageError(f"--{name.replace('_', '-')} is not an option of {owner}; its options: {flags}")
+
+
+_IN_SHELL = ContextVar("in_shell", default=False)
+
+
+@contextmanager
+def shell_names() -> Iterator[None]:
+    """Leave the names of options in messages as they are typed on the command line."""
+    token = _IN_SHELL.set(True)
+    try:
+        yield
+    finally:
+        _IN_SHELL.reset(token)
+
+
+@contextmanager
+def python_names() -> Iterator[None]:
+    """Spell the options in messages as arguments, `size=` for `--size`, for functions that only Python users call."""
+    try:
+        yield
+    except UsageError as error:
+        if _IN_SHELL.get():
+            raise
+        spelled = re.sub(r"--([a-z][\w.-]*\w)", lambda m: f"{m[1].replace('-', '_')}=", str(error))
+        raise UsageError(spelled) from error.__cause__
+
+
+def quoted(path: object) -> str:
+    """Return a path as it is typed in a shell, for commands in messages."""
+    return shlex.quote(str(path))
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

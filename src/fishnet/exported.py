@@ -30,7 +30,7 @@ class ExportedRuntime:
 
     def __call__(self, images: Images) -> Answers:
         """Return the predictions by head, each with an entry per image."""
-        if isinstance(images, Tensor):
+        if isinstance(images, Tensor) and images.is_floating_point():
             batch = images.float().cpu().numpy()
             size = batch.shape[2], batch.shape[3]
             found = self.engine.decode(self.engine.raw(batch), size, [size] * len(batch))

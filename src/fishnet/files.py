@@ -6,7 +6,7 @@ import json
 import math
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,13 @@ _WRITE_FAILURES = ("no space left", "file write failed", "pytorchstreamwriter", 
 
 Json = dict[str, Any]
 """Plain values, as JSON files contain them."""
+
+
+def texts(given: str | Path | Iterable[str | Path] | None) -> list[str]:
+    """Return paths as text; one path counts as a list of one, None as an empty list."""
+    if given is None:
+        return []
+    return [str(given)] if isinstance(given, str | os.PathLike) else [str(one) for one in given]
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
+import timm
 import torch
 from PIL import Image
 from safetensors import SafetensorError
@@ -15,11 +16,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fishnet.cards import ModelCard, read_card
-from fishnet.errors import FishnetError, UsageError
+from fishnet.errors import FishnetError, UsageError, did_you_mean, python_names, quoted
 from fishnet.exported import exported_card, exported_format, is_exported, open_exported
 from fishnet.models.build import build_network
+from fishnet.models.checkpoints.pretrained import PRETRAINED
 from fishnet.models.checkpoints.weights import locate_weights
 from fishnet.models.compilation import compile_network
+from fishnet.models.config import VARIANTS
 from fishnet.models.fusing.network import NotFused, fuse
 from fishnet.models.network import Network
 from fishnet.models.precision import guard_bf16_on_cpu
@@ -32,7 +35,7 @@ RuntimeName = Literal["auto", "torch", "onnx", "openvino"]
 
 
 def resolve_device(device: str = "auto") -> torch.device:
-    """Return a device by name; `auto` is a GPU if there is one.
+    """Return a device by name; `auto` is a GPU if there is one, and a number is that GPU.
 
     Raises:
         UsageError: The device is unknown or not available.
@@ -40,11 +43,13 @@ def resolve_device(device: str = "auto") -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        found = torch.device(device)
+        found = torch.device(f"cuda:{device}" if device.isdigit() else device)
     except RuntimeError as error:
         raise UsageError(f"unknown device {device!r}; devices are auto, cpu, cuda, cuda:0, cuda:1, ...") from error
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
         raise UsageError(f"device {device!r} is not available: PyTorch sees {torch.cuda.device_count()} GPUs; use cpu")
+    if found.type == "mps" and not torch.backends.mps.is_available():
+        raise UsageError(f"device {device!r} is not available on this machine; use cpu")
     return found
 
 
@@ -94,9 +99,9 @@ class LoadedModel(NamedTuple):
     """A trained network with everything needed to call it."""
 
     network: Network
-    """Network in eval mode. It takes a batch (N, 3, H, W) or a list of images, and returns predictions by head, one per
-    image: logits under `image` for a classifier; boxes, labels and scores in pixels of its input under `region` for a
-    detector."""
+    """Network in eval mode. It takes a list of outputs of `transform`, or a batch of them (N, 3, H, W), and returns
+    predictions by head, one per image: logits under `image` for a classifier; boxes, labels and scores in pixels of its
+    input under `region` for a detector."""
     transform: Callable[[Image.Image], Tensor]
     """Function from an RGB image to an input of the network."""
     classes: list[str]
@@ -135,7 +140,8 @@ def load(
         FishnetError: The file is missing, damaged, or does not fit the architecture.
         UsageError: See `load_model`.
     """
-    network, card = load_model(source, device, task, model, classes, size)
+    with python_names():
+        network, card = load_model(source, device, task, model, classes, size)
     return LoadedModel(network, make_task(card).transform, next(iter(card.classes.values())), card)
 
 
@@ -175,7 +181,7 @@ def load_runtime(
         given = {"--task": task, "--model": model, "--classes": classes, "--size": size, "--compile": compile or None}
         return _load_exported(Path(source), runtime, device, precision, given)
     if runtime not in ("auto", "torch"):
-        command = f"fishnet export {source} --format {runtime} --out DIR"
+        command = f"fishnet export {quoted(source)} --format {runtime} --out DIR"
         raise UsageError(f"{source} is not an exported folder; create one with {command}")
     target = resolve_device(device)
     network, card = load_model(source, device, task=task, model=model, classes=classes, size=size)
@@ -228,10 +234,21 @@ def _load_own(path: Path, card: ModelCard) -> Network:
     return network
 
 
+def _absent(source: Path) -> str:
+    """Return a message about a source that does not exist."""
+    if source.name == str(source) and (str(source) in VARIANTS or timm.is_model(source.name.partition(".")[0])):
+        return f"{source} is the name of a model; give a trained one: a run folder or a model file"
+    beside = [path.name for path in source.parent.iterdir()] if source.parent.is_dir() else []
+    hint = did_you_mean(source.name, beside)
+    return f"{source} does not exist; give a run folder, a model file, an exported folder or weights.{hint}"
+
+
 def _load_foreign(
     source: str | Path, task: str | None, model: str | None, classes: Sequence[str] | None
 ) -> tuple[Network, ModelCard]:
     """Load weights without a card."""
+    if not Path(source).expanduser().exists() and str(source) not in PRETRAINED:
+        raise UsageError(_absent(Path(source)))
     path = locate_weights(source)
     if task is None or model is None:
         flags = " and ".join(flag for flag, value in (("--task", task), ("--model", model)) if value is None)

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from fishnet.data.images import bad_image, explain, read_image, to_rgb
-from fishnet.errors import FishnetError, UsageError
+from fishnet.errors import FishnetError, UsageError, python_names
 from fishnet.loading import RuntimeName, load_runtime
 from fishnet.tasks import get_task, make_task
 from fishnet.tasks.base import Answer
@@ -67,10 +67,11 @@ class Predictor:
         precision: str = "fp32",
         **options: Any,
     ) -> None:
-        self.runtime, self.card = load_runtime(
-            source, runtime, device, precision, task=task, model=model, classes=classes, size=size, compile=compile
-        )
-        self.task = make_task(self.card, **options)
+        with python_names():
+            self.runtime, self.card = load_runtime(
+                source, runtime, device, precision, task=task, model=model, classes=classes, size=size, compile=compile
+            )
+            self.task = make_task(self.card, **options)
 
     @property
     def classes(self) -> list[str]:

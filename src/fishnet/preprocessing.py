@@ -15,7 +15,7 @@ from fishnet.config import Interpolation, PreprocessConfig
 from fishnet.files import Json
 from fishnet.models.checkpoints.pretrained import PRETRAINED
 from fishnet.models.create import PUBLISHED, published_weights
-from fishnet.runs import RunFolder
+from fishnet.runs import describing_file
 
 
 def preprocessing_of(network: nn.Module) -> tuple[PreprocessConfig, int]:
@@ -78,6 +78,5 @@ def model_of_weights(weights: str | None) -> str | None:
 
 
 def _card_of(weights: str | None) -> ModelCard | None:
-    path = Path(weights or "").expanduser()
-    path = RunFolder(path).model_file if path.is_dir() else path
+    path = describing_file(Path(weights or "").expanduser())
     return read_card(path) if path.suffix == ".safetensors" and path.is_file() else None

@@ -8,6 +8,20 @@ from pathlib import Path
 from fishnet.errors import FishnetError
 
 
+def describing_file(weights: Path) -> Path:
+    """Return the model file with the card of weights: for a run folder or a checkpoint in it, that of the run."""
+    if weights.is_dir():
+        return RunFolder(weights).model_file
+    run = run_of(weights)
+    return weights if run == weights else RunFolder(run).model_file
+
+
+def run_of(path: Path) -> Path:
+    """Return the run folder of a checkpoint in it; other paths are returned unchanged."""
+    is_checkpoint = path.suffix == ".ckpt" and RunFolder(path.parent.parent).checkpoints == path.parent
+    return path.parent.parent if is_checkpoint else path
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """Paths in a run folder; they need not exist."""

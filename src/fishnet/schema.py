@@ -8,13 +8,15 @@ import re
 import reprlib
 import typing
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import PurePath
 from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
 
 from fishnet.cards import REFUSED_OPTIONS
 from fishnet.config import Rule, TrainConfig
-from fishnet.errors import UsageError, did_you_mean
+from fishnet.errors import UsageError
+from fishnet.messages import advice_on, plainly
 from fishnet.tasks import loaded_tasks
 
 Settings = Mapping[str, Any]
@@ -65,7 +67,7 @@ def _advice(name: str, known: Iterable[str]) -> str:
     owners = owners_of(name)
     if owners:
         return f" It is a setting of {' and '.join(owners)}."
-    return did_you_mean(name.rpartition(".")[2], known)
+    return advice_on(name.rpartition(".")[2], [*known], repr)
 
 
 def owners_of(name: str) -> list[str]:
@@ -89,6 +91,19 @@ def merge(*trees: Settings) -> Tree:
             else:
                 merged[name] = value
     return merged
+
+
+def plain_paths(tree: Settings) -> Tree:
+    """Return settings with `pathlib` paths as text, also those in groups and lists."""
+
+    def plain(value: object) -> object:
+        if isinstance(value, Mapping):
+            return plain_paths(value)
+        if isinstance(value, list | tuple):
+            return type(value)(map(plain, value))
+        return str(value) if isinstance(value, PurePath) else value
+
+    return {name: plain(value) for name, value in tree.items()}
 
 
 def settings_parser(config: ConfigClass) -> ArgumentParser:
@@ -116,7 +131,7 @@ def build_config(config: ConfigClass, tree: Settings, where: str) -> Any:
         namespace = parser.parse_object(dict(tree))
         return config(**vars(parser.instantiate(namespace)))
     except (ArgumentError, ArithmeticError, LookupError, RecursionError, TypeError, ValueError) as error:
-        raise UsageError(f"{where}: {one_line(error)}") from None
+        raise UsageError(f"{where}: {plainly(one_line(error), str)}") from None
 
 
 def _spelled(config: ConfigClass, tree: Settings) -> Tree:

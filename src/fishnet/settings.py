@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import re
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from fishnet.config import TrainConfig
-from fishnet.errors import FishnetError, UsageError
+from fishnet.errors import FishnetError, UsageError, quoted
 from fishnet.files import atomic_write
 from fishnet.models.config import VARIANTS, FishConfig
 from fishnet.models.create import PUBLISHED, published_weights
@@ -109,10 +111,57 @@ def describe_preprocessing(config: TrainConfig) -> str | None:
     return f"preprocessing of the weights {config.weights}, {'; '.join(parts)}" if parts else None
 
 
+def _path_changed(text: str, change: Callable[[str], str]) -> str:
+    """Return a data or weights setting with its path changed; in NAME=DIR1 NAME=DIR2, with all of its paths."""
+    parts = [text] if Path(text).exists() else re.split(r"([,\s]+(?=\w+=))", text)
+    for place in range(0, len(parts), 2):  # separators are in between
+        named = _NAMED.fullmatch(parts[place])
+        parts[place] = named[1] + change(named[2]) if named else change(parts[place])
+    return "".join(parts)
+
+
+_NAMED = re.compile(r"(\w+=)(.+)")
+_PATHS = ("data", "weights")
+"""Settings that are paths; weights may be a tag instead."""
+
+
+def data_folders(data: str) -> list[Path]:
+    """Return the folders that the setting `data` names: one, or several as NAME=DIR1 NAME=DIR2."""
+    found: list[Path] = []
+
+    def note(text: str) -> str:
+        found.append(Path(text))
+        return text
+
+    _path_changed(data, note)
+    return found
+
+
+def refuse_inside_data(out: Path, data: str) -> None:
+    """Raise UsageError for an output folder that is, or is inside, a data folder: its images would become data."""
+    for folder in data_folders(data):
+        if out.resolve().is_relative_to(folder.resolve()):
+            raise UsageError(f"--out {out} is inside the data folder {folder}; choose a folder outside of it")
+
+
+def comparable(name: str, value: object) -> object:
+    """Return the value of a setting such that two paths of one file or folder are equal."""
+    return _path_changed(value, os.path.realpath) if name in _PATHS and isinstance(value, str) and value else value
+
+
+def _with_absolute_paths(tree: Tree) -> Tree:
+    """Return settings with absolute paths of the data and of weights that are a file or a run."""
+
+    def absolute(text: str) -> str:
+        return os.path.abspath(text) if Path(text).exists() else text  # noqa: PTH100  symbolic links are kept
+
+    return {n: _path_changed(v, absolute) if n in _PATHS and isinstance(v, str) else v for n, v in tree.items()}
+
+
 def save_settings(path: Path, task: str, config: TrainConfig) -> None:
-    """Write config.yaml of a run folder."""
+    """Write config.yaml of a run folder; its paths are absolute, so that the run can be used from any folder."""
     header = f"# All settings of this run; `fishnet train {task} --recipe {path.name} --out NEW` repeats it.\n"
-    tree = {TASK_KEY: task, **to_plain(config)}
+    tree = {TASK_KEY: task, **_with_absolute_paths(to_plain(config))}
     atomic_write(path, header + yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
 
 
@@ -158,7 +207,7 @@ def read_task(path: Path) -> str:
     except UsageError as error:
         raise FishnetError(f"{error}: it is damaged") from None
     if not isinstance(task, str):
-        raise FishnetError(f"{path} does not name its task; give it: fishnet train TASK --resume {path.parent}")
+        raise FishnetError(f"{path} does not name its task; give it: fishnet train TASK --resume {quoted(path.parent)}")
     return task
 
 
@@ -185,8 +234,10 @@ def read_settings(path: Path, config: ConfigClass) -> Tree:
 
 
 def differences(before: Settings, now: TrainConfig, ignore: Iterable[str] = ()) -> list[tuple[str, Any, Any]]:
-    """Return (name, before, now) of every setting that differs; tuples equal lists of the same values."""
+    """Return (name, before, now) of every setting that differs; tuples equal lists of the same values, and a path
+    equals others of the same folder."""
     defaults = flat(dataclasses.asdict(type(now)()))
     old, new = {**defaults, **flat(before)}, flat(dataclasses.asdict(now))
     names = [name for name in dict.fromkeys([*old, *new]) if name not in set(ignore)]
-    return [(name, old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)]
+    values = [(name, old.get(name), new.get(name)) for name in names]
+    return [entry for entry in values if comparable(entry[0], entry[1]) != comparable(entry[0], entry[2])]

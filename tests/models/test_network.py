@@ -363,3 +363,25 @@ def test_a_kind_of_head_is_found_before_any_task_is_imported() -> None:
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert told.split() == ["fcos", "False"]
+
+
+@pytest.mark.parametrize("plan", [DETECTOR, PixelPlan(num_classes=3)])
+@torch.no_grad()
+def test_a_batch_of_uint8_is_a_list_of_images(plan: Any) -> None:
+    """`network(transform(image)[None])` after `fishnet.load`; a float batch is normalized already."""
+    one = network("fishnet_nano", main=plan).eval()
+    batch = torch.randint(0, 256, (2, 3, 60, 90), dtype=torch.uint8)
+    expected = one([*batch])["main"]
+    mean, std = (torch.tensor(value)[:, None, None] for value in (one.batcher.mean, one.batcher.std))
+    for given in (batch, (batch / 255 - mean) / std):
+        for answer, right in zip(one(given)["main"], expected, strict=True):
+            for name in right if isinstance(right, dict) else [...]:
+                torch.testing.assert_close(answer[name], right[name], atol=1e-3, rtol=1e-3)
+    with pytest.raises(UsageError, match=r"^a batch has the shape \(N, C, H, W\), not \(3, 60, 90\): add \[None\]"):
+        one(batch[0])
+
+
+@torch.no_grad()
+def test_a_normalized_batch_of_a_classifier_is_not_padded() -> None:
+    one, batch = network("resnet18", image=CLASSIFIER).eval(), torch.randn(1, 3, 50, 70)
+    assert one.batcher(batch)[0] is batch

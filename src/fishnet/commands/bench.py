@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from fishnet.errors import UsageError
-from fishnet.files import Json, write_json
+from fishnet.files import Json, texts, write_json
 
 if TYPE_CHECKING:
     from fishnet.deploy.bench.cases import Case, Plan
@@ -32,7 +32,7 @@ class Bench:
 
 
 def bench(
-    models: list[str],
+    models: str | Path | Sequence[str | Path],
     batch_size: list[int] | None = None,
     size: list[int] | None = None,
     precision: list[str] | None = None,
@@ -40,13 +40,13 @@ def bench(
     train: bool = False,
     sweep: Literal["size", "batch", "depth"] | None = None,
     ratio_to: str | None = None,
-    calibration: str | None = None,
+    calibration: str | Path | None = None,
     rounds: int = 10,
     threads: int | None = None,
     device: Literal["cpu", "cuda"] = "cpu",
     peak: bool = True,
-    json: str | None = None,
-    picture: str | None = None,
+    json: str | Path | None = None,
+    picture: str | Path | None = None,
 ) -> Bench:
     """Measure the speed of models for all combinations of model, batch size, image size, precision and runtime.
 
@@ -82,7 +82,7 @@ def bench(
     batches = batch_size or (SWEPT["batch"] if sweep == "batch" else (16,) if train else (1,))
     sides = size or (SWEPT["size"] if sweep == "size" else (224,))
     runtimes = runtime or default_runtimes(train, device)
-    plan = Plan(models, batches, sides, precision or ("fp32",), runtimes, train, device)
+    plan = Plan(texts(models), batches, sides, precision or ("fp32",), runtimes, train, device)
     results, cases = _set_up(plan, sweep, ratio_to, rounds, threads, picture)
     check_calibration(cases, calibration)
     complete = _measure(results, cases, peak, calibration)
@@ -90,7 +90,7 @@ def bench(
 
 
 def _set_up(
-    plan: Plan, sweep: Sweep | None, ratio_to: str | None, rounds: int, threads: int | None, picture: str | None
+    plan: Plan, sweep: Sweep | None, ratio_to: str | None, rounds: int, threads: int | None, picture: str | Path | None
 ) -> tuple[Results, list[Case]]:
     """Return empty results, and the rows that can be measured."""
     from fishnet.deploy.bench.cases import check_numbers, find_base
@@ -109,7 +109,7 @@ def _set_up(
     return results, [case for case in cases if case not in results.notes]
 
 
-def _finish(document: Json, json: str | None, picture: str | None) -> Bench:
+def _finish(document: Json, json: str | Path | None, picture: str | Path | None) -> Bench:
     """Print and write the results."""
     from fishnet.deploy.bench.results import table
 
@@ -151,7 +151,7 @@ def not_measurable(case: Case) -> str | None:
     return None
 
 
-def check_calibration(cases: Sequence[Case], calibration: str | None) -> None:
+def check_calibration(cases: Sequence[Case], calibration: str | Path | None) -> None:
     """Reject int8 without photos: activation ranges of random data differ from those of images.
 
     Raises:
@@ -169,13 +169,15 @@ def check_calibration(cases: Sequence[Case], calibration: str | None) -> None:
         read_image(photo)
 
 
-def _measure(results: Results, cases: Sequence[Case], peak: bool, calibration: str | None) -> bool:
+def _measure(results: Results, cases: Sequence[Case], peak: bool, calibration: str | Path | None) -> bool:
     """Fill the results; return False if the measurement was interrupted."""
     from fishnet.deploy.bench.cases import with_peaks
     from fishnet.deploy.bench.rounds import Measurement
 
     with _terminated_as_interrupted(), tempfile.TemporaryDirectory(prefix="fishnet_bench_") as folder:
-        found = Measurement(folder, results.threads, results.rounds, calibration, _say)
+        found = Measurement(
+            folder, results.threads, results.rounds, None if calibration is None else str(calibration), _say
+        )
         try:
             for row in found.measure(with_peaks(cases) if peak else cases, results.sweep is not None):
                 results.rows.append(row)

@@ -28,10 +28,10 @@ class Compared:
 def compare(
     task: str,
     models: str,
-    out: str,
-    data: str = "",
+    out: str | Path,
+    data: str | Path = "",
     seeds: list[int] | None = None,
-    recipe: str | None = None,
+    recipe: str | Path | None = None,
     overwrite: bool = False,
     jobs: int = 1,
     speed: bool = True,
@@ -62,13 +62,16 @@ def compare(
     """
     from fishnet.deploy.compare.plan import Comparison
     from fishnet.models.specs import parse_specs
+    from fishnet.schema import plain_paths
 
     if jobs < 1:
         raise UsageError(f"--jobs must be at least 1, not {jobs}")
     if not data:
         raise UsageError("--data DIR is missing: the folder of the data set")
     wanted = (0, 1, 2) if seeds is None else seeds
-    comparison = Comparison(task, data, parse_specs(models, "--models"), wanted, Path(out), recipe, settings)
+    named = None if recipe is None else str(recipe)
+    specs = parse_specs(models, "--models")
+    comparison = Comparison(task, str(data), specs, wanted, Path(out), named, plain_paths(settings))
     return _State(comparison, overwrite).fill(jobs, speed)
 
 

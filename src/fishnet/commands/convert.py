@@ -44,8 +44,8 @@ class Conversion:
 
 
 def convert(
-    source: str,
-    dest: str,
+    source: str | Path,
+    dest: str | Path,
     to: Literal["fishnet", "released", "pytorchcv"] = "fishnet",
     overwrite: bool = False,
     prefer_ema: bool = True,

@@ -10,11 +10,13 @@ from typing import Any
 from fishnet.commands.hints import suggest
 from fishnet.data.checks import CheckReport
 from fishnet.errors import UsageError, refuse_options
-from fishnet.files import write_json
+from fishnet.files import texts, write_json
 from fishnet.tasks import get_task
 
 
-def data_check(task: str, directory: str | Sequence[str], json: str | None = None, **options: Any) -> CheckReport:
+def data_check(
+    task: str, directory: str | Path | Sequence[str | Path], json: str | Path | None = None, **options: Any
+) -> CheckReport:
     """Find damaged, unusual and duplicate images, and wrong annotations; the exit code is 1 if there are errors.
 
     Args:
@@ -31,7 +33,7 @@ def data_check(task: str, directory: str | Sequence[str], json: str | None = Non
     refuse_options(options, known, f"the check of {task} data")
     if options.get("workers", 1) < 1:
         raise UsageError("--workers must be at least 1")
-    folders = [directory] if isinstance(directory, str) else list(directory)
+    folders = texts(directory)
     if len(folders) > 1 and not all("=" in folder for folder in folders):
         raise UsageError(f"data check takes one folder, or several as LEVEL=DIR for multitask, not {' '.join(folders)}")
     report = check(Path(",".join(folders)), **options)

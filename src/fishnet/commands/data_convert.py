@@ -17,7 +17,7 @@ from fishnet.tasks import loaded_tasks
 from fishnet.tasks.base import DataReport, TaskKind
 
 
-def data_convert(source: str, dest: str, task: str | None = None, **options: Any) -> DataReport:
+def data_convert(source: str | Path, dest: str | Path, task: str | None = None, **options: Any) -> DataReport:
     """Convert a data set to another layout, such as Pascal VOC or YOLO to COCO.
 
     The Oxford-IIIT Pet data set is recognized too, see `fishnet data convert oxford-pets --help`.

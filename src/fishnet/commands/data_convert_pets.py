@@ -8,7 +8,9 @@ from fishnet.commands.hints import suggest
 from fishnet.tasks.base import DataReport
 
 
-def data_convert_pets(source: str, dest: str, val: float = 0.2, seed: int = 0, copy: bool = False) -> DataReport:
+def data_convert_pets(
+    source: str | Path, dest: str | Path, val: float = 0.2, seed: int = 0, copy: bool = False
+) -> DataReport:
     """Convert the Oxford-IIIT Pet data set to one with a class, box, mask and label map per image.
 
     The mask covers the whole pet; in the label map, the border of the trimap is ignored.

@@ -10,7 +10,7 @@ from fishnet.errors import UsageError, did_you_mean
 SETS = ("oxford-pets",)
 
 
-def data_get(name: str, directory: str, mirror: str | None = None) -> None:
+def data_get(name: str, directory: str | Path, mirror: str | None = None) -> None:
     """Download a data set. `oxford-pets` has 7,349 photos of 37 breeds (811 MB), annotated for every task.
 
     Repeat the command to continue an interrupted download. Every archive is verified by its published checksum.
@@ -29,4 +29,4 @@ def data_get(name: str, directory: str, mirror: str | None = None) -> None:
     from fishnet.data.oxford_pets import fetch_pets
 
     print(fetch_pets(Path(directory), mirror=mirror))
-    suggest("data", "convert", "oxford-pets", directory, f"{directory.rstrip('/')}_multitask")
+    suggest("data", "convert", "oxford-pets", directory, f"{str(directory).rstrip('/')}_multitask")

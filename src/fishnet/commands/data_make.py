@@ -10,7 +10,9 @@ from fishnet.errors import UsageError, did_you_mean
 SETS = ("scenes",)
 
 
-def data_make(name: str, directory: str, train: int = 2000, val: int = 400, size: int = 128, seed: int = 0) -> None:
+def data_make(
+    name: str, directory: str | Path, train: int = 2000, val: int = 400, size: int = 128, seed: int = 0
+) -> None:
     """Generate a data set. `scenes` has handwritten digits on photographs, annotated for every task.
 
     Args:

@@ -13,7 +13,7 @@ from fishnet.tasks import loaded_tasks
 from fishnet.tasks.base import DataReport
 
 
-def data_split(directory: str, task: str | None = None, **options: Any) -> DataReport:
+def data_split(directory: str | Path, task: str | None = None, **options: Any) -> DataReport:
     """Make a stratified validation split of a data set; safe to interrupt and repeat.
 
     Images move from DIR/train/<class>/ to DIR/val/<class>/, and DIR/<class>/ is divided into train and val. In a COCO

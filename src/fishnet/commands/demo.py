@@ -18,7 +18,7 @@ QUICK = ("--epochs", "1", "--log-every", "1")
 """Training options of the smoke test."""
 
 
-def demo(out: str = "runs/demo", quick: bool = False) -> RunFolder:
+def demo(out: str | Path = "runs/demo", quick: bool = False) -> RunFolder:
     """Generate scenes of handwritten digits on photographs, train a small FishNet on classes, objects and label maps at
     once, evaluate, predict, and write a report.
 

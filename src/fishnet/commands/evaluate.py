@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from fishnet.commands.hints import suggest
 from fishnet.errors import UsageError, refuse_options
-from fishnet.files import Json
+from fishnet.files import Json, texts
 from fishnet.runs import RunFolder
 
 if TYPE_CHECKING:
@@ -42,10 +42,10 @@ class EvaluationReport:
 
 
 def evaluate(
-    run: str,
-    data: str | None = None,
+    run: str | Path,
+    data: str | Path | None = None,
     split: str = "val",
-    json: str | None = None,
+    json: str | Path | None = None,
     device: str = "auto",
     batch_size: int | None = None,
     workers: int = 2,
@@ -54,10 +54,10 @@ def evaluate(
     size: int | None = None,
     task: str | None = None,
     model: str | None = None,
-    classes: str | None = None,
-    out: str | None = None,
+    classes: str | Path | None = None,
+    out: str | Path | None = None,
     runtime: Literal["auto", "torch", "onnx", "openvino"] = "auto",
-    also: list[str] | None = None,
+    also: list[str | Path] | str | Path | None = None,
     **options: object,
 ) -> EvaluationReport:
     """Evaluate a model on a split: metrics, a table per class, a plot, and a JSON file.
@@ -76,7 +76,8 @@ def evaluate(
         task: Task of a weights file that does not describe its network.
         model: Backbone of a weights file that does not describe its network.
         classes: Text file with a class name per line, for a weights file without class names.
-        out: Folder for pictures and JSON files; by default the run folder, if RUN is one.
+        out: Folder for pictures and JSON files; by default the run folder, where evaluations with other data or options
+            than that of the run have numbers: evaluation_val_2.json.
         runtime: Inference backend; auto selects that of an exported folder, or torch.
         also: Further data folders, each evaluated separately; their names are appended to the file names.
         options: Options of the task that change the metrics, such as `flip` and `scales` of segmentation.
@@ -85,20 +86,22 @@ def evaluate(
     from fishnet.loading import load_runtime, resolve_device
 
     check_loading(batch_size, workers)
-    names = read_names(classes)
+    run, names = str(run), read_names(classes)
     runner, card = load_runtime(run, runtime, device, precision, task=task, model=model, classes=names, size=size)
     (kind, evaluated), where = _task_of(card, options), resolve_device(device)
-    images = batch_size or kind.batch_size
-    folders = list(dict.fromkeys([data or data_of(run), *(also or [])]))
+    folders = list(dict.fromkeys([str(data or data_of(run)), *texts(also)]))
     datasets = [evaluated.open_split(Path(folder), split, bad_images) for folder in folders]
     place = Path(out) if out is not None else Path(run) if Path(run).is_dir() else None
     reports: list[EvaluationReport] = []
     for folder, dataset, name in zip(folders, datasets, _names(folders), strict=True):
-        evaluation, documents, bad = _evaluate(evaluated, runner, where, dataset, images, workers)
+        evaluation, documents, bad = _evaluate(
+            evaluated, runner, where, dataset, batch_size or kind.batch_size, workers
+        )
         document = _document(run, folder, split, evaluation, bad, card, options, runner)
         print(summary(evaluated, evaluation, _title(card.model, document), bad))
-        target = _with_name(Path(json), name) if json else place and RunFolder(place).evaluation_json(split + name)
-        pictures = _write(evaluated, evaluation, {target: document}, documents, place, split + name)
+        stem = _stem(Path(run), place, document, name)
+        target = _with_name(Path(json), name) if json else place and RunFolder(place).evaluation_json(stem)
+        pictures = _write(evaluated, evaluation, {target: document}, documents, place, stem)
         reports.append(EvaluationReport(document, evaluation, target, pictures, bad))
     return _finish(run, folders, reports, kind.display)
 
@@ -139,7 +142,7 @@ def _title(model: str, document: Json) -> str:
     return f"{model} on {document['split']} of {document['data']}{half}"
 
 
-def data_of(run: str) -> str:
+def data_of(run: str | Path) -> str:
     """Return the data folder that a run was trained on.
 
     Raises:
@@ -169,6 +172,60 @@ def _names(folders: Sequence[str]) -> list[str]:
 
 def _with_name(path: Path, name: str) -> Path:
     return path.with_name(f"{path.stem}{name}{path.suffix}")
+
+
+def _stem(run: Path, place: Path | None, document: Json, name: str) -> str:
+    """Return the split of an evaluation and a suffix for its file names.
+
+    In the run folder, evaluation_<split>.json is that of the run: an evaluation on other data, or with another size,
+    precision or options, gets the first number that is free or has the same ones.
+
+    Args:
+        run: What was evaluated.
+        place: Folder to write to.
+        document: Content of the JSON file.
+        name: Suffix of a further data folder.
+    """
+    plain = stem = f"{document['split']}{name}"
+    if place is None or place.resolve() != run.resolve():
+        return stem
+    folder, number = RunFolder(place), 1
+    if name or not _is_of_the_run(folder, document):
+        while _is_taken(folder, stem, document, reserved=stem == plain and not name):
+            number += 1
+            stem = f"{plain}_{number}"
+    if number > 1:
+        print(f"this evaluation differs from that in {folder.evaluation_json(plain).name}, which is kept")
+    return stem
+
+
+def _is_taken(folder: RunFolder, stem: str, document: Json, reserved: bool) -> bool:
+    """Return whether a name is that of another evaluation; `reserved` is the name of that of the run."""
+    file = folder.evaluation_json(stem)
+    if not file.is_file():
+        return reserved and folder.config_yaml.is_file()
+    try:
+        return _inputs_of(json_module.loads(file.read_text("utf-8"))) != _inputs_of(document)
+    except (ValueError, LookupError, TypeError):  # damaged, or written by the training
+        return True
+
+
+def _inputs_of(document: Json) -> tuple[object, ...]:
+    """Return what determines the metrics of a network on a split."""
+    size = document["card"]["preprocessing"]["size"]
+    return str(Path(document["data"]).resolve()), size, document["precision"], document.get("options", {})
+
+
+def _is_of_the_run(folder: RunFolder, document: Json) -> bool:
+    """Return whether an evaluation repeats that of the training: its data, size and precision, without options."""
+    from fishnet.cards import read_card
+    from fishnet.settings import comparable
+
+    if not folder.config_yaml.is_file() or not folder.model_file.is_file():
+        return False
+    card = read_card(folder.model_file)
+    own = (comparable("data", data_of(folder.path)), card and card.size, card and card.precision, {})
+    return own == (comparable("data", document["data"]), *_inputs_of(document)[1:])
 
 
 def _finish(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from fishnet.commands.hints import suggest
-from fishnet.errors import FishnetError, UsageError
+from fishnet.errors import FishnetError, UsageError, quoted
 from fishnet.files import Json
 from fishnet.runs import RunFolder
 
@@ -37,22 +37,22 @@ class Exported:
 
 
 def export(
-    run: str,
-    out: str,
+    run: str | Path,
+    out: str | Path,
     format: Literal["torch", "onnx", "openvino"] = "openvino",
     precision: Literal["fp32", "fp16", "bf16", "int8"] = "fp32",
-    calibration: str | None = None,
+    calibration: str | Path | None = None,
     max_drop: float | None = None,
-    data: str | None = None,
+    data: str | Path | None = None,
     split: str = "val",
-    images: str | None = None,
+    images: str | Path | None = None,
     verify: int = VERIFIED,
     allow_fallback: bool = False,
     overwrite: bool = False,
     size: int | None = None,
     task: str | None = None,
     model: str | None = None,
-    classes: str | None = None,
+    classes: str | Path | None = None,
 ) -> Exported:
     """Export a trained network to a folder with its graphs, labels and preprocessing, and a runner without PyTorch.
 
@@ -103,7 +103,7 @@ def _export(
     target: Target,
     out: Path,
     images: list[Image],
-    calibration: str | None,
+    calibration: str | Path | None,
     control: AccuracyControl | None,
 ) -> Exported:
     from fishnet.deploy.export import export_network, smallest_side
@@ -150,12 +150,12 @@ def check_finished(run: Path) -> None:
         folder.find_model()
     if folder.config_yaml.is_file() and not folder.report_html.is_file():
         raise FishnetError(
-            f"the training in {run} is not finished: continue with fishnet train --resume {run}, or export its best "
-            f"epoch so far, {folder.model_file}"
+            f"the training in {run} is not finished: continue with fishnet train --resume {quoted(run)}, or "
+            f"export its best epoch so far, {folder.model_file}"
         )
 
 
-def check_calibration(precision: str, calibration: str | None, max_drop: float | None, verify: int) -> None:
+def check_calibration(precision: str, calibration: str | Path | None, max_drop: float | None, verify: int) -> None:
     """Reject int8 without calibration images, calibration without int8, and numbers that are out of range.
 
     Raises:
@@ -175,7 +175,9 @@ def check_calibration(precision: str, calibration: str | None, max_drop: float |
         raise UsageError(f"--max-drop must be between 0 and 1, not {max_drop}")
 
 
-def accuracy_control(run: str, data: str | None, split: str, max_drop: float, card: ModelCard) -> AccuracyControl:
+def accuracy_control(
+    run: str | Path, data: str | Path | None, split: str, max_drop: float, card: ModelCard
+) -> AccuracyControl:
     """Return the measurement of the accuracy drop, or None if no maximum is given.
 
     Raises:
@@ -192,7 +194,7 @@ def accuracy_control(run: str, data: str | None, split: str, max_drop: float, ca
     return AccuracyControl(max_drop, metric, task, dataset)
 
 
-def verification_folder(run: str, images: str | None, calibration: str | None) -> Path:
+def verification_folder(run: str | Path, images: str | Path | None, calibration: str | Path | None) -> Path:
     """Return the folder of the images to compare on.
 
     Raises:

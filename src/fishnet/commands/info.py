@@ -30,11 +30,11 @@ def info(
     model: str | None = None,
     name: str | None = None,
     json: bool = False,
-    gradient_flow: str | None = None,
+    gradient_flow: str | Path | None = None,
     compare: str | None = None,
-    figure: str | None = None,
+    figure: str | Path | None = None,
     size: int = 224,
-    weights: str | None = None,
+    weights: str | Path | None = None,
     model_option: Json | None = None,
 ) -> Info:
     """Describe the family, one model, the recipes of all tasks (recipes), one of them (recipe NAME), the optimizers, or
@@ -174,11 +174,11 @@ def describe(network: nn.Module, size: int = 224) -> Json:
 
 def _check(
     model: str | None,
-    gradient_flow: str | None,
+    gradient_flow: str | Path | None,
     compare: str | None,
-    figure: str | None,
+    figure: str | Path | None,
     size: int,
-    weights: str | None,
+    weights: str | Path | None,
     model_option: Json | None,
 ) -> None:
     from fishnet.drawing.style import check_picture
@@ -196,7 +196,7 @@ def _check(
             check_picture(Path(picture))
 
 
-def _build(name: str, weights: str | None = None, options: Json | None = None) -> nn.Module:
+def _build(name: str, weights: str | Path | None = None, options: Json | None = None) -> nn.Module:
     """Build a model with reproducible random weights; the global random state is kept."""
     import torch
 

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from fishnet.errors import FishnetError, UsageError
+from fishnet.errors import FishnetError, UsageError, shell_names
+from fishnet.files import texts
 
 if TYPE_CHECKING:
     from fishnet.prediction.session import Prediction
 
 
 def predict(
-    run: str,
-    inputs: list[str],
-    out: str,
+    run: str | Path,
+    inputs: str | Path | Sequence[str | Path],
+    out: str | Path,
     device: str = "auto",
     batch_size: int | None = None,
     workers: int = 2,
@@ -26,7 +28,7 @@ def predict(
     size: int | None = None,
     task: str | None = None,
     model: str | None = None,
-    classes: str | None = None,
+    classes: str | Path | None = None,
     runtime: Literal["auto", "torch", "onnx", "openvino"] = "auto",
     compile: bool = False,
     insides: bool = False,
@@ -59,19 +61,44 @@ def predict(
     Raises:
         FishnetError: An input cannot be read; results.json has the predictions so far, as after `Interrupted`.
     """
-    given = {**locals(), **options}
+    given = {**locals(), **options, "inputs": texts(inputs)}
     from fishnet.prediction.images import Loading
     from fishnet.prediction.session import Session, command_line
     from fishnet.predictor import Predictor
 
     check_loading(batch_size, workers, every)
-    with Session(Path(out), partial(command_line, predict, given), overwrite) as session:
-        found = session.start(inputs)
-        predictor = Predictor(
-            run, device, task, model, read_names(classes), size, runtime, compile, precision, **options
-        )
+    with Session(check_out(Path(out), Path(run)), partial(command_line, predict, given), overwrite) as session:
+        found = session.start(given["inputs"])
+        with shell_names():
+            names = read_names(classes)
+            predictor = Predictor(run, device, task, model, names, size, runtime, compile, precision, **options)
         loading = Loading(batch_size or predictor.batch_size, workers, bad_images == "stop", pictures, insides)
         return session.predict(predictor, found, loading, every)
+
+
+def check_out(out: Path, run: Path) -> Path:
+    """Return the output folder; reject one that is a run, an export or a data set.
+
+    Args:
+        out: Output folder.
+        run: Run folder or other source of the network.
+
+    Raises:
+        UsageError: The folder is in use.
+    """
+    from fishnet.commands.evaluate import data_of
+    from fishnet.exported import is_exported
+    from fishnet.runs import RunFolder
+    from fishnet.settings import refuse_inside_data
+
+    folder = RunFolder(out)
+    if folder.has_begun or folder.config_yaml.is_file() or is_exported(out):
+        raise UsageError(f"--out {out} contains a network; choose another folder, such as {out / 'predictions'}")
+    if any((out / name).is_dir() for name in ("train", "val", "annotations")):
+        raise UsageError(f"--out {out} contains a data set; choose another folder")
+    if RunFolder(run).config_yaml.is_file():
+        refuse_inside_data(out, data_of(run))
+    return out
 
 
 def check_loading(batch_size: int | None, workers: int, every: int = 1) -> None:
@@ -84,7 +111,7 @@ def check_loading(batch_size: int | None, workers: int, every: int = 1) -> None:
         raise UsageError(f"--workers must not be negative, not {workers}")
 
 
-def read_names(classes: str | None) -> list[str] | None:
+def read_names(classes: str | Path | None) -> list[str] | None:
     """Return the class names in a text file with one name per line, or None if no file is given."""
     from fishnet.data.folders import read_lines
 

@@ -12,18 +12,19 @@ from typing import Any, Literal, overload
 from fishnet.commands.hints import suggest
 from fishnet.config import TrainConfig
 from fishnet.environment import announce, is_main_process
-from fishnet.errors import FishnetError, UsageError, did_you_mean
+from fishnet.errors import FishnetError, UsageError, did_you_mean, quoted
 from fishnet.files import sweep_partials
 from fishnet.models.build import takes_vector
 from fishnet.models.checkpoints.pretrained import packaged_weights
 from fishnet.preprocessing import model_of_weights
 from fishnet.runs import RunFolder
-from fishnet.schema import Tree
+from fishnet.schema import Tree, plain_paths
 from fishnet.settings import (
     commented_settings,
     describe_preprocessing,
     differences,
     read_settings,
+    refuse_inside_data,
     resolve,
     save_settings,
 )
@@ -32,6 +33,8 @@ from fishnet.tasks.base import RecipeChoice, TaskKind, Training
 
 # Settings that affect where and how fast a run computes, but not its result; a resumed run may change them.
 FREE_TO_CHANGE = {"workers", "worker_start", "checkpoint_minutes", "save_every", "loggers", "compile", "memory", "out"}
+LOGS = (".log", ".out", ".err", ".txt")
+"""Suffixes of files that may be in the folder of a new run, such as the output of the command itself."""
 OUT = "FISHNET_OUT"
 """Environment variable with the run folder that the main process has chosen."""
 # Settings that the tensors of a checkpoint depend on, besides those that the task adds.
@@ -41,7 +44,7 @@ TIED_TO_CHECKPOINT = {"model", "optim.name"}
 @overload
 def train(
     task: str,
-    recipe: str | None = None,
+    recipe: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
     allow_changes: bool = False,
@@ -49,10 +52,10 @@ def train(
     **settings: Any,
 ) -> RunFolder: ...
 @overload
-def train(task: str, recipe: str | None = None, *, print_config: Literal[True], **settings: Any) -> None: ...
+def train(task: str, recipe: str | Path | None = None, *, print_config: Literal[True], **settings: Any) -> None: ...
 def train(
     task: str,
-    recipe: str | None = None,
+    recipe: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
     allow_changes: bool = False,
@@ -80,7 +83,7 @@ def train(
     from fishnet.training.optimizer import check_optimizer
     from fishnet.training.trainer import decide_precision
 
-    kind = get_task(task)
+    kind, settings, recipe = get_task(task), plain_paths(settings), None if recipe is None else str(recipe)
     if print_config:
         recipe = recipe or kind.choose_recipe(settings).name
         print(commented_settings(kind.name, recipe, resolve(kind, recipe, settings)), end="")
@@ -90,12 +93,12 @@ def train(
     if not (settings.get("data") or (saved or {}).get("data")):
         raise UsageError("--data DIR is missing: the folder of the data set")
     choice = kind.choose_recipe(settings) if recipe is None and saved is None else None
-    recipe = choice.name if choice else recipe
-    config = decide_precision(resolve(kind, recipe, settings, base=saved))
+    config = decide_precision(resolve(kind, choice.name if choice else recipe, settings, base=saved))
     check_optimizer(config.optim.name)
     check_loggers(config.loggers)
     job = kind.make_training(config)
     if not resume:  # printed after the data is checked, so that an error message is not preceded by other lines
+        refuse_inside_data(run.path, job.config.data)
         _say_choices(job, choice, settings)
     check_best(job)
     fit_batch_size(job)
@@ -215,7 +218,7 @@ def check_resume(kind: TaskKind, run: RunFolder, saved: Tree, config: TrainConfi
         name, before, now = tied[0]
         raise UsageError(
             f"--resume cannot change {name} from {before} to {now}: the checkpoint does not fit; start a new run "
-            f"with --weights {run.path}"
+            f"with --weights {quoted(run.path)}"
         )
     if changed and not allow_changes:
         listing = ", ".join(f"{name}: {before!r} -> {now!r}" for name, before, now in changed)
@@ -250,6 +253,14 @@ def refuse_old_run(run: RunFolder, overwrite: bool) -> None:
     present = [path for path in run.files if path.exists()]
     if run.has_begun and not overwrite:  # a failed start leaves only the settings
         raise UsageError(f"{run.path} contains a run ({present[0].name}); use --resume, --overwrite or another --out")
+    if not present and (foreign := _foreign_files(run)):
+        raise UsageError(f"--out {run.path} is not a run folder: it contains {foreign[0].name}; choose another folder")
+
+
+def _foreign_files(run: RunFolder) -> list[Path]:
+    """Return the content of a folder without hidden files and the logs of shells and schedulers."""
+    visible = [path for path in run.path.glob("*") if not path.name.startswith(".") and path != run.checkpoints]
+    return sorted(path for path in visible if path.is_dir() or path.suffix not in LOGS)
 
 
 def prepare_folder(run: RunFolder, resume: bool) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from fishnet.data.run_lengths import RunLengths, area, counts_text
-from fishnet.errors import FishnetError, UsageError
+from fishnet.errors import FishnetError, UsageError, quoted
 from fishnet.files import Json, json_text, write_json
 
 Level = Literal["image", "region", "pixel"]
@@ -176,7 +176,7 @@ def refuse_partial_split(root: Path, task: str) -> None:
         raise UsageError(
             f"{root} has boxes and label maps of the same images, and a split for {task} would divide one of them "
             "only; "
-            f"`fishnet data split {root} --task multitask` divides both"
+            f"`fishnet data split {quoted(root)} --task multitask` divides both"
         )
 
 

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from fishnet.environment import announce
-from fishnet.errors import FishnetError
+from fishnet.errors import FishnetError, quoted
 from fishnet.files import atomic_path, atomic_write
 
 PLAN = "split.json"
@@ -94,7 +94,7 @@ def carry_out(root: Path, plan: SplitPlan, resumed: bool = False) -> SplitReport
         FishnetError: A file is missing or would be overwritten; no file is lost, and the next call continues.
     """
     verb = "copying" if plan.copy else "moving"
-    back = "" if plan.copy else f"; `fishnet data split {root} --undo` moves them back"
+    back = "" if plan.copy else f"; `fishnet data split {quoted(root)} --undo` moves them back"
     announce(f"{verb} {len(plan.moves):,} {plan.unit} within {root}, as its {PLAN} lists{back}")
     _move_all(root, plan)
     plan.done = True

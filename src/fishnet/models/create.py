@@ -15,6 +15,7 @@ from fishnet.models.norms import note_loaded_norms
 
 PUBLISHED = "pretrained"
 """Value of `weights` that selects the published weights of a model, whatever their tag."""
+SUFFIXES = (".pt", ".pth", ".safetensors", ".ckpt", ".tar", ".onnx")
 _MODEL_ARGUMENTS = ("global_pool", "drop_rate", "features_only", "out_indices", "device", "dtype")
 
 
@@ -26,7 +27,9 @@ def list_models() -> list[str]:
 def check_name(name: str) -> None:
     """Raise UsageError for a name that is neither a FishNet nor a timm model."""
     if name not in VARIANTS and not timm.is_model(name.partition(".")[0]):
-        hint = did_you_mean(name, timm.list_models())
+        hint = did_you_mean(name.lower(), [name.lower()] if name.lower() in VARIANTS else timm.list_models())
+        if name.endswith(SUFFIXES):
+            hint += " A file of weights is given by --weights, beside the --model that it belongs to."
         raise UsageError(f"unknown model '{name}'.{hint} FishNets: {', '.join(VARIANTS)}; any timm model works too")
 
 
@@ -79,6 +82,10 @@ def create_model(
     check_name(name)
     if name in VARIANTS:
         known = [field.name for field in fields(FishConfig)] + list(_MODEL_ARGUMENTS)
+        if "pretrained" in config:
+            raise UsageError(
+                f"pretrained= is an argument of timm.create_model; here, weights={PUBLISHED!r} downloads the weights"
+            )
         for option in config:
             if option not in known:
                 hint = did_you_mean(option, known)

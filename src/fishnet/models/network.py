@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, overload
 import torch
 from torch import Tensor, nn
 
+from fishnet.errors import UsageError
 from fishnet.models.config import Memory
 from fishnet.models.distributed import balanced, largest
 from fishnet.models.heads.types import Answers, Frame, Losses, Maps, Mean, Raw, Size, Targets
@@ -16,7 +17,8 @@ from fishnet.models.timm_types import LayerGroups
 from fishnet.models.trunk import Features, Trunk
 
 Images = Tensor | list[Tensor]
-"""A normalized batch (N, C, H, W), or images (C, h, w) of any sizes, float in 0..1 or uint8."""
+"""Images (C, h, w) of any sizes, float in 0..1 or uint8; or a batch (N, C, H, W): images of one size if it is uint8,
+already normalized if it is float."""
 
 
 FeaturesT = TypeVar("FeaturesT", contravariant=True)
@@ -66,12 +68,17 @@ class Batcher:
         """Return the batch (N, C, H, W) in channels-last memory order, and the sizes of its images.
 
         Args:
-            images: Images to batch; a tensor is a finished batch and is returned unchanged.
+            images: Images to batch; a float tensor is normalized already, and is only padded if it has to be.
             common: Whether to pad the batches of all processes to one size. The padding of an image then does not
                 depend on the other images of its process; the largest batch determines the step time anyway.
         """
-        if isinstance(images, Tensor):
-            return images, Frame(_size(images), [_size(images)] * len(images))
+        if isinstance(images, Tensor) and images.ndim != 4:
+            raise UsageError(f"a batch has the shape (N, C, H, W), not {tuple(images.shape)}: add [None] to one image")
+        if isinstance(images, Tensor) and images.is_floating_point():
+            height, width = (-(-side // self.stride) * self.stride for side in _size(images))
+            padding = (0, width - images.shape[-1], 0, height - images.shape[-2])
+            batch = nn.functional.pad(images, padding) if any(padding) else images
+            return batch, Frame(_size(batch), [_size(images)] * len(images))
         sizes: list[Size] = [_size(image) for image in images]
         sides = [-(-max(side) // self.stride) * self.stride for side in zip(*sizes, strict=True)]
         device = images[0].device
@@ -180,7 +187,7 @@ class Network(nn.Module):
         """Return the losses by name in training mode, the answers by head otherwise.
 
         Args:
-            images: Normalized batch, or a list of images.
+            images: List of images, or a batch: of uint8 images, or of normalized floats.
             targets: Targets by head; required in training mode. None in place of the target of an image, or of those
                 of a head, means that it is not labeled.
         """

@@ -275,7 +275,7 @@ class TrainingModule(pl.LightningModule):
         if entry is not None and not bool(torch.isfinite(entry[1])):
             raise FishnetError(
                 f"loss is {float(entry[1])} at step {entry[0]} (epoch {self.current_epoch + 1}); checkpoints hold an "
-                f"earlier state. Try a lower --lr, --optim.clip_grad 1, or --precision bf16 or fp32"
+                f"earlier state. Try a lower --lr, --optim.clip-grad 1, or --precision bf16 or fp32"
             )
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from safetensors.torch import load_file
-
 from fishnet.cards import ModelCard, read_card
 from fishnet.environment import announce
 from fishnet.models.build import CLASSIFIER
 from fishnet.models.checkpoints.pretrained import PRETRAINED
-from fishnet.models.checkpoints.weights import locate_weights
+from fishnet.models.checkpoints.weights import locate_weights, read_checkpoint
 from fishnet.models.create import PUBLISHED
 from fishnet.models.network import Network
 from fishnet.models.norms import note_loaded_norms
+from fishnet.runs import describing_file
 
 
 def start_heads(network: Network, weights: str | None, card: ModelCard) -> None:
-    """Load matching necks and heads from the model file of a run, and print which.
+    """Load matching necks and heads from the model file or a checkpoint of a run, and print which.
 
     A neck is loaded if its shapes match; a head also needs the same kind and the same classes in the same order. The
     last layer of a classifier is loaded with the trunk.
@@ -27,11 +26,11 @@ def start_heads(network: Network, weights: str | None, card: ModelCard) -> None:
         weights: Weights to start from, as in the settings.
         card: Card of the network.
     """
-    path = _model_file(weights)
-    earlier = read_card(path) if path is not None else None
+    path = _file_of_run(weights)
+    earlier = read_card(describing_file(path)) if path is not None else None
     if path is None or earlier is None:
         return
-    state, own = load_file(path), network.state_dict()
+    state, own = read_checkpoint(path), network.state_dict()
     for name, plan in card.architecture.heads.items():
         before = earlier.architecture.heads.get(name)
         if before is None or CLASSIFIER in (plan.kind, before.kind):
@@ -55,9 +54,10 @@ def start_heads(network: Network, weights: str | None, card: ModelCard) -> None:
         announce(f"{name}: {' and '.join(parts)} from {path}{rest}")
 
 
-def _model_file(weights: str | None) -> Path | None:
-    """Return the model file of a run, or None for weights of another kind."""
+def _file_of_run(weights: str | None) -> Path | None:
+    """Return the model file or a checkpoint of a run, or None for weights of another kind."""
     if weights is None or weights == PUBLISHED or weights in PRETRAINED:
         return None
     path = locate_weights(weights)
-    return path if path.suffix == ".safetensors" else None
+    described = describing_file(path)
+    return path if described.suffix == ".safetensors" and described.is_file() else None

@@ -333,7 +333,7 @@ def test_a_classifier_with_group_norms_starts_a_detector_with_group_norms(data: 
 
 
 @pytest.mark.parametrize(
-    ("change", "says"), [("", ""), ("classes", "its classes differ"), ("kind", "it is a mask_rcnn")]
+    ("change", "says"), [("", ""), ("checkpoint", ""), ("classes", "its classes differ"), ("kind", "it is a mask_rcnn")]
 )
 def test_a_detector_starts_another(
     trained: RunFolder, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: str, says: str
@@ -347,12 +347,18 @@ def test_a_detector_starts_another(
             file.write_text(json.dumps(document))
     detector = "faster_rcnn" if change == "kind" else "mask_rcnn"
     settings = {**QUICK, "max_steps": 1, "lr": 1e-12, "detector": detector, "seed": 9}
-    run = train("detection", data=str(root), out=str(tmp_path / "run"), weights=str(trained.path), **settings)
+    run = train(
+        "detection",
+        data=str(root),
+        out=str(tmp_path / "run"),
+        weights=trained.best if change == "checkpoint" else trained.path,
+        **settings,
+    )
     told = capsys.readouterr().out
     before, after = load_file(trained.model_file), load_file(run.model_file)
     kept = {key for key in after if key in before and torch.allclose(after[key], before[key], rtol=0, atol=1e-7)}
     changed = {key for key in after if key not in kept}
-    if change:
+    if says:
         assert changed
         assert all(key.startswith("heads.region.") for key in changed)
         assert "region: trunk and neck from" in told

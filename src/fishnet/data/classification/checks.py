@@ -14,7 +14,7 @@ from fishnet.data.checks import CheckReport, ImageFacts, Severity, inspect_image
 from fishnet.data.classification.layouts import LAYOUTS, Listing, Target, available_splits, explain_classes, list_split
 from fishnet.data.folders import all_files, image_files, subfolders
 from fishnet.data.images import IMAGE_EXTENSIONS
-from fishnet.errors import FishnetError, UsageError
+from fishnet.errors import FishnetError, UsageError, quoted
 
 KINDS: dict[str, tuple[Severity, str]] = {
     "layout": ("error", "lists or folders that cannot be used"),
@@ -95,7 +95,9 @@ def _list_all(root: Path, report: CheckReport) -> dict[str, Listing]:
         if not any(next(image_files(folder), None) for folder in subfolders(root)):
             raise FishnetError(f"{root} contains no data in a known layout; expected {LAYOUTS}")
         splits = [""]
-        report.add("missing split", "", f"there is no train and no val split; `fishnet data split {root}` creates both")
+        report.add(
+            "missing split", "", f"there is no train and no val split; `fishnet data split {quoted(root)}` creates both"
+        )
     listings = {}
     for split in splits:
         try:
@@ -103,7 +105,7 @@ def _list_all(root: Path, report: CheckReport) -> dict[str, Listing]:
         except FishnetError as error:
             report.add("layout", split, str(error))
     if splits != [""] and not any(split.startswith("val") for split in splits):
-        advice = f"; `fishnet data split {root}` creates it from train" if "train" in splits else ""
+        advice = f"; `fishnet data split {quoted(root)}` creates it from train" if "train" in splits else ""
         report.add("missing split", "val", f"there is no val split{advice}")
     if splits != [""] and not any(split.startswith("train") for split in splits):
         report.add("missing split", "train", "there is no train split", "note")

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from fishnet.data.classification.shards import ShardIndex, index_shards, shard_paths
 from fishnet.data.folders import check_root, image_files, image_folder, subfolders
 from fishnet.data.images import IMAGE_EXTENSIONS
-from fishnet.errors import FishnetError, counted, did_you_mean
+from fishnet.errors import FishnetError, counted, did_you_mean, quoted
 
 LAYOUTS = (
     "DIR/<split>/<class>/*.jpg, DIR/<split>/labels.csv, DIR/annotations/instances_<split>.json or DIR/<split>-*.tar"
@@ -112,13 +112,13 @@ def resolve_split(root: Path, split: str) -> str:
     if not splits and any(next(image_files(folder), None) for folder in subfolders(root)):
         raise FishnetError(
             f"{root} has no split {split!r}: its class folders are not divided into train and val yet; "
-            f"`fishnet data split {root}` creates both"
+            f"`fishnet data split {quoted(root)}` creates both"
         )
     if not splits:
         raise FishnetError(f"{root} contains no data in a known layout; expected {LAYOUTS}")
     advice = did_you_mean(split, splits)
     if split == "val" and "train" in splits:
-        advice += f" `fishnet data split {root}` creates val from train."
+        advice += f" `fishnet data split {quoted(root)}` creates val from train."
     raise FishnetError(f"{root} has no split {split!r}; available: {', '.join(splits)}.{advice}")
 
 

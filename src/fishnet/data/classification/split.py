@@ -17,7 +17,7 @@ from fishnet.data.classification.layouts import Listing, available_splits, expla
 from fishnet.data.folders import all_files, has_label_maps, image_files, is_image, subfolders
 from fishnet.data.levels import refuse_partial_split
 from fishnet.data.moves import PLAN, SplitPlan, SplitReport, UndoReport, carry_out, read_plan, undo_split, write_plan
-from fishnet.errors import FishnetError, UsageError
+from fishnet.errors import FishnetError, UsageError, quoted
 
 
 def can_split(root: Path) -> bool:
@@ -70,7 +70,9 @@ def split_classification(
     resumed = plan is not None
     if plan is None:
         if not splits and is_split(root):
-            raise FishnetError(f"{root} is one split of a data set; did you mean `fishnet data split {root.parent}`?")
+            raise FishnetError(
+                f"{root} is one split of a data set; did you mean `fishnet data split {quoted(root.parent)}`?"
+            )
         plan = _make_plan(root, splits, val, seed, copy, progress)
         write_plan(root, plan)
     return carry_out(root, plan, resumed)

@@ -34,7 +34,7 @@ from fishnet.data.detection.types import AnnotationEntry, Document, ImageEntry
 from fishnet.data.folders import check_root, image_folder
 from fishnet.data.images import MISSING, BadImageError, ImageShape, image_shape
 from fishnet.data.run_lengths import bounding_boxes
-from fishnet.errors import FishnetError, UsageError, counted
+from fishnet.errors import FishnetError, UsageError, counted, quoted
 
 KINDS: dict[str, tuple[Severity, str]] = {
     "layout": ("error", "annotation files that cannot be used"),
@@ -127,7 +127,7 @@ def check_detection(root: Path | str, workers: int = 2, progress: bool = True) -
 def _check_splits(files: dict[str, CocoFile], report: CheckReport) -> None:
     for wanted in ("val", "train"):
         if files and not any(split.startswith(wanted) for split in files):
-            advice = f"; `fishnet data split {report.root}` creates it" if wanted == "val" else ""
+            advice = f"; `fishnet data split {quoted(report.root)}` creates it" if wanted == "val" else ""
             report.add("missing split", wanted, f"there is no instances_{wanted}.json{advice}")
     train = next((file for split, file in files.items() if split.startswith("train")), None)
     if train is None:

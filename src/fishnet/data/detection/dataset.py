@@ -24,7 +24,7 @@ from fishnet.data.geometry import VISIBILITY, plain
 from fishnet.data.images import MISSING, BadImageSkipper, bad_image, read_image
 from fishnet.data.run_lengths import decode
 from fishnet.data.seeding import sample_seed, sample_words
-from fishnet.errors import FishnetError, counted, did_you_mean
+from fishnet.errors import FishnetError, counted, did_you_mean, quoted
 from fishnet.models.heads.types import Size, Target
 
 LAYOUT = "DIR/annotations/instances_<split>.json, with images in DIR/<split>/ or DIR/images/"
@@ -56,7 +56,7 @@ def annotation_file(root: Path, split: str) -> Path:
         return splits[dated[0]]
     advice = did_you_mean(split, splits)
     if split == "val" and any(name.startswith("train") for name in splits):
-        advice += f" `fishnet data split {root}` creates val from train."
+        advice += f" `fishnet data split {quoted(root)}` creates val from train."
     raise FishnetError(f"{folder} has no split {split!r}; available: {', '.join(splits)}.{advice}")
 
 
@@ -245,7 +245,7 @@ def open_detection(
     if problems and bad_images == "stop":
         raise FishnetError(
             f"{path} has {counted(len(problems), 'problem')}: {summarize(problems)}. `fishnet data check detection "
-            f"{root} --fix OUT.json` repairs what can be repaired; --bad-images skip excludes the rest"
+            f"{quoted(root)} --fix OUT.json` repairs what can be repaired; --bad-images skip excludes the rest"
         )
     if classes is not None and classes != file.classes:
         missing, extra = sorted(set(classes) - set(file.classes)), sorted(set(file.classes) - set(classes))

@@ -20,7 +20,7 @@ from fishnet.data.detection.types import Document, ImageEntry
 from fishnet.data.folders import image_folder
 from fishnet.data.levels import has_boxes_and_maps, refuse_partial_split
 from fishnet.data.stratify import Label, stratify
-from fishnet.errors import FishnetError, UsageError, counted
+from fishnet.errors import FishnetError, UsageError, counted, quoted
 from fishnet.files import atomic_write
 
 KEPT = "unsplit_"
@@ -88,7 +88,7 @@ def split_coco(root: Path | str, val: float = 0.2, seed: int = 0) -> CocoSplitRe
     if problems := file.problems + missing:
         raise FishnetError(
             f"{path} has {counted(len(problems), 'problem')}: {summarize(problems)}. "
-            f"`fishnet data check detection {root} --fix OUT.json` repairs what can be repaired"
+            f"`fishnet data check detection {quoted(root)} --fix OUT.json` repairs what can be repaired"
         )
     if len(file) < 2:
         raise FishnetError(f"{path} lists {len(file)} images; a split needs at least two")

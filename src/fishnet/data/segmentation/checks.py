@@ -20,7 +20,7 @@ from fishnet.data.segmentation.dataset import no_pairs, read_raw_labels, size_mi
 from fishnet.data.segmentation.guesses import guess_colors, guess_values
 from fishnet.data.segmentation.layouts import Listing, Pair, available_splits, list_split
 from fishnet.data.segmentation.weights import PixelCounts
-from fishnet.errors import FishnetError
+from fishnet.errors import FishnetError, quoted
 
 KINDS: dict[str, tuple[Severity, str]] = {
     "layout": ("error", "lists, folders or classes that cannot be used"),
@@ -125,9 +125,11 @@ def _list_all(root: Path, report: CheckReport) -> dict[str, Listing]:
         except FishnetError as error:
             report.add("layout", split, str(error))
     if splits == [""]:
-        report.add("missing split", "", f"there is no train and no val split; `fishnet data split {root}` creates both")
+        report.add(
+            "missing split", "", f"there is no train and no val split; `fishnet data split {quoted(root)}` creates both"
+        )
     elif not any(split.startswith("val") for split in splits):
-        advice = f"; `fishnet data split {root}` creates it from train" if "train" in splits else ""
+        advice = f"; `fishnet data split {quoted(root)}` creates it from train" if "train" in splits else ""
         report.add("missing split", "val", f"there is no val split{advice}")
     if splits != [""] and not any(split.startswith("train") for split in splits):
         report.add("missing split", "train", "there is no train split", "note")

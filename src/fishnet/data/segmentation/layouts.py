@@ -18,7 +18,7 @@ from fishnet.data.images import IMAGE_EXTENSIONS
 from fishnet.data.segmentation.coding import LabelCoding, read_coding
 from fishnet.data.segmentation.masks import CLASSES_FILE, advise_classes, explain_masks, without_suffix
 from fishnet.data.segmentation.names import CITYSCAPES_CLASSES, CITYSCAPES_VALUES, VOC_CLASSES
-from fishnet.errors import FishnetError, did_you_mean
+from fishnet.errors import FishnetError, did_you_mean, quoted
 
 Kind = Literal["folders", "voc", "cityscapes"]
 LAYOUTS = (
@@ -116,13 +116,13 @@ def resolve_split(root: Path, split: str) -> str:
             raise FishnetError(f"{root} is one split of a data set; did you mean --data {root.parent}?")
         raise FishnetError(
             f"{root} has no split {split!r}: its images are not divided into train and val yet; "
-            f"`fishnet data split {root}` creates both"
+            f"`fishnet data split {quoted(root)}` creates both"
         )
     if (root / split / "images").is_dir():
         raise FishnetError(f"{root / split} has images but no folder `labels` with their label maps")
     advice = did_you_mean(split, splits)
     if split == "val" and "train" in splits and layout_of(root) == "folders":
-        advice += f" `fishnet data split {root}` creates val from train."
+        advice += f" `fishnet data split {quoted(root)}` creates val from train."
     raise FishnetError(f"{root} has no split {split!r}; available: {', '.join(splits)}.{advice}")
 
 

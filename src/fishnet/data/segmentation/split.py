@@ -15,7 +15,7 @@ from fishnet.data.moves import SplitPlan, SplitReport, UndoReport, carry_out, re
 from fishnet.data.segmentation.dataset import SegmentationDataset, no_pairs
 from fishnet.data.segmentation.layouts import Listing, available_splits, layout_of, list_split
 from fishnet.data.stratify import stratify
-from fishnet.errors import FishnetError, UsageError
+from fishnet.errors import FishnetError, UsageError, quoted
 
 
 def can_split(root: Path) -> bool:
@@ -67,7 +67,7 @@ def _make_plan(root: Path, val: float, seed: int, copy: bool, progress: bool) ->
     splits = available_splits(root)
     if layout_of(root) != "folders":
         raise FishnetError(
-            f"{root} already defines its own splits; `fishnet data convert {root} NEW --task "
+            f"{root} already defines its own splits; `fishnet data convert {quoted(root)} NEW --task "
             "segmentation --val 0.2` divides a copy"
         )
     if present := [name for name in splits if name.startswith("val")] or ["val"] * (root / "val").exists():

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from fishnet.data.images import BadImageError
 from fishnet.data.segmentation.dataset import SegmentationDataset
-from fishnet.errors import FishnetError
+from fishnet.errors import FishnetError, quoted
 
 
 @dataclass
@@ -78,7 +78,7 @@ def count_pixels(dataset: SegmentationDataset, workers: int = 2, progress: bool 
     if not total.pixels.any():
         raise FishnetError(
             f"no label map of {dataset.listing.root}, split {dataset.listing.split!r}, has a labeled pixel: all are "
-            f"ignored; `fishnet data check segmentation {dataset.listing.root}` shows their values"
+            f"ignored; `fishnet data check segmentation {quoted(dataset.listing.root)}` shows their values"
         )
     return total
 

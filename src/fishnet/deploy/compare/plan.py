@@ -12,6 +12,7 @@ from fishnet.files import Json
 from fishnet.models.specs import PYTORCHCV, ModelSpec, check_spec
 from fishnet.runs import RunFolder
 from fishnet.schema import flat
+from fishnet.settings import comparable
 
 
 @dataclass(frozen=True)
@@ -113,11 +114,15 @@ class Comparison:
             UsageError: A setting other than models and seeds differs.
         """
         now = self.shared()
-        names = [name for name in now if name != "settings" and now[name] != before.get(name)]
+        names = [
+            name
+            for name in now
+            if name != "settings" and comparable(name, now[name]) != comparable(name, before.get(name))
+        ]
         old, new = before.get("settings", {}), now["settings"]
         changed = [f"{name}: {before.get(name)} -> {now[name]}" for name in names]
         for name in dict.fromkeys([*old, *new]):
-            if old.get(name) != new.get(name):
+            if comparable(name, old.get(name)) != comparable(name, new.get(name)):
                 changed.append(f"{name}: {old.get(name)} -> {new.get(name)}")
         if changed:
             raise UsageError(

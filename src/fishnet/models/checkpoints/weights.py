@@ -66,7 +66,9 @@ class LoadReport:
 
     def __str__(self) -> str:
         parts = [f"loaded {len(self.loaded)} tensors from {self.source} (layout {self.layout})"]
-        for title in ("adapted", "skipped", "missing", "unexpected"):
+        if self.skipped:
+            parts.append(f"{len(self.skipped)} not loaded, as expected: {listing(self.skipped)}")
+        for title in ("adapted", "missing", "unexpected"):
             if names := getattr(self, title):
                 parts.append(f"{title} {len(names)}: {listing(names)}")
         return "; ".join(parts)

@@ -18,8 +18,8 @@ from fishnet.files import atomic_write
 def check_data(
     root: Path,
     workers: int = 2,
-    picture: str | None = None,
-    fix: str | None = None,
+    picture: str | Path | None = None,
+    fix: str | Path | None = None,
     split: str | None = None,
 ) -> CheckReport:
     """Check every annotation and decode every image of a COCO data set.

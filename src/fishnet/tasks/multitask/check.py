@@ -15,7 +15,7 @@ from fishnet.files import check_picture_name
 _ON_SHEET = 12
 
 
-def check_data(root: Path | str, workers: int = 2, picture: str | None = None) -> CheckReport:
+def check_data(root: Path | str, workers: int = 2, picture: str | Path | None = None) -> CheckReport:
     """Count and check the labels of each level, and decode every image of a multitask folder, or of several folders
     that are used together.
 

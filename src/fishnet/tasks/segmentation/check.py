@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # a check without a picture does not need matplotlib
 _ON_SHEET = 12
 
 
-def check_data(root: Path, workers: int = 2, picture: str | None = None) -> CheckReport:
+def check_data(root: Path, workers: int = 2, picture: str | Path | None = None) -> CheckReport:
     """Check all label maps and decode all images of a segmentation data set in any layout.
 
     Args:

@@ -11,7 +11,7 @@ from fishnet.data.detection.convert.boxes import BoxSet, Picture, named, polygon
 from fishnet.data.detection.types import AnnotationEntry, ImageEntry
 from fishnet.data.folders import image_folder
 from fishnet.data.images import image_shape
-from fishnet.errors import FishnetError, counted
+from fishnet.errors import FishnetError, counted, quoted
 from fishnet.files import atomic_write
 
 
@@ -30,7 +30,7 @@ def read_coco_boxes(root: Path, outlines: bool = False, polygons: bool = False) 
         if file.problems:
             raise FishnetError(
                 f"{path} has {counted(len(file.problems), 'problem')}: {summarize(file.problems)}. "
-                f"`fishnet data check detection {root} --fix OUT.json` repairs what can be repaired"
+                f"`fishnet data check detection {quoted(root)} --fix OUT.json` repairs what can be repaired"
             )
         if found.classes and file.classes != found.classes:
             raise FishnetError(f"{path} has other categories than the previous splits; make them equal")
@@ -48,7 +48,7 @@ def read_coco_boxes(root: Path, outlines: bool = False, polygons: bool = False) 
                 stated = f"but {path.name} states {size[0]}x{size[1]}"
                 raise FishnetError(
                     f"{picture.path} has {picture.width}x{picture.height} pixels, {stated}; "
-                    f"`fishnet data check detection {root} --fix OUT.json` repairs the file"
+                    f"`fishnet data check detection {quoted(root)} --fix OUT.json` repairs the file"
                 )
             pictures.append(picture)
         found.splits[split] = pictures
