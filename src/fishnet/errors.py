@@ -50,3 +50,10 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return a question with the nearest known names, or an empty string if none is near."""
     near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
     return f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
+
+
+def counted(count: int, things: str) -> str:
+    """Return a number with a noun, which is given in the plural: `2 images`, `1 class`."""
+    if count == 1:
+        things = things.removesuffix("es") if things.endswith("sses") else things.removesuffix("s")
+    return f"{count} {things}"

@@ -196,7 +196,7 @@ def test_listing_and_json(clean, tmp_path, capsys):
     assert "cut5.jpg" not in printed
     assert "... and 2 more" in printed
     assert printed.index("error:") < printed.index("note: files that are not images (ignored): 1")
-    assert "7 errors, 1 notes" in printed
+    assert "7 errors, 1 note " in printed
     document = json.loads((tmp_path / "sub" / "report.json").read_text())
     assert len(document["problems"]) == 8 == len(report.problems)
     assert document["summary"]["splits"]["train"] == {"images": 15, "classes": 2}

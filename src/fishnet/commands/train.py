@@ -75,6 +75,7 @@ def train(
         UsageError: An unknown setting, a folder that contains a run already, changed settings on resume.
         FishnetError: Bad data or weights, NaN, a full disk.
     """
+    from fishnet.training.advice import advice
     from fishnet.training.fit import build_module, check_epochs, fit
     from fishnet.training.loggers import check_loggers
     from fishnet.training.optimizer import check_optimizer
@@ -99,6 +100,9 @@ def train(
         _say_choices(job, choice, settings)
     check_best(job)
     fit_batch_size(job)
+    if not resume:
+        for line in advice(job):
+            announce(line)
     if saved is not None:
         check_resume(kind, run, saved, job.config, allow_changes)
         check_epochs(job.config, run)
@@ -142,6 +146,9 @@ def _say_result(kind: TaskKind, run: RunFolder, config: TrainConfig) -> None:
         named = config.best or kind.display.primary_of(found["metrics"])
         score = f"{kind.display.title(named)} {kind.display.text(named, found['metrics'][named])}"
         print(f"best epoch {found['epoch']}: {score}; weights: {run.model_file}", flush=True)
+    elif config.max_steps is not None:
+        print(f"stopped by --max-steps before a validation; weights: {run.model_file}", flush=True)
+    if run.model_file.exists():
         suggest("evaluate", run.path, "--data", config.data)
         suggest("predict", run.path, "IMAGES", "--out", "predictions")
 

@@ -18,6 +18,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from fishnet.data.images import MISSING, explain, is_truncated, refuse_bomb, to_rgb
+from fishnet.errors import counted
 
 Severity = Literal["error", "note"]
 
@@ -75,7 +76,7 @@ class CheckReport:
         """Return a listing grouped by kind, errors first, with the first `limit` paths of each."""
         lines = []
         for split, counts in self.summary.get("splits", {}).items():
-            lines.append(f"{split or self.root}: " + ", ".join(f"{n} {name}" for name, n in counts.items()))
+            lines.append(f"{split or self.root}: " + ", ".join(counted(n, name) for name, n in counts.items()))
         lines += self.lines
         groups: dict[str, list[Problem]] = defaultdict(list)
         for problem in self.problems:
@@ -89,7 +90,8 @@ class CheckReport:
                 lines.append(f"  ... and {len(found) - limit} more")
         errors = sum(problem.severity == "error" for problem in self.problems)
         notes = len(self.problems) - errors
-        lines.append(f"\n{errors} errors, {notes} notes in {self.root}" if errors else f"\nno problems in {self.root}")
+        found_all = f"{counted(errors, 'errors')}, {counted(notes, 'notes')} in {self.root}"
+        lines.append(f"\n{found_all}" if errors else f"\nno problems in {self.root}")
         return "\n".join(lines)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from fishnet.drawing import style
 from fishnet.drawing.labels import Box, Label, draw_labels
 from fishnet.drawing.masks import paint_masks
+from fishnet.errors import counted
 
 Color = tuple[int, int, int]
 MOST = 50
@@ -83,7 +84,7 @@ def count_text(count: int) -> str:
     """Return the number of objects as text, and how many of them are drawn if it is not all."""
     if count > MOST:
         return f"{MOST} of {count} objects drawn"
-    return f"{count} object{'' if count == 1 else 's'}"
+    return counted(count, "objects")
 
 
 def _strongest(found: Mapping[str, Any]) -> list[int]:

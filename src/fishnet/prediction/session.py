@@ -17,7 +17,7 @@ from fishnet.errors import FishnetError, Interrupted, UsageError
 from fishnet.files import Json, atomic_write
 from fishnet.prediction.frames import predict_video, video_jobs
 from fishnet.prediction.images import Inbox, Loading, predict_images
-from fishnet.prediction.inputs import STANDARD_INPUT, Inputs, find_inputs, has_whole_list, listed_paths
+from fishnet.prediction.inputs import STANDARD_INPUT, Inputs, find_inputs, has_whole_list, is_video, listed_paths
 from fishnet.prediction.overlap import Stopped, stop_signals
 from fishnet.prediction.results import FILES, Results
 from fishnet.prediction.video import BadVideoError, require_video_support
@@ -218,7 +218,7 @@ class Session:
             if entries > len(results.first):
                 print(f"... and {entries - len(results.first)} more")
             for file in results.bad[:10]:
-                print(f"skipped unreadable image {file}")
+                print(f"skipped unreadable {'video' if is_video(Path(file)) else 'image'} {file}")
             if len(results.bad) > 10:
                 print(f"... and {len(results.bad) - 10} more skipped")
         for one in results.videos:
@@ -228,7 +228,7 @@ class Session:
         told = f"{entries} images" if self.total != 0 else f"{len(results.videos)} videos"
         told += f", {len(results.bad)} skipped, {answered / seconds:.1f} images/s: {results.path}"
         if pictures := painter.written:
-            more = f" (the first {painter.drawn} images)" if painter.drawn < entries else ""
+            more = f" (the first {painter.drawn} images)" if 0 < painter.drawn < entries else ""
             told += f", {pictures[0]}{f' ... {pictures[-1].name}' if len(pictures) > 1 else ''}{more}"
         print(told)
         if self.inside and self.inside.written:

@@ -122,7 +122,7 @@ def test_what_cannot_be_used_is_refused_left_out_or_mended(
 ) -> None:
     path = make(tmp_path, change)
     make(tmp_path, split="val")
-    with pytest.raises(FishnetError, match=rf"1 problems: 1 x {kind};.*--bad-images skip"):
+    with pytest.raises(FishnetError, match=rf"1 problem: 1 x {kind};.*--bad-images skip"):
         open_detection(tmp_path, "train")
     data = open_detection(tmp_path, "train", bad_images="skip")
     samples = [data[index] for index in range(len(data))]
@@ -161,7 +161,7 @@ def test_boxes_without_area_are_left_out_and_counted(tmp_path: Path, capsys: pyt
     path.write_text(json.dumps(mended))
     assert not read_coco(path).left_out
     make(tmp_path, lambda d: (flatten(d), d["annotations"][2].update(bbox=[200, 200, 5, 5])))
-    with pytest.raises(FishnetError, match="1 problems: 1 x box outside"):
+    with pytest.raises(FishnetError, match="1 problem: 1 x box outside"):
         open_detection(tmp_path, "train")
 
 

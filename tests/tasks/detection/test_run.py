@@ -245,7 +245,7 @@ def spoil(data: Path, folder: Path, change: Callable[[dict[str, Any]], None]) ->
     (lambda d: d.update(annotations=[]), "no objects to train on"),
     (lambda d: [a.update(iscrowd=1) for a in d["annotations"]], "no objects to train on.*only crowds"),
     (lambda d: [a.update(bbox=[1, 1, 0, 5]) for a in d["annotations"]], "no objects to train on"),
-    (lambda d: d["annotations"][0].update(bbox=[1, 1, -1, 5]), "1 problems: 1 x negative box"),
+    (lambda d: d["annotations"][0].update(bbox=[1, 1, -1, 5]), "1 problem: 1 x negative box"),
 ])  # fmt: skip
 def test_data_that_teaches_nothing_is_refused(
     change: Callable[[dict[str, Any]], None], message: str, data: Path, tmp_path: Path

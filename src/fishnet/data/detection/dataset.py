@@ -23,7 +23,7 @@ from fishnet.data.geometry import VISIBILITY, plain
 from fishnet.data.images import MISSING, BadImageSkipper, bad_image, read_image
 from fishnet.data.run_lengths import decode
 from fishnet.data.seeding import sample_seed, sample_words
-from fishnet.errors import FishnetError, did_you_mean
+from fishnet.errors import FishnetError, counted, did_you_mean
 from fishnet.models.heads.types import Size, Target
 
 LAYOUT = "DIR/annotations/instances_<split>.json, with images in DIR/<split>/ or DIR/<split>/images/"
@@ -245,8 +245,9 @@ def open_detection(
     problems = file.problems + missing_files(file, folder)
     if problems and bad_images == "stop":
         raise FishnetError(
-            f"{path} has {len(problems)} problems: {summarize(problems)}. `fishnet data check detection {root} --fix "
-            "OUT.json` repairs what can be repaired; --bad-images skip excludes the rest"
+            f"{path} has {counted(len(problems), 'problems')}: {summarize(problems)}. "
+            f"`fishnet data check detection {root} --fix OUT.json` repairs what can be repaired; "
+            "--bad-images skip excludes the rest"
         )
     if classes is not None and classes != file.classes:
         missing, extra = sorted(set(classes) - set(file.classes)), sorted(set(file.classes) - set(classes))

@@ -19,7 +19,7 @@ from fishnet.data.detection.dataset import annotation_file, image_folder, missin
 from fishnet.data.detection.types import Document, ImageEntry
 from fishnet.data.levels import has_boxes_and_maps, refuse_partial_split
 from fishnet.data.stratify import Label, stratify
-from fishnet.errors import FishnetError, UsageError
+from fishnet.errors import FishnetError, UsageError, counted
 from fishnet.files import atomic_write
 
 KEPT = "unsplit_"
@@ -83,7 +83,7 @@ def split_coco(root: Path | str, val: float = 0.2, seed: int = 0) -> CocoSplitRe
     images = image_folder(root, split, file.file_names)
     if problems := file.problems + missing_files(file, images):
         raise FishnetError(
-            f"{path} has {len(problems)} problems: {summarize(problems)}. "
+            f"{path} has {counted(len(problems), 'problems')}: {summarize(problems)}. "
             f"`fishnet data check detection {root} --fix OUT.json` repairs what can be repaired"
         )
     if len(file) < 2:

@@ -229,7 +229,7 @@ class DetectionTask:
             counts[one["label"]] = counts.get(one["label"], 0) + 1
         named = sorted(counts.items(), key=lambda item: -item[1])[:5]
         return (
-            ", ".join(f"{count} x {name}" for name, count in named)
+            ", ".join(f"{name} x{count}" for name, count in named)
             or f"no object above {self.options.score:g} (--score)"
         )
 

@@ -11,7 +11,7 @@ from fishnet.data.detection.convert.boxes import BoxSet, Picture, named, upright
 from fishnet.data.detection.dataset import image_folder
 from fishnet.data.detection.types import AnnotationEntry, ImageEntry
 from fishnet.data.images import image_shape
-from fishnet.errors import FishnetError
+from fishnet.errors import FishnetError, counted
 from fishnet.files import atomic_write
 
 
@@ -23,7 +23,7 @@ def read_coco_boxes(root: Path) -> BoxSet:
         file = read_coco(path)
         if file.problems:
             raise FishnetError(
-                f"{path} has {len(file.problems)} problems: {summarize(file.problems)}. "
+                f"{path} has {counted(len(file.problems), 'problems')}: {summarize(file.problems)}. "
                 f"`fishnet data check detection {root} --fix OUT.json` repairs what can be repaired"
             )
         if found.classes and file.classes != found.classes:
