@@ -13,7 +13,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from fishnet.errors import FishnetError, Interrupted, UsageError
+from fishnet.errors import FishnetError, Interrupted, UsageError, counted
 from fishnet.files import Json, atomic_write
 from fishnet.prediction.frames import predict_video, video_jobs
 from fishnet.prediction.images import Inbox, Loading, predict_images
@@ -207,7 +207,7 @@ class Session:
 
     def _counted(self) -> str:
         """Return the number of images and frames, in words."""
-        counts = [f"{self.results.count} images"] if self.total != 0 else []
+        counts = [counted(self.results.count, "images")] if self.total != 0 else []
         return ", ".join([*counts, *(f"{one['frames']} frames of {one['file']}" for one in self.results.videos)])
 
     def _say(self, seconds: float) -> None:
@@ -225,7 +225,7 @@ class Session:
             made = ", ".join(str(results.folder / one[name]) for name in FILES if name in one)
             print(f"{one['file']}: {one['frames']} frames, {made}")
         answered = entries + sum(one["frames"] for one in results.videos)
-        told = f"{entries} images" if self.total != 0 else f"{len(results.videos)} videos"
+        told = counted(entries, "images") if self.total != 0 else counted(len(results.videos), "videos")
         told += f", {len(results.bad)} skipped, {answered / seconds:.1f} images/s: {results.path}"
         if pictures := painter.written:
             more = f" (the first {painter.drawn} images)" if 0 < painter.drawn < entries else ""
