@@ -75,7 +75,6 @@ def train(
         UsageError: An unknown setting, a folder that contains a run already, changed settings on resume.
         FishnetError: Bad data or weights, NaN, a full disk.
     """
-    from fishnet.training.advice import advice
     from fishnet.training.fit import build_module, check_epochs, fit
     from fishnet.training.loggers import check_loggers
     from fishnet.training.optimizer import check_optimizer
@@ -100,9 +99,6 @@ def train(
         _say_choices(job, choice, settings)
     check_best(job)
     fit_batch_size(job)
-    if not resume:
-        for line in advice(job):
-            announce(line)
     if saved is not None:
         check_resume(kind, run, saved, job.config, allow_changes)
         check_epochs(job.config, run)

@@ -18,6 +18,8 @@ from fishnet.drawing.masks import paint_masks
 from fishnet.errors import counted
 
 Color = tuple[int, int, int]
+Found = Mapping[str, Any]
+"""Objects of an image, see `draw_regions`."""
 MOST = 50
 """Maximum number of objects that are drawn on an image."""
 _GAP = 8
@@ -38,7 +40,7 @@ def class_color(index: int) -> Color:
 
 
 def draw_regions(
-    image: Tensor, found: Mapping[str, Any], classes: Sequence[str], longest: int | None = 480, note: bool = True
+    image: Tensor, found: Found, classes: Sequence[str], longest: int | None = 480, note: bool = True
 ) -> Image.Image:
     """Draw objects on an image, at most 50 (those with the highest scores, or the first ones without scores).
 
@@ -87,7 +89,7 @@ def count_text(count: int) -> str:
     return counted(count, "objects")
 
 
-def _strongest(found: Mapping[str, Any]) -> list[int]:
+def _strongest(found: Found) -> list[int]:
     """Return the indices of the objects to draw, the highest score first."""
     order = list(range(len(found["labels"])))
     if "scores" in found:
@@ -95,7 +97,7 @@ def _strongest(found: Mapping[str, Any]) -> list[int]:
     return order[:MOST]
 
 
-def _paint_masks(pixels: np.ndarray, found: Mapping[str, Any], chosen: list[int], colors: Sequence[Color]) -> None:
+def _paint_masks(pixels: np.ndarray, found: Found, chosen: list[int], colors: Sequence[Color]) -> None:
     """Draw the masks of the chosen objects that have an outline."""
     masks, outlined = found.get("masks"), found.get("outlined")
     if masks is None or not len(masks):

@@ -21,6 +21,7 @@ from fishnet.metrics import MetricsFile
 from fishnet.models.network import Images
 from fishnet.runs import RunFolder
 from fishnet.tasks.base import TorchRuntime, Training
+from fishnet.training.advice import advice
 from fishnet.training.allocator import allocation_for
 from fishnet.training.checkpoints import RunKeeper
 from fishnet.training.module import TrainingModule
@@ -66,6 +67,8 @@ def fit(module: TrainingModule, resume: bool = False) -> None:
             MetricsFile(run.metrics_csv).cut(step, validated)
             MetricsFile(run.timing_csv).cut(step, validated)
             write_environment(run.environment_json, job.fingerprint(), resume)
+            for line in () if checkpoint else advice(job):
+                announce(line)
             print(f"resuming at step {step}" if checkpoint else f"writing to {run.path}", flush=True)
             if epochs == config.epochs:
                 announce(f"all {epochs} epochs are trained; continue with --epochs {2 * epochs} --allow-changes")
