@@ -89,6 +89,10 @@ def is_main_process() -> bool:
     return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "RANK", "SLURM_PROCID"))
 
 
+SILENT = "FISHNET_NO_SUGGESTIONS"
+"""Environment variable of processes that another command runs, which do not suggest the next command."""
+
+
 def announce(text: str) -> None:
     """Print a line in the main process only."""
     if is_main_process():

@@ -18,7 +18,7 @@ from PIL import Image
 
 from fishnet.cli import main
 from fishnet.commands.compare import compare
-from fishnet.deploy.compare.picture import draw, page
+from fishnet.deploy.compare.picture import _short, draw, page
 from fishnet.deploy.compare.plan import Comparison
 from fishnet.deploy.compare.results import cells, document, spelled, table
 from fishnet.drawing.display import Display, Score
@@ -171,6 +171,17 @@ def test_the_page_escapes_and_links(tmp_path: Path) -> None:
 OPTIONS = ["--recipe", "cifar10", "--epochs", "1", "--validate-every", "1", "--batch-size", "64", "--workers", "0"]
 
 
+def test_the_plot_has_percent_and_round_numbers_at_its_ticks(tmp_path: Path) -> None:
+    figure = draw(content(tmp_path))
+    figure.canvas.draw()
+    for axes in figure.axes:
+        marks = [text.get_text() for text in (*axes.get_xticklabels(), *axes.get_xticklabels(minor=True))]
+        assert len([mark for mark in marks if mark]) >= 2
+        assert not any("times" in mark or "^" in mark for mark in marks)
+        assert all(text.get_text().endswith(" %") for text in axes.get_yticklabels())
+    assert [_short(value) for value in (3.5, 20_000, 2e6, 1.25e9)] == ["3.5", "20 k", "2 M", "1.25 G"]
+
+
 def test_models_are_trained_side_by_side_and_a_second_call_trains_what_is_missing(
     mini: Callable[[str], Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -188,7 +199,10 @@ def test_models_are_trained_side_by_side_and_a_second_call_trains_what_is_missin
     written = run.model_file.stat().st_mtime_ns
     assert main([*words, "--models", "fishnet_nano,resnet10t:stem_width=8:channels=[8,8,16,16]", "--seeds", "0"]) == 0
     assert run.model_file.stat().st_mtime_ns == written
-    assert "1 of 2 runs are finished" in capfd.readouterr().out
+    printed = capfd.readouterr().out
+    assert "1 of 2 runs are finished" in printed
+    assert "2 models x 1 seed: each run is trained, and evaluated on the validation split\n" in printed
+    assert "next:" not in printed
     with (out / "compare.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [row["model"] for row in rows] == ["fishnet_nano", "resnet10t stem_width=8 channels=[8,8,16,16]"]

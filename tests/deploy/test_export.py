@@ -18,6 +18,7 @@ import fishnet
 from fishnet.cli import main
 from fishnet.data.augmentation import resized
 from fishnet.data.run_lengths import decode
+from fishnet.deploy.verify import Difference
 from fishnet.errors import FishnetError, UsageError
 from fishnet.predictor import Predictor
 from tests.deploy.networks import write_model
@@ -187,6 +188,11 @@ def test_the_export_says_what_was_compared(export_of: Callable[[str, str], Path]
     assert 0 < max(found["verification"]["outputs"].values()) < 1e-3
     assert found["heads"]["region"]["classes"] == ["cat", "dog", "person"]
     assert found["card"]["task"] == "detection"
+
+
+def test_masks_are_compared_only_if_there_are_any() -> None:
+    assert "masks" not in Difference(images=1, objects=2).describe()
+    assert "masks 2.0e-03" in Difference(images=1, objects=2, mask=2e-3, has_masks=True).describe()
 
 
 def test_a_network_that_differs_is_not_exported(

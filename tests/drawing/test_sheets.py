@@ -9,7 +9,7 @@ from PIL import Image
 
 from fishnet.config import PreprocessConfig
 from fishnet.drawing import style
-from fishnet.drawing.sheets import contact_sheet, draw_batch
+from fishnet.drawing.sheets import contact_sheet, draw_batch, titled_row
 from fishnet.errors import FishnetError
 
 PREPROCESS = PreprocessConfig()
@@ -112,3 +112,13 @@ def test_long_names_keep_their_ends() -> None:
     assert short.endswith(".jpg")
     assert style.shorten("a.jpg", 120, face) == "a.jpg"
     assert style.middle(name, 11) == "holid…1.jpg"
+
+
+def test_pictures_side_by_side_have_their_titles_above() -> None:
+    row = np.asarray(
+        titled_row([("image", Image.new("RGB", (40, 30), "red")), ("", Image.new("RGB", (40, 30), "blue"))])
+    )
+    assert (row[-30:, 8:48] == (255, 0, 0)).all()
+    assert (row[-30:, 56:96] == (0, 0, 255)).all()
+    assert np.ptp(row[:-30, 8:48].astype(int), axis=(0, 1)).max() > 100
+    assert np.ptp(row[:-30, 56:].astype(int), axis=(0, 1)).max() == 0

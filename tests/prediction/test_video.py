@@ -164,7 +164,7 @@ def test_a_video_that_ends_in_the_middle_of_a_frame_gives_what_was_decoded(
     assert (intact.videos[0]["frames"], intact.videos[0]["complete"]) == (50, True)
 
 
-def test_what_is_no_video_is_an_error_or_skipped(run: str, tmp_path: Path) -> None:
+def test_what_is_no_video_is_an_error_or_skipped(run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text, sound, cut = tmp_path / "text.mp4", tmp_path / "sound.mp4", tmp_path / "cut.mov"
     text.write_text("hello" * 100)
     with av.open(str(sound), "w") as container:
@@ -182,6 +182,7 @@ def test_what_is_no_video_is_an_error_or_skipped(run: str, tmp_path: Path) -> No
     good = make(tmp_path / "good.mp4", 3)
     found = predict(run, [str(text), str(good)], str(tmp_path / "out"), device="cpu", bad_images="skip")
     assert found.bad_images == [text.as_posix()]
+    assert f"skipped unreadable video {text.as_posix()}" in capsys.readouterr().out
     assert [one["file"] for one in found.videos] == [good.as_posix()]
     with pytest.raises(FishnetError, match="none of the 1 videos can be read"):
         predict(run, [str(text)], str(tmp_path / "none"), device="cpu", bad_images="skip")

@@ -264,6 +264,25 @@ def test_a_start_that_fails_leaves_no_folder_and_does_not_count_as_a_run(
     assert [run.path for run in runs] == [Path("runs/train"), Path("runs/train2")]
 
 
+def test_every_epoch_logs_a_loss_and_a_stopped_run_names_what_follows(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = fit(photos, tmp_path / "run", log_every=50)
+    rows = [row for row in MetricsFile(run.metrics_csv).read() if row["name"] == "loss" and row["split"] == "train"]
+    assert [(row["step"], row["epoch"]) for row in rows] == [("1", "1"), ("3", "1"), ("6", "2")]
+    capsys.readouterr()
+    run = fit(photos, tmp_path / "stopped", max_steps=1, batch_size=40)
+    printed = capsys.readouterr().out
+    assert "20 of 60 images are left out of each epoch" in printed
+    best = fit(photos, tmp_path / "longer", max_steps=4)
+    assert "best epoch 1: " in capsys.readouterr().out
+    assert best.model_file.exists()
+    fit(photos, tmp_path / "short", max_steps=2)
+    printed = capsys.readouterr().out
+    assert f"stopped by --max-steps before a validation; weights: {tmp_path / 'short'}" in printed
+    assert f"next: fishnet predict {tmp_path / 'short'}" in printed
+
+
 def test_fine_tuning_takes_a_run_with_other_classes_and_keeps_frozen_parts(photos: Path, tmp_path: Path) -> None:
     first = fit(photos, tmp_path / "first", epochs=1)
     (photos / "train" / "cat").rename(photos / "train" / "a third")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fishnet.errors import FishnetError, Interrupted, UsageError
+from fishnet.errors import FishnetError, Interrupted, UsageError, counted
 from fishnet.files import Json, atomic_write, write_json
 
 if TYPE_CHECKING:
@@ -95,12 +95,17 @@ class _State:
         missing = [run for run in runs if not run.is_finished]
         if len(missing) < len(runs):
             print(f"fishnet compare: {len(runs) - len(missing)} of {len(runs)} runs are finished", flush=True)
+        models, seeds = counted(len(self.comparison.models), "model"), counted(len(self.comparison.seeds), "seed")
+        steps = "each run is trained, and evaluated on the validation split"
+        steps += "; then the speed of each model is measured" if speed else ""
+        print(f"fishnet compare: {models} x {seeds}: {steps}", flush=True)
         try:
             Trainer(self.comparison, jobs, self._note).train(missing)
         except Interrupted:
             self._write(complete=False, all_files=True)
             raise
         if speed:
+            print(f"fishnet compare: measuring the speed of {models}", flush=True)
             self.speeds = _measure_speeds([run for run in runs if run.is_finished], self._size())
         document = self._write(complete=True, all_files=True)
         from fishnet.deploy.compare.results import table

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from fishnet.commands.hints import suggest
-from fishnet.errors import UsageError, refuse_options
+from fishnet.errors import UsageError, counted, refuse_options
 from fishnet.files import Json, texts
 from fishnet.runs import RunFolder
 
@@ -286,7 +286,7 @@ def _evaluate(
 
 def summary(task: AnyTask, evaluation: Evaluation, title: str, bad: Sequence[str] = ()) -> str:
     """Return the result as text: what was evaluated, the metrics, the images left out."""
-    lines = [f"{title}: {evaluation.images} images" + (f", {len(bad)} unreadable left out" if bad else "")]
+    lines = [f"{title}: {counted(evaluation.images, 'image')}" + (f", {len(bad)} unreadable left out" if bad else "")]
     lines += task.describe(evaluation)
     lines += [f"skipped unreadable image {name}" for name in bad[:10]]
     if len(bad) > 10:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 
+from fishnet.environment import SILENT
+
 
 def suggest(*words: str | Path) -> None:
-    """Print the command that usually follows.
+    """Print the command that usually follows, unless another command runs this one.
 
     Args:
         words: Arguments of `fishnet`.
     """
-    print("next: fishnet " + " ".join(shlex.quote(str(word)) for word in words), flush=True)
+    if SILENT not in os.environ:
+        print("next: fishnet " + " ".join(shlex.quote(str(word)) for word in words), flush=True)

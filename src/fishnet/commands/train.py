@@ -145,6 +145,9 @@ def _say_result(kind: TaskKind, run: RunFolder, config: TrainConfig) -> None:
         named = config.best or kind.display.primary_of(found["metrics"])
         score = f"{kind.display.title(named)} {kind.display.text(named, found['metrics'][named])}"
         print(f"best epoch {found['epoch']}: {score}; weights: {run.model_file}", flush=True)
+    elif config.max_steps is not None:
+        print(f"stopped by --max-steps before a validation; weights: {run.model_file}", flush=True)
+    if run.model_file.exists():
         suggest("evaluate", run.path, "--data", config.data)
         suggest("predict", run.path, "IMAGES", "--out", "predictions")
 

@@ -73,6 +73,8 @@ class Difference:
     """Fraction of objects that both detect, over all images, or of pixels with the same class if that is lower."""
     objects: int = 0
     """Number of objects compared."""
+    has_masks: bool = False
+    """Whether the detector predicts masks."""
 
     def check(self, tolerance: Tolerance) -> None:
         """Raise FishnetError if a difference is out of tolerance."""
@@ -95,7 +97,8 @@ class Difference:
         """Return the differences in one line."""
         parts = [f"outputs {max(self.outputs.values(), default=0.0):.1e}", f"scores {self.score:.1e}"]
         if self.objects:
-            parts += [f"boxes {self.box:.1e} px", f"masks {self.mask:.1e}", f"of {self.objects} objects"]
+            masks = [f"masks {self.mask:.1e}"] if self.has_masks else []
+            parts += [f"boxes {self.box:.1e} px", *masks, f"of {self.objects} objects"]
         parts.append(f"{100 * self.agreement:.2f} % agree")
         return f"largest differences from PyTorch on {self.images} images: " + ", ".join(parts)
 
@@ -192,6 +195,7 @@ def _compare_answer(found: Difference, wanted: object, got: object, precision: s
 
 def _compare_objects(found: Difference, wanted: Mapping[str, Tensor], got: Mapping[str, Tensor], precision: str) -> int:
     """Match the objects of two predictions by class and IoU, and add the differences of matched objects."""
+    found.has_masks |= "masks" in wanted
     scores, least = wanted["scores"], TOLERANCES[precision].overlap
     # by rounding, objects with low scores may fall below the threshold or out of the maximum number
     chosen = scores > (scores.min() + 2e-3 if precision == "fp32" else STRONG) if len(scores) else scores > 1

@@ -17,14 +17,13 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from fishnet.drawing import style
-from fishnet.drawing.regions import Color, class_color, sheet
+from fishnet.drawing.regions import Color, canvas, class_color, sheet
+from fishnet.drawing.sheets import titled_row
 
 LabelMap = np.ndarray | Tensor
 _OPACITY, _EDGE_OPACITY = 0.55, 0.95
 _HATCH = ((118, 124, 130), (196, 200, 204))
 _HATCH_WIDTH = 4
-_NARROWEST = 240
-"""Smaller pictures are enlarged, so that a legend fits below."""
 _GAP, _SWATCH, _ROW, _CAPTION = 8, 16, 24, 22
 _TWO_COLUMNS = 360
 """Legends of at least this width have two columns even if names must be shortened."""
@@ -135,20 +134,6 @@ def paint_label_map(
     cover[edge & (cover > 0)] = _EDGE_OPACITY
     mixed = pixels + (paint - pixels) * cover[..., None]
     return Image.fromarray(mixed.round().astype(np.uint8))
-
-
-def canvas(image: Image.Image, longest: int | None) -> Image.Image:
-    """Return an image as RGB in the size of its picture: at most `longest` pixels, and enlarged if it is small."""
-    image = image.convert("RGB")
-    if longest is not None and max(image.size) > longest:
-        factor = longest / max(image.size)
-        size = max(1, round(image.width * factor)), max(1, round(image.height * factor))
-        image = image.resize(size, Image.Resampling.BILINEAR)
-    if image.width < _NARROWEST:
-        times = math.ceil(_NARROWEST / image.width)
-        if longest is None or max(image.size) * times <= longest:
-            image = image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
-    return image
 
 
 def _resized(label_map: LabelMap, height: int, width: int, classes: int) -> np.ndarray:
@@ -277,13 +262,7 @@ def draw_row(
     """
     pictures = [("image", canvas(image, longest))]
     pictures += [(title, draw_label_map(image, one, colors, longest=longest, clear=clear)) for title, one in maps]
-    width, height = pictures[0][1].size
-    page = Image.new("RGB", (len(pictures) * (width + _GAP) + _GAP, height + _CAPTION), _PAPER)
-    draw, face = ImageDraw.Draw(page), style.font(13)
-    for number, (title, picture) in enumerate(pictures):
-        left = _GAP + number * (width + _GAP)
-        draw.text((left, 3), style.shorten(title, width, face), fill=style.INK, font=face)
-        page.paste(picture, (left, _CAPTION))
+    page = titled_row(pictures)
     return with_legend(page, [one for _, one in maps], classes, colors, clear)
 
 

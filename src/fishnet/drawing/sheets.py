@@ -18,6 +18,7 @@ MOST_IMAGES = 32
 _TILE = 160
 _GAP = 8
 _LINE = 20
+_TITLE = 22
 _PAPER = "#eef1f5"
 
 
@@ -47,6 +48,18 @@ def draw_batch(images: Tensor, captions: Sequence[str], preprocess: NormalizeCon
         sheet.paste(tile, (x, y))
         draw.text((x, y + height + 2), style.shorten(caption, width, face), fill=style.INK, font=face)
     return sheet
+
+
+def titled_row(pictures: Sequence[tuple[str, Image.Image]]) -> Image.Image:
+    """Arrange pictures of one size side by side, each below its title."""
+    width, height = pictures[0][1].size
+    page = Image.new("RGB", (len(pictures) * (width + _GAP) + _GAP, height + _TITLE), _PAPER)
+    draw, face = ImageDraw.Draw(page), style.font(13)
+    for number, (title, picture) in enumerate(pictures):
+        left = _GAP + number * (width + _GAP)
+        draw.text((left, 3), style.shorten(title, width, face), fill=style.INK, font=face)
+        page.paste(picture, (left, _TITLE))
+    return page
 
 
 class Card(TypedDict):

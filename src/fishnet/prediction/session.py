@@ -13,7 +13,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from fishnet.errors import FishnetError, Interrupted, UsageError
+from fishnet.errors import FishnetError, Interrupted, UsageError, counted
 from fishnet.files import Json, atomic_write
 from fishnet.prediction.frames import predict_video, video_jobs
 from fishnet.prediction.images import Inbox, Loading, predict_images
@@ -23,6 +23,7 @@ from fishnet.prediction.inputs import (
     describe_skipped,
     find_inputs,
     has_whole_list,
+    is_video,
     listed_paths,
 )
 from fishnet.prediction.overlap import Stopped, stop_signals
@@ -216,7 +217,7 @@ class Session:
 
     def _counted(self) -> str:
         """Return the number of images and frames, in words."""
-        counts = [f"{self.results.count} images"] if self.total != 0 else []
+        counts = [counted(self.results.count, "image")] if self.total != 0 else []
         return ", ".join([*counts, *(f"{one['frames']} frames of {one['file']}" for one in self.results.videos)])
 
     def _say(self, seconds: float) -> None:
@@ -227,17 +228,17 @@ class Session:
             if entries > len(results.first):
                 print(f"... and {entries - len(results.first)} more")
             for file in results.bad[:10]:
-                print(f"skipped unreadable image {file}")
+                print(f"skipped unreadable {'video' if is_video(Path(file)) else 'image'} {file}")
             if len(results.bad) > 10:
                 print(f"... and {len(results.bad) - 10} more skipped")
         for one in results.videos:
             made = ", ".join(str(results.folder / one[name]) for name in FILES if name in one)
             print(f"{one['file']}: {one['frames']} frames, {made}")
         answered = entries + sum(one["frames"] for one in results.videos)
-        told = f"{entries} images" if self.total != 0 else f"{len(results.videos)} videos"
+        told = counted(entries, "image") if self.total != 0 else counted(len(results.videos), "video")
         told += f", {len(results.bad)} skipped, {answered / seconds:.1f} images/s: {results.path}"
         if pictures := painter.written:
-            more = f" (the first {painter.drawn} images)" if painter.drawn < entries else ""
+            more = f" (the first {painter.drawn} images)" if 0 < painter.drawn < entries else ""
             told += f", {pictures[0]}{f' ... {pictures[-1].name}' if len(pictures) > 1 else ''}{more}"
         print(told)
         if self.inside and self.inside.written:

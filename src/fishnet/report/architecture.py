@@ -14,7 +14,7 @@ from matplotlib.path import Path as Outline
 from torch import nn
 
 from fishnet.drawing import style
-from fishnet.errors import UsageError
+from fishnet.errors import UsageError, counted
 from fishnet.models.config import SKIPS
 from fishnet.models.fishnet import FishNet
 
@@ -217,7 +217,7 @@ def _draw_trunk(axes: Axes, boxes: list[_Box], model: FishNet) -> None:
             )
         )  # fmt: skip
     axes.text(boxes[0].x - 1.4, 0, "image", ha="right", va="center", fontsize=9, color=style.MUTED)
-    answer = f"{model.num_classes}\nclasses" if model.num_classes else "features"
+    answer = counted(model.num_classes, "class").replace(" ", "\n") if model.num_classes else "features"
     axes.text(boxes[-1].x + 2.06, 0, answer, va="center", fontsize=9, color=style.MUTED)
 
 

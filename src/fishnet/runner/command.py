@@ -46,11 +46,21 @@ def main(folder: Path, argv: Sequence[str] | None = None) -> int:
     failed = False
     for name in images:
         try:
-            print(json.dumps({"file": name, **_plain(model(name), name, out)}), flush=True)
+            _print({"file": name, **_plain(model(name), name, out)})
         except (RunnerError, OSError) as error:
             failed = True
             print(f"runner.py: error: {error}", file=sys.stderr)
     return int(failed)
+
+
+def _print(entry: Json) -> None:
+    """Print a line of JSON; characters that the terminal cannot show, and undecodable file names, are escaped."""
+    text = json.dumps(entry, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeError:
+        text = json.dumps(entry)
+    print(text, flush=True)
 
 
 def _plain(answer: Json, name: str, out: str | None) -> Json:

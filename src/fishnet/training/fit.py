@@ -17,6 +17,7 @@ from fishnet.metrics import MetricsFile
 from fishnet.models.network import Images
 from fishnet.runs import RunFolder
 from fishnet.tasks.base import TorchRuntime, Training
+from fishnet.training.advice import advice
 from fishnet.training.allocator import allocation_for
 from fishnet.training.checkpoints import RunKeeper
 from fishnet.training.module import TrainingModule
@@ -76,6 +77,8 @@ def begin_files(job: Training, run: RunFolder, position: Position | None, resume
         MetricsFile(path).cut(position.step if position else 0, position.validated if position else True)
     write_environment(run.environment_json, job.fingerprint(), resume)
     if position is None:
+        for line in advice(job):
+            announce(line)
         print(f"writing to {run.path}", flush=True)
         return
     print(describe_position(position, config, train_batches(job).steps), flush=True)

@@ -112,6 +112,7 @@ class TrainingModule(pl.LightningModule):
         self._losses: list[dict[str, Tensor]] = []
         self._unchecked: tuple[int, Tensor] | None = None
         self._pulls: dict[str, Tensor] = {}
+        self._steps = 1
 
     def _prepare_model(self) -> None:
         config = self.config
@@ -157,9 +158,10 @@ class TrainingModule(pl.LightningModule):
     def _make_schedule(self) -> Callable[[int], float]:
         """Return the factor of the base learning rate as a function of the optimizer step.
 
-        A resumed run goes on at the epoch that it reached, also if earlier epochs had another number of steps.
+        A resumed run continues at the epoch that it reached, even if earlier epochs had another number of steps.
         """
-        steps, epochs, optim = self.batches().steps, self.config.epochs, self.config.optim
+        steps = self._steps = self.batches().steps
+        epochs, optim = self.config.epochs, self.config.optim
         offset = self.position.offset(steps) if self.position is not None else 0
         return lambda step: lr_share(optim, step + offset, steps, epochs)
 
@@ -232,9 +234,12 @@ class TrainingModule(pl.LightningModule):
         return losses
 
     def logs_now(self) -> bool:
-        """Whether metrics of the current optimizer step are logged."""
-        step = self.global_step + 1
-        return step == 1 or step % self.config.log_every == 0
+        """Whether metrics of the current optimizer step are logged.
+
+        If an epoch is shorter than `log_every`, its last step is logged.
+        """
+        step, every = self.global_step + 1, self.config.log_every
+        return step == 1 or step % every == 0 or (self._steps < every and step % self._steps == 0)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Log loss, gradient norm and learning rate; gradients are accumulated and not yet clipped here."""

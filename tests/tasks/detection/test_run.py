@@ -22,6 +22,7 @@ from fishnet.commands.predict import predict
 from fishnet.commands.train import train
 from fishnet.data.detection.coco import read_coco
 from fishnet.errors import FishnetError, UsageError
+from fishnet.loading import load_runtime
 from fishnet.metrics import MetricsFile
 from fishnet.models import create_model
 from fishnet.models.build import Architecture
@@ -64,6 +65,29 @@ def data(mini: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) 
 def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     out = tmp_path_factory.mktemp("run") / "run"
     return train("detection", data=str(data), out=str(out), **{**QUICK, "max_steps": None})
+
+
+def test_examples_are_titled_even_if_nothing_is_found(
+    trained: RunFolder, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    titles: list[list[str]] = []
+
+    def noted(pictures: list[tuple[str, Image.Image]]) -> Image.Image:
+        titles.append([title for title, _ in pictures])
+        assert pictures[0][1].size == pictures[1][1].size == pictures[2][1].size
+        assert (np.asarray(pictures[1][1]) != np.asarray(pictures[0][1])).any()
+        assert np.asarray(pictures[2][1]).tolist() == np.asarray(pictures[0][1]).tolist()
+        return pictures[0][1]
+
+    monkeypatch.setattr("fishnet.drawing.sheets.titled_row", noted)
+    runtime, card = load_runtime(trained.path)
+    task = make_task(card, score=1.0)
+    task.draw_examples(runtime, task.open_split(data, "val"), 2)
+    assert len(titles) == 2
+    for image, truth, prediction in titles:
+        assert image == "image"
+        assert truth.startswith("truth: ")
+        assert prediction == "prediction: no object above 1"
 
 
 def test_a_run_leaves_what_the_contract_names(trained: RunFolder) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -138,6 +139,19 @@ def test_panoptic_quality_is_that_of_the_files_that_predict_writes(
     assert sum(one["category_id"] <= 10 for found, _ in pairs for one in found.segments) > 0, "no objects in the maps"
     expected = quality(pairs, task.categories)
     assert {name: found.metrics[name] for name in expected} == pytest.approx(expected, abs=1e-9)
+
+
+def test_lines_name_the_levels_and_no_pictures_are_counted_without_pictures(
+    trained: RunFolder, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(data / "val" / "images")
+    predict(
+        str(trained.path), [folder], str(tmp_path / "p"), workers=0, device="cpu", pictures=False, score=0.0,
+        max_detections=3,
+    )  # fmt: skip
+    *lines, last = capsys.readouterr().out.strip().splitlines()
+    assert re.search(r"\.png: image: \S+ [0-9.]+ %, .*; objects: \S+ x[123].*; pixels: \S+ \d+ %", lines[0])
+    assert last.endswith("panoptic.json")
 
 
 def test_a_predictor_answers_on_all_levels(trained: RunFolder) -> None:

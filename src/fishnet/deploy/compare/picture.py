@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 from html import escape
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from fishnet.deploy.compare.results import cells
 from fishnet.drawing.style import PALETTE, data_uri, figure_bytes, middle, new_figure, styled
@@ -59,7 +61,30 @@ def _panel(axes: Axes, content: Json, shown: list[Json], name: str) -> None:
         label = middle(entry["model"], 60)
         axes.errorbar([x], [factor * found["mean"]], fmt="o", color=color, label=label, capsize=3, yerr=high, xerr=wide)
         axes.plot([x] * len(found["values"]), [factor * one for one in found["values"]], ".", color=color, alpha=0.4)
+    if factor != 1:
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g} %"))
+    _scale_log(axes, [x for entry in shown if (x := _x(entry, name)) is not None])
+
+
+def _scale_log(axes: Axes, values: list[float]) -> None:
+    """Make the horizontal axis logarithmic around some values, with round numbers such as 500 k or 2 M at its ticks."""
     axes.set_xscale("log")
+    if values:
+        low, high = min(values) / 1.4, max(values) * 1.4
+        axes.set_xlim(low, high)
+        decades = math.log10(high / low)
+        subs = (1.0, 2.0, 5.0) if decades < 2.5 else (1.0,)
+        axes.xaxis.set_major_locator(MaxNLocator(4) if decades < 0.7 else LogLocator(subs=subs))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _short(value: float) -> str:
+    """Return a number with at most four significant digits and k, M or G for thousands, millions or billions."""
+    for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if abs(value) >= size:
+            return f"{value / size:.4g}{unit}"
+    return f"{value:.4g}"
 
 
 def _x(entry: Json, name: str) -> float | None:

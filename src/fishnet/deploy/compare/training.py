@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from fishnet.deploy.compare.plan import Comparison, Run
+from fishnet.environment import SILENT
 from fishnet.errors import Interrupted
 
 _LONGEST_REASON = 300
@@ -50,7 +51,7 @@ class Trainer:
             return
         print(f"fishnet compare: run {number} of {of}: {run.name}", flush=True)
         command = [sys.executable, "-m", "fishnet", *self.comparison.command(run)]
-        environment = dict(os.environ)
+        environment = {**os.environ, SILENT: "1"}
         if self.jobs > 1:
             environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // self.jobs))
         process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, start_new_session=True)

@@ -326,7 +326,7 @@ DISPLAY = Display(
         prefix + name for name in BOX_FIGURES + KEYPOINT_FIGURES for prefix in ("", *(f"{kind}_" for kind in KINDS))
     ),
     sections=_sections,
-    predictions="Images of the validation split: annotations, and detections of the best epoch with their scores in "
-    "percent.",
+    predictions="Images of the validation split: the image, its annotations (truth), and the detections of the best "
+    "epoch with their scores in percent (prediction).",
 )
 """Presentation of detectors in reports."""

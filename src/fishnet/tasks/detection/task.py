@@ -38,6 +38,10 @@ LONGEST = 1333
 """Maximum of the longer side of an image in pixels if a card does not record it, as in torchvision."""
 
 
+_EXAMPLE = 400
+"""Longer side of the pictures of examples in pixels."""
+
+
 class Tile(NamedTuple):
     """Part of an image, prepared as network input."""
 
@@ -225,7 +229,7 @@ class DetectionTask:
             counts[one["label"]] = counts.get(one["label"], 0) + 1
         named = sorted(counts.items(), key=lambda item: -item[1])[:5]
         return (
-            ", ".join(f"{count} x {name}" for name, count in named)
+            ", ".join(f"{name} x{count}" for name, count in named)
             or f"no object above {self.options.score:g} (--score)"
         )
 
@@ -233,11 +237,12 @@ class DetectionTask:
         """Return a painter that draws a picture per image."""
         return Pictures(out, self.classes)
 
-    def draw_examples(self, runtime: Runtime, dataset: DetectionDataset, count: int = 8) -> Image.Image:
-        """Return evenly spaced images of a data set with detections (above) and ground truth (below)."""
-        from fishnet.drawing.regions import draw_regions, sheet
+    def draw_examples(self, runtime: Runtime, dataset: DetectionDataset, count: int = 6) -> Image.Image:
+        """Return evenly spaced images of a data set, each with its annotations and the detections."""
+        from fishnet.drawing.regions import count_text, draw_regions, sheet
+        from fishnet.drawing.sheets import titled_row
 
-        columns: list[Image.Image] = []
+        rows: list[Image.Image] = []
         chosen = np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int).tolist()
         dataset.masks, kept = "mask" in self.kinds, dataset.masks
         try:
@@ -247,12 +252,17 @@ class DetectionTask:
                     continue
                 image, truth = batch["image"][0], batch["target"][0]
                 size = (image.shape[-2], image.shape[-1])
-                objects = self._strong(detect(runtime, [image], [size])[0], size)
-                pair = [draw_regions(image, objects, self.classes), draw_regions(image, truth, self.classes)]
-                columns.append(sheet(pair, columns=1))
+                found = self._strong(detect(runtime, [image], [size])[0], size)
+                pictures = [("image", draw_regions(image, {"labels": []}, self.classes, _EXAMPLE))]
+                for name, objects in (("truth", truth), ("prediction", found)):
+                    picture = draw_regions(image, objects, self.classes, _EXAMPLE, note=False)
+                    pictures.append((f"{name}: {count_text(len(objects['labels']))}", picture))
+                if not len(found["labels"]):
+                    pictures[-1] = f"prediction: no object above {self.options.score:g}", pictures[-1][1]
+                rows.append(titled_row(pictures))
         finally:
             dataset.masks = kept
-        return sheet(columns)
+        return sheet(rows, columns=1)
 
 
 def _pixels(image: Image.Image) -> Tensor:

@@ -17,7 +17,7 @@ from fishnet.data.run_lengths import RunLengths, encode
 from fishnet.drawing import style
 from fishnet.drawing.label_maps import background_of, paint_label_map, with_legend
 from fishnet.drawing.panoptic import paint_panoptic
-from fishnet.drawing.regions import class_color, draw_regions, sheet
+from fishnet.drawing.regions import class_color, count_text, draw_regions, sheet
 from fishnet.files import Json
 from fishnet.tasks.base import Answer
 
@@ -116,14 +116,14 @@ def _with_objects(photo: Image.Image, objects: ObjectLabels | None, classes: Lev
     corners *= scale
     found: Json = {"boxes": torch.from_numpy(corners), "labels": objects.classes, "masks": objects.masks}
     found["outlined"] = objects.outlined
-    return draw_regions(torch.from_numpy(np.array(photo)).permute(2, 0, 1), found, classes.region, None)
+    return draw_regions(torch.from_numpy(np.array(photo)).permute(2, 0, 1), found, classes.region, None, note=False)
 
 
 def _facts(labels: ImageLabels, classes: LevelClasses) -> list[str]:
     """Return captions that describe the labels of an image."""
     objects = labels.objects
     number = 0 if objects is None else len(objects.boxes)
-    count = "objects unlabeled" if objects is None else f"{number} object{'' if number == 1 else 's'}"
+    count = "objects unlabeled" if objects is None else count_text(number)
     return [
         "class unlabeled" if labels.label is None else f"class {classes.image[labels.label]}",
         count if objects is None or objects.annotated is None else f"{count} of {len(objects.annotated)} categories",

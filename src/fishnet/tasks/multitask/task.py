@@ -308,9 +308,14 @@ class MultitaskTask:
         return found
 
     def headline(self, entry: Entry) -> str:
-        """Return a one-line summary of the predictions of all levels."""
-        tasks = {"image": self.image, "region": self.region, "pixel": self.pixel}
-        return "; ".join(task.headline({"predictions": entry[n]}) for n, task in tasks.items() if task is not None)
+        """Return a one-line summary of the predictions of all levels, each with its name."""
+        tasks = {"image": ("image", self.image), "region": ("objects", self.region), "pixel": ("pixels", self.pixel)}
+        parts = [
+            f"{name}: {task.headline({'predictions': entry[level]})}"
+            for level, (name, task) in tasks.items()
+            if task is not None
+        ]
+        return "; ".join(parts)
 
     def painter(self, out: Path, images: int) -> LevelPictures:
         """Return a painter that draws all levels in one picture, and writes label files and panoptic files."""

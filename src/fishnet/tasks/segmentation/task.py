@@ -179,7 +179,7 @@ class SegmentationTask:
     def headline(self, entry: Entry) -> str:
         """Return the most frequent classes with their fractions of the pixels."""
         shown = entry["predictions"][:_LISTED]
-        return ", ".join(f"{one['label']} {one['share']:.0%}" for one in shown)
+        return ", ".join(f"{one['label']} {100 * one['share']:.0f} %" for one in shown)
 
     def painter(self, out: Path, images: int) -> LabelMaps:
         """Return a painter that writes an overlay and a label file per image."""
