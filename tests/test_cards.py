@@ -249,7 +249,7 @@ def test_flags_that_contradict_the_card(model_file: Path) -> None:
 
 
 def test_absent_sources(tmp_path: Path) -> None:
-    with pytest.raises(FishnetError, match=r"no file .*nowhere\.safetensors"):
+    with pytest.raises(FishnetError, match=r"nowhere\.safetensors does not exist"):
         load_model(tmp_path / "nowhere.safetensors")
     with pytest.raises(FishnetError, match="is not a run folder"):
         load_model(tmp_path)

@@ -86,6 +86,25 @@ def test_options_as_people_type_them_become_those_of_the_parser() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("words", "code"), [(["--help"], 0), (["--version"], 0), (["nonsense"], 2), (["evaluate", "runs/nowhere"], 2)]
+)
+def test_what_needs_no_network_does_not_wait_for_torch(words: list[str], code: int) -> None:
+    found = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "fishnet", *words], capture_output=True, text=True
+    )
+    assert found.returncode == code
+    imported = {line.rpartition("|")[2].strip() for line in found.stderr.splitlines() if line.startswith("import time")}
+    assert "fishnet.cli" in imported
+    assert not imported & {"torch", "timm", "pytorch_lightning"}
+
+
+def test_importing_the_package_registers_the_family() -> None:
+    code = "import fishnet, timm; print(timm.is_model('fishnet99'))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "True"
+
+
 def test_the_command_line_imports_no_torch_before_it_is_needed() -> None:
     code = "import sys; import fishnet.cli as c; c.main(['--version']); print('pytorch_lightning' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -26,7 +26,7 @@ TRAIN = "train classification --data photos "
         (TRAIN + "--freeze 10", "--freeze must be text, not 10"),
         (TRAIN + "--optim.schedule cosin", "cosine, step, poly or constant, not cosin. Did you mean 'cosine'?"),
         ("train detection --data boxes --detector yolov8", "--detector must be auto, faster_rcnn,"),
-        ("export runs/photos --out o --format tflite", "--format must be torch, onnx or openvino, not tflite"),
+        ("export photos --out o --format tflite", "--format must be torch, onnx or openvino, not tflite"),
         (TRAIN + "--num-classes 3", "unknown option --num-classes. The classes are those of the data set"),
         (
             TRAIN + "--pretrained",
@@ -38,7 +38,7 @@ TRAIN = "train classification --data photos "
         (TRAIN + "-b 8", "unknown option -b. It is called --batch-size here."),
         ("train classification data=photos epochs=1", "options are written --data photos, not data=photos"),
         ("data convert photos new --format coco", "unknown option --format. It is called --to here."),
-        ("predict runs/photos --source new --out o", "unknown option --source. Inputs are given without an option"),
+        ("predict photos --source new --out o", "unknown option --source. Inputs are given without an option"),
         ("resume runs/photos", "unknown command 'resume'. A run is resumed by: fishnet train --resume RUN."),
         ("train --resume", "--resume needs the folder of the run: fishnet train --resume RUN"),
         ("evaluate runs/nowhere --data photos", "runs/nowhere does not exist; give a run folder, a model file,"),

@@ -175,9 +175,9 @@ def test_what_is_no_image(model_file: Path, kind: str) -> None:
 
 
 def test_bad_settings(model_file: Path, network: nn.Module, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="^top= must be at least 1"):
+    with pytest.raises(UsageError, match=r"^top= must be at least 1"):
         Predictor(model_file, top=0)
-    with pytest.raises(UsageError, match="^threshold= must be"):
+    with pytest.raises(UsageError, match=r"^threshold= must be"):
         Predictor(model_file, threshold=2)
     gray = create_model("fishnet_nano", num_classes=len(CLASSES), in_chans=1, stem_stride=1)
     with pytest.raises(FishnetError, match=r"1 channels.*as RGB"):

@@ -155,6 +155,8 @@ def run(arguments: list[str]) -> int:
         return 0
     name, rest = find_command(arguments)
     command = COMMANDS[name]
+    if "run" in command.positional:
+        check_run(rest)
     if name == "train":
         rest = resume_by_folder(rest)
     function = command.load()
@@ -163,6 +165,17 @@ def run(arguments: list[str]) -> int:
         return 0
     result = function(**values)
     return int(getattr(result, "exit_code", 0))
+
+
+def check_run(arguments: list[str]) -> None:
+    """Reject a path to a run that does not exist before PyTorch is imported, which takes seconds."""
+    from pathlib import Path
+
+    from fishnet.runs import absent
+
+    run = Path(arguments[0]) if arguments and not arguments[0].startswith("-") else Path()
+    if len(run.parts) > 1 and not run.expanduser().exists():
+        raise UsageError(absent(run))
 
 
 def resume_by_folder(arguments: list[str]) -> list[str]:

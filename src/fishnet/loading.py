@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fishnet.cards import ModelCard, read_card
-from fishnet.errors import FishnetError, UsageError, did_you_mean, python_names, quoted
+from fishnet.errors import FishnetError, UsageError, python_names, quoted
 from fishnet.exported import exported_card, exported_format, is_exported, open_exported
 from fishnet.models.build import build_network
 from fishnet.models.checkpoints.pretrained import PRETRAINED
@@ -26,7 +26,7 @@ from fishnet.models.config import VARIANTS
 from fishnet.models.fusing.network import NotFused, fuse
 from fishnet.models.network import Network
 from fishnet.models.precision import guard_bf16_on_cpu
-from fishnet.runs import RunFolder
+from fishnet.runs import RunFolder, absent
 from fishnet.tasks import get_task, make_task
 from fishnet.tasks.base import Runtime, TorchRuntime
 
@@ -238,9 +238,7 @@ def _absent(source: Path) -> str:
     """Return a message about a source that does not exist."""
     if source.name == str(source) and (str(source) in VARIANTS or timm.is_model(source.name.partition(".")[0])):
         return f"{source} is the name of a model; give a trained one: a run folder or a model file"
-    beside = [path.name for path in source.parent.iterdir()] if source.parent.is_dir() else []
-    hint = did_you_mean(source.name, beside)
-    return f"{source} does not exist; give a run folder, a model file, an exported folder or weights.{hint}"
+    return absent(source)
 
 
 def _load_foreign(

@@ -90,7 +90,7 @@ def advice_on(option: str, known: Collection[str], shown: Callable[[str], str]) 
         shown: Name of an option -> how it is written.
     """
     name = option.lower().replace("-", "_")
-    if (meant := SYNONYMS.get(name)) in known:
+    if (meant := SYNONYMS.get(name, "")) in known:
         return f" It is called {shown(meant)} here."
     if name in HINTS:
         return f" {HINTS[name]}"

@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from fishnet.errors import FishnetError
+from fishnet.errors import FishnetError, did_you_mean
+
+
+def absent(source: Path) -> str:
+    """Return the message about a run, file or exported folder that does not exist."""
+    beside = [path.name for path in source.parent.iterdir()] if source.parent.is_dir() else []
+    hint = did_you_mean(source.name, beside)
+    return f"{source} does not exist; give a run folder, a model file, an exported folder or weights.{hint}"
 
 
 def describing_file(weights: Path) -> Path:

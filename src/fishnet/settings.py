@@ -19,6 +19,7 @@ from fishnet.models.config import VARIANTS, FishConfig
 from fishnet.models.create import PUBLISHED, published_weights
 from fishnet.preprocessing import model_of_weights, preprocessing_of_weights
 from fishnet.recipes import TASK_KEY, list_recipes, parse_settings, read_recipe
+from fishnet.runs import RunFolder
 from fishnet.schema import (
     ConfigClass,
     Settings,
@@ -123,6 +124,19 @@ def _path_changed(text: str, change: Callable[[str], str]) -> str:
 _NAMED = re.compile(r"(\w+=)(.+)")
 _PATHS = ("data", "weights")
 """Settings that are paths; weights may be a tag instead."""
+
+
+def data_of(run: str | Path) -> str:
+    """Return the data folder that a run was trained on.
+
+    Raises:
+        UsageError: The run does not record it.
+    """
+    file = RunFolder(Path(run)).config_yaml
+    data = parse_settings(file.read_bytes(), str(file)).get("data") if file.is_file() else None
+    if not data:
+        raise UsageError(f"--data DIR is missing: {run} does not record the data it was trained on")
+    return str(data)
 
 
 def data_folders(data: str) -> list[Path]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from fishnet.commands.hints import suggest
-from fishnet.errors import UsageError, counted, refuse_options
+from fishnet.errors import counted, refuse_options
 from fishnet.files import Json, texts
 from fishnet.runs import RunFolder
 
@@ -76,8 +76,7 @@ def evaluate(
         task: Task of a weights file that does not describe its network.
         model: Backbone of a weights file that does not describe its network.
         classes: Text file with a class name per line, for a weights file without class names.
-        out: Folder for pictures and JSON files; by default the run folder, where evaluations with other data or options
-            than that of the run have numbers: evaluation_val_2.json.
+        out: Folder for pictures and JSON files; by default the run folder, if RUN is one.
         runtime: Inference backend; auto selects that of an exported folder, or torch.
         also: Further data folders, each evaluated separately; their names are appended to the file names.
         options: Options of the task that change the metrics, such as `flip` and `scales` of segmentation.
@@ -89,19 +88,17 @@ def evaluate(
     run, names = str(run), read_names(classes)
     runner, card = load_runtime(run, runtime, device, precision, task=task, model=model, classes=names, size=size)
     (kind, evaluated), where = _task_of(card, options), resolve_device(device)
-    folders = list(dict.fromkeys([str(data or data_of(run)), *texts(also)]))
+    folders = _folders(run, data, texts(also))
     datasets = [evaluated.open_split(Path(folder), split, bad_images) for folder in folders]
     place = Path(out) if out is not None else Path(run) if Path(run).is_dir() else None
-    reports: list[EvaluationReport] = []
+    reports = []
     for folder, dataset, name in zip(folders, datasets, _names(folders), strict=True):
-        evaluation, documents, bad = _evaluate(
-            evaluated, runner, where, dataset, batch_size or kind.batch_size, workers
-        )
+        evaluation, more, bad = _evaluate(evaluated, runner, where, dataset, batch_size or kind.batch_size, workers)
         document = _document(run, folder, split, evaluation, bad, card, options, runner)
         print(summary(evaluated, evaluation, _title(card.model, document), bad))
         stem = _stem(Path(run), place, document, name)
         target = _with_name(Path(json), name) if json else place and RunFolder(place).evaluation_json(stem)
-        pictures = _write(evaluated, evaluation, {target: document}, documents, place, stem)
+        pictures = _write(evaluated, evaluation, {target: document}, more, place, stem)
         reports.append(EvaluationReport(document, evaluation, target, pictures, bad))
     return _finish(run, folders, reports, kind.display)
 
@@ -142,19 +139,11 @@ def _title(model: str, document: Json) -> str:
     return f"{model} on {document['split']} of {document['data']}{half}"
 
 
-def data_of(run: str | Path) -> str:
-    """Return the data folder that a run was trained on.
+def _folders(run: str, data: str | Path | None, also: Sequence[str]) -> list[str]:
+    """Return the data folders to evaluate on, without duplicates; the first is by default that of the run."""
+    from fishnet.settings import data_of
 
-    Raises:
-        UsageError: The run does not record it.
-    """
-    from fishnet.recipes import parse_settings
-
-    file = RunFolder(Path(run)).config_yaml
-    data = parse_settings(file.read_bytes(), str(file)).get("data") if file.is_file() else None
-    if not data:
-        raise UsageError(f"--data DIR is missing: {run} does not record the data it was trained on")
-    return str(data)
+    return list(dict.fromkeys([str(data or data_of(run)), *also]))
 
 
 def _names(folders: Sequence[str]) -> list[str]:
@@ -219,13 +208,13 @@ def _inputs_of(document: Json) -> tuple[object, ...]:
 def _is_of_the_run(folder: RunFolder, document: Json) -> bool:
     """Return whether an evaluation repeats that of the training: its data, size and precision, without options."""
     from fishnet.cards import read_card
-    from fishnet.settings import comparable
+    from fishnet.settings import comparable, data_of
 
     if not folder.config_yaml.is_file() or not folder.model_file.is_file():
         return False
     card = read_card(folder.model_file)
-    own = (comparable("data", data_of(folder.path)), card and card.size, card and card.precision, {})
-    return own == (comparable("data", document["data"]), *_inputs_of(document)[1:])
+    same_data = comparable("data", data_of(folder.path)) == comparable("data", document["data"])
+    return same_data and card is not None and _inputs_of(document)[1:] == (card.size, card.precision, {})
 
 
 def _finish(

@@ -184,8 +184,8 @@ def accuracy_control(
         UsageError: The run does not record its data, and none is given.
         FishnetError: The data cannot be used.
     """
-    from fishnet.commands.evaluate import data_of
     from fishnet.deploy.quantize import AccuracyControl
+    from fishnet.settings import data_of
     from fishnet.tasks import get_task, make_task
 
     task = make_task(card)

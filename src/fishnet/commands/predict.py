@@ -86,10 +86,9 @@ def check_out(out: Path, run: Path) -> Path:
     Raises:
         UsageError: The folder is in use.
     """
-    from fishnet.commands.evaluate import data_of
     from fishnet.exported import is_exported
     from fishnet.runs import RunFolder
-    from fishnet.settings import refuse_inside_data
+    from fishnet.settings import data_of, refuse_inside_data
 
     folder = RunFolder(out)
     if folder.has_begun or folder.config_yaml.is_file() or is_exported(out):

@@ -29,7 +29,7 @@ from fishnet.data.detection.layouts import export_files, folder_of, other_layout
 from fishnet.data.detection.split import split_coco
 from fishnet.data.folders import Placer, check_root
 from fishnet.data.stratify import stratify
-from fishnet.errors import FishnetError, UsageError, counted, quoted
+from fishnet.errors import FishnetError, UsageError, counted
 
 
 @dataclass
