@@ -151,10 +151,20 @@ def data_folders(data: str) -> list[Path]:
     return found
 
 
+_DATA_NAMES = ("train", "val", "test", "images", "labels", "masks", "annotations")
+"""Beginnings of the names of folders that contain data."""
+
+
 def refuse_inside_data(out: Path, data: str) -> None:
-    """Raise UsageError for an output folder that is, or is inside, a data folder: its images would become data."""
+    """Raise UsageError for an output folder where its images would become data: a data folder or a split of one.
+
+    Other folders below the data are fine, such as `runs` where training is started in the data folder.
+    """
     for folder in data_folders(data):
-        if out.resolve().is_relative_to(folder.resolve()):
+        if not out.resolve().is_relative_to(folder.resolve()):
+            continue
+        below = out.resolve().relative_to(folder.resolve()).parts
+        if not below or below[0].lower().startswith(_DATA_NAMES):
             raise UsageError(f"--out {out} is inside the data folder {folder}; choose a folder outside of it")
 
 

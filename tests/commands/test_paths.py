@@ -131,7 +131,7 @@ def test_a_run_is_not_written_among_other_files(
     before = sorted(photos.rglob("*"))
     for out, says in (
         (photos / "train", "is not a run folder: it contains cat; choose another folder"),
-        (photos / "runs" / "first", f"is inside the data folder {photos}; choose a folder outside of it"),
+        (photos / "train" / "first", f"is inside the data folder {photos}; choose a folder outside of it"),
     ):
         with pytest.raises(UsageError, match=re.escape(f"--out {out} {says}")):
             fishnet.train("classification", data=photos, out=out, **TINY)
@@ -140,6 +140,13 @@ def test_a_run_is_not_written_among_other_files(
     logged.mkdir()
     (logged / "train.log").write_text("output of the command itself")
     assert fishnet.train("classification", data=photos, out=logged, **TINY).model_file.is_file()
+
+
+def test_training_may_be_started_in_the_data_folder(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(photos)
+    settings = {**TINY, "epochs": 1}
+    assert fishnet.train("classification", data=".", **settings).path == Path("runs/train")
+    assert fishnet.train("classification", data=".", **settings).path == Path("runs/train2")
 
 
 def test_predictions_are_not_written_into_a_run_or_a_data_set(trained: RunFolder, photos: Path, tmp_path: Path) -> None:
