@@ -197,7 +197,7 @@ def test_boxes_of_other_layouts(title: str, name: str, mini: Callable[[str], Pat
 
 
 def test_without_own_data(mini: Callable[[str], Path], tmp_path: Path) -> None:
-    make, scenes, get, convert, pets = commands("Without data of your own")
+    make, scenes, get, convert, pets = commands("Without your own data")
     with contextlib.chdir(tmp_path):
         assert "next: fishnet train multitask --data scenes --out" in type_(make)
         assert "best epoch 1: mean of levels" in type_(scenes)
@@ -260,11 +260,11 @@ def test_a_detector_from_an_own_detector(boxes: tuple[Path, dict[str, str]], tmp
     assert "next: fishnet evaluate runs/more --data more_boxes" in said
 
 
-def test_in_an_own_script(photos: tuple[Path, dict[str, str]]) -> None:
+def test_in_an_own_script(photos: tuple[Path, dict[str, str]], boxes: tuple[Path, dict[str, str]]) -> None:
     home, _ = photos
     entries = json.loads((home / "predictions" / "results.json").read_text())["images"]
     best = entries[0]["predictions"][0]
-    first, second = blocks("In your own script", "python")
+    first, second, third = blocks("In your own script", "python")
     with contextlib.chdir(home), contextlib.redirect_stdout(io.StringIO()) as said:
         names: dict[str, object] = {}
         exec(first, names)
@@ -273,3 +273,6 @@ def test_in_an_own_script(photos: tuple[Path, dict[str, str]]) -> None:
     assert (label, again) == (best["label"], best["label"])
     assert float(score) == pytest.approx(best["score"], abs=1e-5)
     assert len(names["answers"]) == 2  # type: ignore[arg-type]
+    with contextlib.chdir(boxes[0]):
+        exec(third.replace("new_photos", str(home / "new_photos")), names)
+    assert names["found"].keys() >= {"boxes", "labels", "scores"}  # type: ignore[attr-defined]

@@ -179,7 +179,7 @@ def _with_absolute_paths(tree: Tree) -> Tree:
     def absolute(text: str) -> str:
         return os.path.abspath(text) if Path(text).exists() else text  # noqa: PTH100  symbolic links are kept
 
-    return {n: _path_changed(v, absolute) if n in _PATHS and isinstance(v, str) else v for n, v in tree.items()}
+    return {n: _path_changed(v, absolute) if n in _PATHS and isinstance(v, str) and v else v for n, v in tree.items()}
 
 
 def save_settings(path: Path, task: str, config: TrainConfig) -> None:

@@ -280,9 +280,9 @@ class TestBadInput:
         ("options", "message"),
         [
             ({"runtime": "openvino"}, "was exported for onnx"),
-            ({"size": 64}, "--size cannot change"),
+            ({"size": 64}, "size= cannot change"),
             ({"device": "cuda"}, "runs on the CPU"),
-            ({"compile": True}, "--compile cannot change"),
+            ({"compile": True}, "compile= cannot change"),
         ],
     )
     def test_options_that_an_export_cannot_have(

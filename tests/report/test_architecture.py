@@ -46,7 +46,7 @@ def test_boxes_and_arrows_of_fishnet99() -> None:
         *pills, "512 ch, 1 block", "768 ch, 1 block", "512 ch, 4 blocks",
     ]  # fmt: skip
     assert "16.6 M parameters" in shown
-    assert "1000\nclasses" in shown
+    assert "1,000\nclasses" in shown
 
 
 def test_options_show_in_the_figure() -> None:

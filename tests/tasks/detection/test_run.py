@@ -172,7 +172,7 @@ def test_a_predictor_answers_with_boxes(trained: RunFolder) -> None:
     answer = Predictor(trained.path, device="cpu", score=0.0)(image)
     assert len({len(answer[name]) for name in ("labels", "scores", "indices", "boxes", "masks")}) == 1
     assert answer["scores"] == sorted(answer["scores"], reverse=True)
-    with pytest.raises(UsageError, match="--top is not an option of detection"):
+    with pytest.raises(UsageError, match=r"^top= is not an option of detection"):
         Predictor(trained.path, device="cpu", top=3)
 
 
