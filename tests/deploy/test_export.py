@@ -26,6 +26,7 @@ from fishnet.deploy.verify import Difference
 from fishnet.errors import FishnetError, UsageError
 from fishnet.predictor import Predictor
 from fishnet.runner.graphs import open_graph
+from fishnet.runner.heads import Arrays, Graph
 from tests.deploy.networks import CLASSES, network_of, plans_of, write_model
 
 KINDS = {
@@ -237,6 +238,27 @@ def test_a_network_that_differs_is_not_exported(
     monkeypatch.setattr(module, "fuse", broken)
     with pytest.raises(FishnetError, match="differs from PyTorch's"):
         fishnet.export(str(model_of("classifier")), str(tmp_path / "out"), "torch", images=str(photos[0].parent))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("cause", ["the smallest size", "another size"])
+def test_a_network_whose_answers_depend_on_earlier_images_is_not_exported(
+    cause: str, model_of: Callable[[str], Path], photos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def remembering(path: Path, form: str, precision: str) -> Graph:
+        graph = open_graph(path, form, precision)
+        seen: set[tuple[int, ...]] = set()
+
+        def run(inputs: Arrays) -> Arrays:
+            seen.add(inputs["images"].shape[2:])
+            changed = (32, 32) in seen if cause == "the smallest size" else len(seen - {(32, 32)}) > 1
+            return {name: value * (1.01 if changed else 1) for name, value in graph(inputs).items()}
+
+        return run
+
+    monkeypatch.setattr("fishnet.runner.engine.open_graph", remembering)
+    with pytest.raises(FishnetError, match=r"depend on the images before: they change by 0\.01, .*--format onnx"):
+        fishnet.export(str(model_of("segmenter")), str(tmp_path / "out"), "torch", images=str(photos[0].parent))
     assert not list(tmp_path.iterdir())
 
 
