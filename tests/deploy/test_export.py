@@ -15,13 +15,19 @@ import torch
 from PIL import Image
 
 import fishnet
+from fishnet.cards import HeadCard, ModelCard
 from fishnet.cli import main
 from fishnet.data.augmentation import resized
 from fishnet.data.run_lengths import decode
+from fishnet.deploy.convert import Format
+from fishnet.deploy.export import Target, write_graphs
+from fishnet.deploy.parts import DenseGraph, parts_of
 from fishnet.deploy.verify import Difference
 from fishnet.errors import FishnetError, UsageError
 from fishnet.predictor import Predictor
-from tests.deploy.networks import write_model
+from fishnet.runner.graphs import open_graph
+from fishnet.runner.heads import Arrays, Graph
+from tests.deploy.networks import CLASSES, network_of, plans_of, write_model
 
 KINDS = {
     "classifier": ("classification", "", "fishnet_nano"),
@@ -134,6 +140,27 @@ def test_the_answers_are_those_of_pytorch(
         assert sum(len(answer["scores"]) for answer in found) > 20
 
 
+@pytest.mark.parametrize("form", ["onnx", "openvino"])
+def test_pyramid_pooling_follows_the_size_of_the_image(form: Format, tmp_path: Path) -> None:
+    network, architecture = network_of(plans_of("segmentation", "upernet"), "test_resnet", waves((96, 160)))
+    card = ModelCard("segmentation", architecture, {"pixel": HeadCard(CLASSES)}, 96)
+    paths, _ = write_graphs(parts_of(network, card), Target(form, "fp32"), tmp_path)
+    graph = open_graph(paths["dense"], form, "fp32")
+    for size in ((192, 256), (224, 320), (32, 96)):
+        (image,) = waves(size)
+        batch = network.batcher([image])[0].contiguous()
+        with torch.no_grad():
+            wanted = DenseGraph(network)(batch)["pixel_logits"]
+        found = torch.from_numpy(graph({"images": batch.numpy()})["pixel_logits"])
+        assert float((found - wanted).abs().max()) < 1e-5 * float(wanted.abs().max()), size
+
+
+def waves(size: tuple[int, int]) -> list[torch.Tensor]:
+    """Return an image whose averages differ from bin to bin."""
+    y, x = (torch.arange(side)[:, None] / 40 for side in size)
+    return [(128 + 60 * torch.stack([y.sin() + x.T.cos(), (y * x.T).sin() + 1, (y + x.T).cos()])).to(torch.uint8)]
+
+
 def test_networks_of_random_weights_tell_places_apart(model_of: Callable[[str], Path], photos: list[Path]) -> None:
     """Else the comparisons above would hold for any answer."""
     answer = Predictor(model_of("multitask"), device="cpu")(photos[0])
@@ -211,6 +238,27 @@ def test_a_network_that_differs_is_not_exported(
     monkeypatch.setattr(module, "fuse", broken)
     with pytest.raises(FishnetError, match="differs from PyTorch's"):
         fishnet.export(str(model_of("classifier")), str(tmp_path / "out"), "torch", images=str(photos[0].parent))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("cause", ["the smallest size", "another size"])
+def test_a_network_whose_answers_depend_on_earlier_images_is_not_exported(
+    cause: str, model_of: Callable[[str], Path], photos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def remembering(path: Path, form: str, precision: str) -> Graph:
+        graph = open_graph(path, form, precision)
+        seen: set[tuple[int, ...]] = set()
+
+        def run(inputs: Arrays) -> Arrays:
+            seen.add(inputs["images"].shape[2:])
+            changed = (32, 32) in seen if cause == "the smallest size" else len(seen - {(32, 32)}) > 1
+            return {name: value * (1.01 if changed else 1) for name, value in graph(inputs).items()}
+
+        return run
+
+    monkeypatch.setattr("fishnet.runner.engine.open_graph", remembering)
+    with pytest.raises(FishnetError, match=r"depend on the images before: they change by 0\.01, .*--format onnx"):
+        fishnet.export(str(model_of("segmenter")), str(tmp_path / "out"), "torch", images=str(photos[0].parent))
     assert not list(tmp_path.iterdir())
 
 

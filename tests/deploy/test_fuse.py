@@ -281,6 +281,11 @@ def test_a_network_of_an_unknown_size_needs_an_example() -> None:
     assert norms_in(fuse(network, example=torch.randn(1, 3, 40, 40))) == 0
 
 
+def test_a_first_convolution_behind_space_to_depth() -> None:
+    conv = nn.Sequential(nn.PixelUnshuffle(4), nn.Conv2d(48, 4, 3), nn.BatchNorm2d(4))
+    assert norms_in(fuse(randomized(conv))) == 0
+
+
 class Unsteady(nn.Module):
     """A network whose code depends on whether its norm is a norm."""
 

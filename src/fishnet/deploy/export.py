@@ -111,7 +111,7 @@ def finish(
     """Verify the graphs in a folder, complete the folder, and rename it to its final name."""
     precision = str(content["precision"])
     folder.write_description(staged, content)
-    found = compare(network, open_exported(staged), task, images, precision)
+    found = compare(network, open_exported(staged), open_exported(staged), task, images, precision)
     found.check(TOLERANCES[precision])
     content["verification"] = found.to_dict()
     folder.write_description(staged, content)

@@ -17,6 +17,7 @@ from fishnet.exported import ExportedRuntime
 from fishnet.files import Json
 from fishnet.models.network import Images, Network
 from fishnet.runner.engine import DENSE
+from fishnet.runner.heads import Arrays
 from fishnet.tasks.base import AnyTask, TorchRuntime
 
 STRONG = 0.5
@@ -61,6 +62,8 @@ class Difference:
     """Number of images."""
     outputs: dict[str, float] = field(default_factory=dict)
     """Difference of each output of the network, relative to its root mean square."""
+    order: float = 0.0
+    """Change of an output with the images that ran before, relative to its root mean square."""
     score: float = 0.0
     """Difference of scores."""
     box: float = 0.0
@@ -78,6 +81,12 @@ class Difference:
 
     def check(self, tolerance: Tolerance) -> None:
         """Raise FishnetError if a difference is out of tolerance."""
+        if not self.order <= tolerance.outputs:  # also true for NaN
+            raise FishnetError(
+                f"the outputs of the exported network depend on the images before: they change by {self.order:.2g}, at "
+                f"most {tolerance.outputs:.2g} is allowed; nothing was written. Use another --format, such as "
+                "--format onnx"
+            )
         worst = max(self.outputs.values(), default=0.0)
         limits = [
             ("outputs", worst, tolerance.outputs),
@@ -107,6 +116,7 @@ class Difference:
         return {
             "images": self.images,
             "outputs": {name: float(f"{value:.3g}") for name, value in self.outputs.items()},
+            "order": float(f"{self.order:.3g}"),
             "score": float(f"{self.score:.3g}"),
             "box": float(f"{self.box:.3g}"),
             "mask": float(f"{self.mask:.3g}"),
@@ -117,13 +127,22 @@ class Difference:
 
 
 def compare(
-    network: Network, exported: ExportedRuntime, task: AnyTask, images: Sequence[Image.Image], precision: str
+    network: Network,
+    exported: ExportedRuntime,
+    other: ExportedRuntime,
+    task: AnyTask,
+    images: Sequence[Image.Image],
+    precision: str,
 ) -> Difference:
     """Return the differences on images, each as a batch of size 1.
 
+    Runtimes keep memory and compiled kernels of earlier image sizes, and may use them wrongly: the network runs a batch
+    of the smallest size first and the first image again at the end, and `other` runs only the images.
+
     Args:
         network: Network of PyTorch in fp32 and eval mode, on the CPU.
-        exported: Exported network.
+        exported: Exported network, which has not run yet.
+        other: The same network, opened a second time.
         task: Task of the network.
         images: RGB images.
         precision: Numerical precision of the exported network. In fp32, all objects above the threshold of the
@@ -133,7 +152,7 @@ def compare(
         FishnetError: The preprocessing differs, or the exported network does not run.
     """
     try:
-        return _compare(network, exported, task, images, precision)
+        return _compare(network, exported, other, task, images, precision)
     except FishnetError:
         raise
     except Exception as error:  # every runtime raises its own errors
@@ -145,22 +164,50 @@ def compare(
 
 
 def _compare(
-    network: Network, exported: ExportedRuntime, task: AnyTask, images: Sequence[Image.Image], precision: str
+    network: Network,
+    exported: ExportedRuntime,
+    other: ExportedRuntime,
+    task: AnyTask,
+    images: Sequence[Image.Image],
+    precision: str,
 ) -> Difference:
     reference, dense = TorchRuntime(network, torch.device("cpu")), DenseGraph(network).eval()
+    graph, second = (runtime.engine.graphs[DENSE] for runtime in (exported, other))
+    graph({"images": _smallest(exported, images[0])})
     found, found_objects = Difference(), 0
+    first: tuple[Arrays, Arrays] | None = None
     for image in images:
         inputs, batch = _inputs(network, exported, task, image)
         with torch.inference_mode():
             wanted = dense(batch)
-        for name, value in exported.engine.graphs[DENSE]({"images": batch.numpy()}).items():
+        arrays = {"images": batch.numpy()}
+        outputs = graph(arrays)
+        for name, value in outputs.items():
             found.outputs[name] = max(found.outputs.get(name, 0.0), _relative(value, wanted[name].numpy()))
+        found.order = max(found.order, _change(outputs, second(arrays)))
+        first = first or (arrays, {name: value.copy() for name, value in outputs.items()})
         for name, (answer,) in reference(inputs).items():
             found_objects += _compare_answer(found, answer, exported(inputs)[name][0], precision)
         found.images += 1
+    if first is not None:
+        found.order = max(found.order, _change(graph(first[0]), first[1]))
     if found.objects:
         found.agreement = min(found.agreement, found_objects / found.objects)
     return found
+
+
+def _smallest(exported: ExportedRuntime, image: Image.Image) -> np.ndarray:
+    """Return a corner of an image as a batch of the smallest size; the whole image if the size is fixed."""
+    preparation = exported.engine.preparation
+    pixels = preparation(image)
+    if preparation.kind == "fit":
+        pixels = pixels[: preparation.multiple, : preparation.multiple]
+    return preparation.batch([pixels])[0]
+
+
+def _change(outputs: Arrays, before: Arrays) -> float:
+    """Return the maximum change of an output."""
+    return max((_relative(value, before[name]) for name, value in outputs.items()), default=0.0)
 
 
 def _inputs(network: Network, exported: ExportedRuntime, task: AnyTask, image: Image.Image) -> tuple[Images, Tensor]:

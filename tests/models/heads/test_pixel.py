@@ -22,7 +22,7 @@ from fishnet.errors import FishnetError, UsageError
 from fishnet.models.build import Architecture, build_network
 from fishnet.models.heads.image import ClassifierPlan
 from fishnet.models.heads.pixel import PixelHead, PixelPlan, pixel_decoders
-from fishnet.models.heads.pixel_decoders import DECODERS, DecoderNorm
+from fishnet.models.heads.pixel_decoders import DECODERS, BinAverages, DecoderNorm
 from fishnet.models.heads.pixel_losses import LOSSES
 from fishnet.models.heads.smp_decoders import smp_decoders
 from fishnet.models.heads.types import Frame, Losses
@@ -244,6 +244,22 @@ class RawLogits(nn.Module):
 
     def forward(self, batch: Tensor) -> Tensor:
         return self.network.raw(batch)["pixel"]["logits"]
+
+
+@pytest.mark.parametrize("side", [1, 2, 3, 6])
+@pytest.mark.parametrize("size", [(1, 1), (2, 5), (6, 6), (7, 10), (9, 4), (13, 32)])
+def test_averages_of_bins_are_those_of_adaptive_pooling(side: int, size: tuple[int, int]) -> None:
+    """Also of maps with fewer positions than bins."""
+    ours = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    theirs = ours.detach().clone().requires_grad_()
+    found, wanted = BinAverages(side)(ours), F.adaptive_avg_pool2d(theirs, side)
+    assert torch.allclose(found, wanted, rtol=0, atol=1e-6)
+    scale = torch.linspace(-1, 1, wanted.numel()).view_as(wanted)
+    (found * scale).sum().backward()
+    (wanted * scale).sum().backward()
+    assert ours.grad is not None
+    assert theirs.grad is not None
+    assert torch.allclose(ours.grad, theirs.grad, rtol=1e-6, atol=1e-6)
 
 
 @torch.no_grad()

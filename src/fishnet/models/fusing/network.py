@@ -95,10 +95,12 @@ def _batches(network: nn.Module) -> Iterator[Tensor]:
     sizes = [(side, side) for side in _SIZES]
     if own := config.get("input_size"):
         sizes.insert(1, tuple(own[-2:]))
-    generator = torch.Generator().manual_seed(0)
-    for size in sizes:
-        batch = torch.randn(1, conv.in_channels, *size, generator=generator)
-        yield batch.to(conv.weight.device, conv.weight.dtype).contiguous(memory_format=torch.channels_last)
+    images = len(network.batcher.mean) if isinstance(network, Network) else own[0] if own else 3
+    for channels in dict.fromkeys((conv.in_channels, images)):  # they differ behind space-to-depth
+        generator = torch.Generator().manual_seed(0)
+        for size in sizes:
+            batch = torch.randn(1, channels, *size, generator=generator)
+            yield batch.to(conv.weight.device, conv.weight.dtype).contiguous(memory_format=torch.channels_last)
 
 
 def _difference(before: object, after: object) -> float:

@@ -158,6 +158,34 @@ def _conv_group_norm(in_channels: int, out_channels: int) -> nn.Sequential:
     return nn.Sequential(conv, nn.GroupNorm(groups_of(out_channels), out_channels), nn.ReLU())
 
 
+class BinAverages(nn.Module):
+    """Averages of a map over side x side bins, equal to adaptive average pooling.
+
+    Bin i of a side of H positions is floor(i H / side) .. ceil((i + 1) H / side) - 1. Averages of rows and columns are
+    matrix products, whose matrices are computed from the size of the map. Exported graphs then follow this size;
+    exporters write the bins of `nn.AdaptiveAvgPool2d` for the size of the example.
+
+    Args:
+        side: Number of bins in a row and in a column.
+    """
+
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        self.side = side
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the averages (N, C, side, side)."""
+        return self._weights(x, -2) @ (x @ self._weights(x, -1).mT)
+
+    def _weights(self, x: Tensor, dim: int) -> Tensor:
+        """Return the weights (side, positions) of the positions along one dimension in the average of each bin."""
+        length = x.shape[dim]
+        position = torch.arange(length, device=x.device) * self.side
+        start = torch.arange(self.side, device=x.device)[:, None] * length
+        inside = ((position + self.side > start) & (position < start + length)).to(x.dtype)
+        return inside / inside.sum(1, keepdim=True)
+
+
 class PyramidPooling(nn.Module):
     """Pyramid pooling module: Zhao et al., Pyramid Scene Parsing Network (arXiv 1612.01105), section 3.2.
 
@@ -176,7 +204,7 @@ class PyramidPooling(nn.Module):
         super().__init__()
         self.bins = nn.ModuleList([
             nn.Sequential(
-                nn.AdaptiveAvgPool2d(side),
+                BinAverages(side),
                 nn.Conv2d(channels, width, 1, bias=False),
                 nn.GroupNorm(groups_of(width), width),
                 nn.ReLU(),
