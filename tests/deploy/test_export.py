@@ -22,7 +22,7 @@ from fishnet.data.run_lengths import decode
 from fishnet.deploy.convert import Format
 from fishnet.deploy.export import Target, write_graphs
 from fishnet.deploy.parts import DenseGraph, parts_of
-from fishnet.deploy.verify import Difference
+from fishnet.deploy.verify import TOLERANCES, Difference, largest
 from fishnet.errors import FishnetError, UsageError
 from fishnet.predictor import Predictor
 from fishnet.runner.graphs import open_graph
@@ -271,6 +271,14 @@ def test_evaluate_takes_an_export(mini: Callable[[str], Path], tmp_path: Path, p
     assert theirs.metrics.keys() == ours.metrics.keys()
     for name, value in theirs.metrics.items():
         assert ours.metrics[name] == pytest.approx(value, abs=5e-3)
+
+
+def test_values_that_are_not_finite_are_out_of_tolerance() -> None:
+    """NaN of any image counts, whatever the others give."""
+    found = Difference(outputs={"pixel_logits": largest(largest(0.0, float("nan")), 1e-6)})
+    with pytest.raises(FishnetError, match="differs from PyTorch's: outputs nan"):
+        found.check(TOLERANCES["fp32"])
+    Difference(outputs={"pixel_logits": largest(0.0, 1e-6)}).check(TOLERANCES["fp32"])
 
 
 class TestBadInput:

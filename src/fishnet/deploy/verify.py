@@ -54,6 +54,11 @@ TOLERANCES = {
 """Tolerances by precision; those below fp32 only detect defects, since `--max-drop` controls the accuracy."""
 
 
+def largest(*values: float) -> float:
+    """Return the largest value, 0 if there is none, and NaN if one is NaN, which the built-in `max` may drop."""
+    return float(np.max([0.0, *values]))
+
+
 @dataclass
 class Difference:
     """Maximum differences between an exported network and PyTorch over all images."""
@@ -87,7 +92,7 @@ class Difference:
                 f"most {tolerance.outputs:.2g} is allowed; nothing was written. Use another --format, such as "
                 "--format onnx"
             )
-        worst = max(self.outputs.values(), default=0.0)
+        worst = largest(*self.outputs.values())
         limits = [
             ("outputs", worst, tolerance.outputs),
             ("scores", self.score, tolerance.score),
@@ -104,7 +109,7 @@ class Difference:
 
     def describe(self) -> str:
         """Return the differences in one line."""
-        parts = [f"outputs {max(self.outputs.values(), default=0.0):.1e}", f"scores {self.score:.1e}"]
+        parts = [f"outputs {largest(*self.outputs.values()):.1e}", f"scores {self.score:.1e}"]
         if self.objects:
             masks = [f"masks {self.mask:.1e}"] if self.has_masks else []
             parts += [f"boxes {self.box:.1e} px", *masks, f"of {self.objects} objects"]
@@ -183,14 +188,14 @@ def _compare(
         arrays = {"images": batch.numpy()}
         outputs = graph(arrays)
         for name, value in outputs.items():
-            found.outputs[name] = max(found.outputs.get(name, 0.0), _relative(value, wanted[name].numpy()))
-        found.order = max(found.order, _change(outputs, second(arrays)))
+            found.outputs[name] = largest(found.outputs.get(name, 0.0), _relative(value, wanted[name].numpy()))
+        found.order = largest(found.order, _change(outputs, second(arrays)))
         first = first or (arrays, {name: value.copy() for name, value in outputs.items()})
         for name, (answer,) in reference(inputs).items():
             found_objects += _compare_answer(found, answer, exported(inputs)[name][0], precision)
         found.images += 1
     if first is not None:
-        found.order = max(found.order, _change(graph(first[0]), first[1]))
+        found.order = largest(found.order, _change(graph(first[0]), first[1]))
     if found.objects:
         found.agreement = min(found.agreement, found_objects / found.objects)
     return found
@@ -207,7 +212,7 @@ def _smallest(exported: ExportedRuntime, image: Image.Image) -> np.ndarray:
 
 def _change(outputs: Arrays, before: Arrays) -> float:
     """Return the maximum change of an output."""
-    return max((_relative(value, before[name]) for name, value in outputs.items()), default=0.0)
+    return largest(*(_relative(value, before[name]) for name, value in outputs.items()))
 
 
 def _inputs(network: Network, exported: ExportedRuntime, task: AnyTask, image: Image.Image) -> tuple[Images, Tensor]:
@@ -234,7 +239,7 @@ def _compare_answer(found: Difference, wanted: object, got: object, precision: s
     assert isinstance(got, Tensor)
     if wanted.ndim == 1:
         for score in (torch.softmax, lambda value, dim: value.sigmoid()):
-            found.score = max(found.score, float((score(wanted, 0) - score(got, 0)).abs().max()))
+            found.score = largest(found.score, float((score(wanted, 0) - score(got, 0)).abs().max()))
     else:
         found.agreement = min(found.agreement, float((wanted.argmax(0) == got.argmax(0)).float().mean()))
     return 0
@@ -259,8 +264,8 @@ def _compare_objects(found: Difference, wanted: Mapping[str, Tensor], got: Mappi
         def difference(name: str, one: int = place, two: int = other) -> float:
             return float((wanted[name][one] - got[name][two]).abs().max()) if name in wanted else 0.0
 
-        found.score = max(found.score, difference("scores"))
-        found.box = max(found.box, difference("boxes"))
-        found.mask = max(found.mask, difference("masks"))
-        found.keypoint = max(found.keypoint, difference("keypoints"))
+        found.score = largest(found.score, difference("scores"))
+        found.box = largest(found.box, difference("boxes"))
+        found.mask = largest(found.mask, difference("masks"))
+        found.keypoint = largest(found.keypoint, difference("keypoints"))
     return matched
