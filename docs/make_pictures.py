@@ -31,13 +31,16 @@ def stacked(pictures: list[Image.Image]) -> Image.Image:
 def draw(root: Path) -> None:
     """Write the figures from the folder of a demo."""
     found = sorted((root / "predictions" / "pictures").glob("*.jpg"))[:SHOWN]
-    for name, picture in (
-        ("predictions_multitask", stacked([Image.open(path).convert("RGB") for path in found])),
-        ("insides", Image.open(root / "run" / "insides.png").convert("RGB")),
-    ):
-        small = picture.quantize(160, dither=Image.Dither.NONE)
-        small.save(FIGURES / f"{name}.png", optimize=True)
-        print(f"written: {FIGURES / name}.png")
+    picture = stacked([Image.open(path).convert("RGB") for path in found])
+    save(picture, FIGURES / "predictions_multitask.jpg", quality=88)
+    picture = Image.open(root / "run" / "insides.png").convert("RGB").quantize(160, dither=Image.Dither.NONE)
+    save(picture, FIGURES / "insides.png")
+
+
+def save(picture: Image.Image, path: Path, **options: int) -> None:
+    """Write a figure."""
+    picture.save(path, optimize=True, **options)
+    print(f"written: {path}")
 
 
 def main() -> None:
