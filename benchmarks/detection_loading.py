@@ -20,7 +20,8 @@ from runs import fishnet, parse, series
 from fishnet.metrics import MetricsFile
 from fishnet.runs import RunFolder
 from fishnet.settings import build_config, read_settings
-from fishnet.tasks.detection.training import DetectionTask
+from fishnet.tasks.detection.options import DetectionConfig
+from fishnet.tasks.detection.training import DetectionTraining
 
 OPTIONS = ["--recipe", "scratch_small", "--model", "fishnet_tiny", "--workers", "2"]
 AUGMENTATIONS: dict[str, list[str]] = {
@@ -43,8 +44,8 @@ def waiting(out: Path) -> tuple[float, float]:
 
 def per_image(out: Path) -> float:
     """Return the milliseconds that one image takes on one core, decoded and augmented as in the run."""
-    settings = build_config(read_settings(RunFolder(out).config_yaml), str(out))
-    data = DetectionTask(settings).train_data
+    settings = build_config(DetectionConfig, read_settings(RunFolder(out).config_yaml, DetectionConfig), str(out))
+    data = DetectionTraining(settings).train_data
     torch.set_num_threads(1)
     for index in range(20):  # what is imported and allocated once
         data[(0, index % len(data))]
