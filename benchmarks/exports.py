@@ -29,6 +29,7 @@ from torchvision.ops import box_iou
 
 from fishnet.data.folders import image_files
 from fishnet.data.run_lengths import decode
+from fishnet.deploy.verify import largest
 from fishnet.loading import load_model
 from fishnet.predictor import Predictor
 from fishnet.tasks import get_task
@@ -44,7 +45,10 @@ ALONE = "import sys, importlib.util as u; sys.exit(any(map(u.find_spec, ('torch'
 
 @dataclass
 class Compared:
-    """Differences of two predictors over photos."""
+    """Differences of two predictors over photos, in pixels of the photos and with masks pasted into them.
+
+    The verification of `fishnet export` compares in the size of the network; this one does not rely on it.
+    """
 
     objects: int = 0
     found: int = 0
@@ -62,7 +66,7 @@ class Compared:
         elif "scores" in wanted:
             ours = dict(zip(wanted["indices"], wanted["scores"], strict=True))
             theirs = dict(zip(got["indices"], got["scores"], strict=True))
-            self.score = max([self.score, *(abs(ours[n] - theirs[n]) for n in ours.keys() & theirs.keys())])
+            self.score = largest(self.score, *(abs(ours[n] - theirs[n]) for n in ours.keys() & theirs.keys()))
         else:
             for level in wanted.keys() - {"panoptic"}:
                 self.add(wanted[level], got[level])
@@ -80,8 +84,8 @@ class Compared:
             other = int(overlap[place].argmax())
             overlap[:, other] = 0
             self.found += 1
-            self.score = max(self.score, abs(score - got["scores"][other]))
-            self.box = max(self.box, float((boxes[0][place] - boxes[1][other]).abs().max()))
+            self.score = largest(self.score, abs(score - got["scores"][other]))
+            self.box = largest(self.box, float((boxes[0][place] - boxes[1][other]).abs().max()))
             if "masks" in wanted:
                 runs = (wanted["masks"][place], got["masks"][other])
                 one, two = (decode([run], *run["size"])[0].bool() for run in runs)

@@ -155,7 +155,7 @@ def check_calibration(cases: Sequence[Case], calibration: str | Path | None) -> 
     """Reject int8 without photos: activation ranges of random data differ from those of images.
 
     Raises:
-        UsageError: A row is int8, and there are no photos.
+        UsageError: int8 rows without calibration images.
         BadImageError: A photo cannot be read.
     """
     from fishnet.data.images import read_image

@@ -53,6 +53,6 @@ def _options_of(kind: TaskKind) -> set[str]:
 
 
 def _only_task_with(options: Mapping[str, object]) -> str | None:
-    """Return the only task whose conversion has all given options; None if there is no such task or several."""
+    """Return the task whose conversion takes all given options; None unless there is exactly one."""
     fitting = [kind.name for kind in loaded_tasks() if options.keys() <= _options_of(kind)]
     return fitting[0] if options and len(fitting) == 1 else None

@@ -240,7 +240,7 @@ def check_data(job: Training, run: RunFolder, allow_changes: bool) -> None:
 
 
 def _describe_change(name: str, before: object, now: object) -> str:
-    """Return how one entry of the fingerprint of data changed; nothing if it did not."""
+    """Return the change of one entry of the data fingerprint as text; empty if it is equal."""
     if before == now:
         return ""
     if isinstance(before, int) and isinstance(now, int):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -156,8 +157,37 @@ def compare(
     Raises:
         FishnetError: The preprocessing differs, or the exported network does not run.
     """
+    with _plain_errors():
+        reference, dense = TorchRuntime(network, torch.device("cpu")), DenseGraph(network).eval()
+        graph, second = (runtime.engine.graphs[DENSE] for runtime in (exported, other))
+        graph({"images": _smallest(exported, images[0])})
+        found, found_objects = Difference(), 0
+        first: tuple[Arrays, Arrays] | None = None
+        for image in images:
+            inputs, batch = _inputs(network, exported, task, image)
+            with torch.inference_mode():
+                wanted = dense(batch)
+            arrays = {"images": batch.numpy()}
+            outputs = graph(arrays)
+            for name, value in outputs.items():
+                found.outputs[name] = largest(found.outputs.get(name, 0.0), _relative(value, wanted[name].numpy()))
+            found.order = largest(found.order, _change(outputs, second(arrays)))
+            first = first or (arrays, {name: value.copy() for name, value in outputs.items()})
+            for name, (answer,) in reference(inputs).items():
+                found_objects += _compare_answer(found, answer, exported(inputs)[name][0], precision)
+            found.images += 1
+        if first is not None:
+            found.order = largest(found.order, _change(graph(first[0]), first[1]))
+        if found.objects:
+            found.agreement = min(found.agreement, found_objects / found.objects)
+        return found
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Raise the errors of a runtime as a FishnetError."""
     try:
-        return _compare(network, exported, other, task, images, precision)
+        yield
     except FishnetError:
         raise
     except Exception as error:  # every runtime raises its own errors
@@ -166,39 +196,6 @@ def compare(
             f"the exported network does not run: {type(error).__name__}: {text[:200]}; nothing was written. Try "
             "another --format"
         ) from error
-
-
-def _compare(
-    network: Network,
-    exported: ExportedRuntime,
-    other: ExportedRuntime,
-    task: AnyTask,
-    images: Sequence[Image.Image],
-    precision: str,
-) -> Difference:
-    reference, dense = TorchRuntime(network, torch.device("cpu")), DenseGraph(network).eval()
-    graph, second = (runtime.engine.graphs[DENSE] for runtime in (exported, other))
-    graph({"images": _smallest(exported, images[0])})
-    found, found_objects = Difference(), 0
-    first: tuple[Arrays, Arrays] | None = None
-    for image in images:
-        inputs, batch = _inputs(network, exported, task, image)
-        with torch.inference_mode():
-            wanted = dense(batch)
-        arrays = {"images": batch.numpy()}
-        outputs = graph(arrays)
-        for name, value in outputs.items():
-            found.outputs[name] = largest(found.outputs.get(name, 0.0), _relative(value, wanted[name].numpy()))
-        found.order = largest(found.order, _change(outputs, second(arrays)))
-        first = first or (arrays, {name: value.copy() for name, value in outputs.items()})
-        for name, (answer,) in reference(inputs).items():
-            found_objects += _compare_answer(found, answer, exported(inputs)[name][0], precision)
-        found.images += 1
-    if first is not None:
-        found.order = largest(found.order, _change(graph(first[0]), first[1]))
-    if found.objects:
-        found.agreement = min(found.agreement, found_objects / found.objects)
-    return found
 
 
 def _smallest(exported: ExportedRuntime, image: Image.Image) -> np.ndarray:

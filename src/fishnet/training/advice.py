@@ -5,6 +5,7 @@ from __future__ import annotations
 from fishnet.config import TrainConfig
 from fishnet.data.loader import TrainBatches
 from fishnet.tasks.base import Training
+from fishnet.training.position import train_batches
 
 _MOST_LEFT_OUT = 0.1
 """Fraction of the training split that may be left out of each epoch without a remark."""
@@ -16,9 +17,7 @@ def advice(job: Training) -> list[str]:
     Args:
         job: What to train; the batch size is not larger than the training split.
     """
-    config = job.config
-    batches = TrainBatches(len(job.train_data), config.batch_size, config.accumulate, **job.train_order())
-    return [*_on_warmup(config), *_on_last_batch(batches)]
+    return [*_on_warmup(job.config), *_on_last_batch(train_batches(job))]
 
 
 def _on_warmup(config: TrainConfig) -> list[str]:

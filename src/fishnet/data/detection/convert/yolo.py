@@ -31,7 +31,7 @@ def read_yolo(root: Path, names: FolderNames = USUAL) -> BoxSet:
     """Read a YOLO folder with class names in data.yaml or classes.txt; an outline's box is the box around it.
 
     Raises:
-        FishnetError: There are no class names, or lines of label files cannot be read: their number and the first five.
+        FishnetError: Missing class names, or invalid lines in label files (their number and the first five).
     """
     classes, keypoints = _description(root)
     found = BoxSet(classes, {})
@@ -92,7 +92,7 @@ def _by_number(names: dict[object, object]) -> list[object]:
 
 
 def _read_labels(path: Path, picture: Picture, classes: list[str], keypoints: bool) -> list[str]:
-    """Add the boxes and outlines of a label file, and return its faults; without a file there are no objects."""
+    """Add the boxes and outlines of a label file and return its invalid lines; a missing file means no objects."""
     faults = []
     for number, line in numbered_lines(path) if path.is_file() else []:
         try:
