@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from fishnet.config import OptimConfig
+from fishnet.config import OptimConfig, TrainConfig
 from fishnet.training.advice import advice
 
 
 def job(images: int, batch_size: int, epochs: int = 10, warmup: float = 0.0) -> Any:
     optim = OptimConfig(warmup_epochs=warmup)
-    config = SimpleNamespace(batch_size=batch_size, accumulate=1, epochs=epochs, optim=optim)
+    config = TrainConfig(batch_size=batch_size, epochs=epochs, optim=optim)
     return SimpleNamespace(config=config, train_data=range(images), train_order=dict)
 
 
