@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from fishnet.errors import FishnetError, UsageError
+from fishnet.errors import UsageError
 from fishnet.runs import RunFolder
 
 SCENES, PREDICTED = (2000, 160), 24
 """Numbers of training and validation scenes, and of scenes to predict on."""
 QUICK_SCENES, QUICK_PREDICTED = (48, 16), 6
-QUICK = ("--epochs", "1", "--log-every", "1")
-"""Training options of the smoke test."""
+QUICK: dict[str, Any] = {"epochs": 1, "log_every": 1}
+"""Training settings of the smoke test."""
 
 
 def demo(out: str | Path = "runs/demo", quick: bool = False) -> RunFolder:
@@ -31,6 +29,7 @@ def demo(out: str | Path = "runs/demo", quick: bool = False) -> RunFolder:
     """
     from fishnet.commands.evaluate import evaluate
     from fishnet.commands.predict import predict
+    from fishnet.commands.train import train
     from fishnet.data.scenes import MARKER, write_scenes
 
     begin, root = time.perf_counter(), Path(out)
@@ -41,7 +40,8 @@ def demo(out: str | Path = "runs/demo", quick: bool = False) -> RunFolder:
     print("1/4: generating scenes of handwritten digits on photographs", flush=True)
     print(write_scenes(data, *(QUICK_SCENES if quick else SCENES)).describe())
     print("2/4: training one network on classes, objects and label maps", flush=True)
-    run = _train(data, root / "run", QUICK if quick else ())
+    settings = {"data": str(data), "out": str(root / "run"), **(QUICK if quick else {})}
+    run = train("multitask", recipe="scenes", overwrite=True, **settings)
     print("3/4: evaluating it", flush=True)
     evaluate(str(run.path), data=str(data))
     print("4/4: predicting class, objects, label map and panoptic map of new scenes", flush=True)
@@ -50,21 +50,3 @@ def demo(out: str | Path = "runs/demo", quick: bool = False) -> RunFolder:
     minutes = (time.perf_counter() - begin) / 60
     print(f"{minutes:.1f} minutes. Open {run.report_html}; pictures of the predictions are in {root / 'predictions'}")
     return run
-
-
-def _train(data: Path, out: Path, options: Sequence[str]) -> RunFolder:
-    """Train with the recipe of the scenes, on a GPU or else in two CPU processes, which are faster than two threads.
-
-    Training runs as a separate command, since the second process repeats the command that started the first.
-
-    Raises:
-        FishnetError: The training failed or was interrupted; it has printed the reason.
-    """
-    import torch
-
-    command = [sys.executable, "-m", "fishnet", "train", "multitask", "--recipe", "scenes", "--overwrite"]
-    command += ["--data", str(data), "--out", str(out), *options]
-    command += [] if torch.cuda.is_available() else ["--devices", "2"]
-    if code := subprocess.run(command).returncode:
-        raise FishnetError(f"the training ended with exit code {code}; see above")
-    return RunFolder(out)

@@ -144,11 +144,16 @@ def mark_loaded_modules(model: nn.Module, names: Collection[str]) -> None:
         _mark(model.get_submodule(name), _LOADED)
 
 
-def hold_norms(model: nn.Module) -> None:
-    """Set frozen BatchNorms to eval mode, in which they use their running statistics without updating them."""
-    for module in _batch_norms(model):
-        if _is_frozen(module):
-            module.training = False  # not its submodules: the dropout in timm's BatchNorms stays active
+def hold_norms(model: nn.Module) -> list[nn.Module]:
+    """Set frozen BatchNorms to eval mode, in which they use their running statistics without updating them.
+
+    Returns:
+        The frozen BatchNorms.
+    """
+    frozen: list[nn.Module] = [module for module in _batch_norms(model) if _is_frozen(module)]
+    for module in frozen:
+        module.training = False  # not its submodules: the dropout in timm's BatchNorms stays active
+    return frozen
 
 
 def count_batches_once(model: nn.Module) -> None:

@@ -112,6 +112,7 @@ class TrainingModule(pl.LightningModule):
         self._losses: list[dict[str, Tensor]] = []
         self._unchecked: tuple[int, Tensor] | None = None
         self._pulls: dict[str, Tensor] = {}
+        self._frozen_norms: list[nn.Module] | None = None
         self._steps = 1
 
     def _prepare_model(self) -> None:
@@ -192,10 +193,12 @@ class TrainingModule(pl.LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Set training mode, except for frozen BatchNorms.
 
-        This is done before each batch, since Lightning skips `on_train_epoch_start` when it resumes inside an epoch.
+        The modes are checked before each batch, since Lightning skips `on_train_epoch_start` when it resumes inside an
+        epoch, but set only where they have changed: that of every module takes milliseconds.
         """
-        self.model.train()
-        hold_norms(self.model)
+        if self._frozen_norms is None or not self.model.training or any(norm.training for norm in self._frozen_norms):
+            self.model.train()
+            self._frozen_norms = hold_norms(self.model)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Move a batch to the device, with images in the memory format of the network."""
@@ -257,6 +260,13 @@ class TrainingModule(pl.LightningModule):
             rate = max(group["lr"] for group in optimizer.param_groups)
             values = {name: float(value) for name, value in losses.items()}
             self.publish(step, self.current_epoch + 1, "train", {**values, "lr": rate, "grad_norm": float(norm)})
+
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip the norm of all gradients; Lightning's own refuses fused optimizers under autocast, in bf16 too."""
+        if gradient_clip_val:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), gradient_clip_val)
 
     def publish(self, step: int, epoch: int, split: str, values: dict[str, float]) -> None:
         """Write metrics to metrics.csv and to the loggers of the settings; epochs in files count from 1."""

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from fishnet.config import OptimConfig, TrainConfig
 from fishnet.errors import UsageError, did_you_mean
@@ -73,6 +73,13 @@ def _momentum(optim: OptimConfig) -> dict[str, Any]:
     return {} if betas is None or betas.default is None else {"betas": (optim.momentum, *betas.default[1:])}
 
 
+def _fused(config: TrainConfig) -> dict[str, Any]:
+    """Return the keyword argument with which PyTorch's common optimizers update all parameters in one kernel, four
+    times as fast as one by one. With fp16 they would unscale gradients themselves, after they have to be clipped."""
+    known = get_optimizer_info(config.optim.name).opt_class in (SGD, Adam, AdamW)
+    return {"fused": True} if known and config.precision != "fp16" else {}
+
+
 def build_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
     """Return timm's optimizer for the settings; layer decay follows the `group_matcher` of the model."""
     optim = config.optim
@@ -85,6 +92,7 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
         filter_bias_and_bn=not optim.decay_all,
         layer_decay=optim.layer_decay,
         **_momentum(optim),
+        **_fused(config),
     )
     for group in optimizer.param_groups:  # timm applies the scale of a layer only in its own schedulers
         group["lr"] *= group.pop("lr_scale", 1.0)
