@@ -10,6 +10,7 @@ import yaml
 
 import fishnet.recipes
 from fishnet.cli import COMMANDS, find_command, parse
+from fishnet.config import named_numbers
 from fishnet.data.augmentation import eval_pipeline
 from fishnet.data.classification.transforms import eval_transform, train_transform
 from fishnet.data.detection.transforms import train_pipeline
@@ -266,3 +267,9 @@ def test_the_recipe_of_a_classifier_counts_photos_only(tmp_path: Path) -> None:
     kind = get_task("classification")
     assert "only 2 training images" in kind.choose_recipe({"data": str(tmp_path)}).reason
     assert kind.choose_recipe({"data": str(tmp_path / "train")}).reason == "no weights are given"
+
+
+def test_entries_of_name_and_number() -> None:
+    assert named_numbers("losses", ["cross_entropy", " dice = 0.5"], 1.0) == {"cross_entropy": 1.0, "dice": 0.5}
+    with pytest.raises(UsageError, match=r"^part_lr: 'stem' must be NAME=NUMBER, such as stem=0.5$"):
+        named_numbers("part_lr", ["stem"])

@@ -6,11 +6,13 @@ import; every field can be overridden from the command line (`--optim.lr 0.2`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+from fishnet.errors import UsageError
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 Keywords = dict[str, Any]
@@ -100,6 +102,9 @@ class OptimConfig:
     """Factor of each decay of the step schedule."""
     layer_decay: float | None = None
     """Layer-wise learning rate decay: factor per layer group, from the last layer to the stem; None disables it."""
+    part_lr: list[str] = field(default_factory=list)
+    """Factors of the learning rates of parts of the model, such as trunk=0.1 or heads.region=0.25; of nested parts, the
+    inner one counts."""
     clip_grad: float | None = None
     """Maximum norm of the gradient; None disables clipping."""
 
@@ -212,3 +217,27 @@ SETTING_GROUPS = {
     ),
 }  # fmt: skip
 """How `fishnet train TASK --help` groups the fields of `TrainConfig`."""
+
+
+def named_numbers(setting: str, texts: Sequence[str], default: float | None = None) -> dict[str, float]:
+    """Return the numbers of a setting whose entries are texts of the form NAME=NUMBER.
+
+    Args:
+        setting: Name of the setting, for messages.
+        texts: Entries.
+        default: Number of entries that are only a name; None refuses them.
+
+    Raises:
+        UsageError: An entry has no number, or a name occurs twice.
+    """
+    numbers: dict[str, float] = {}
+    for text in texts:
+        name, equals, number = text.partition("=")
+        name = name.strip()
+        if name in numbers:
+            raise UsageError(f"{setting} names {name} twice")
+        try:
+            numbers[name] = default if default is not None and not equals else float(number)
+        except ValueError:
+            raise UsageError(f"{setting}: {text!r} must be NAME=NUMBER, such as {name or 'NAME'}=0.5") from None
+    return numbers

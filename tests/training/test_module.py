@@ -32,7 +32,8 @@ from fishnet.runs import RunFolder
 from fishnet.tasks.classification.evaluator import ClassificationEvaluator, Evaluation
 from fishnet.tasks.classification.options import ClassificationConfig
 from fishnet.tasks.classification.training import ClassificationTraining, grown_size
-from fishnet.training.module import build_model, freeze, hold_norms
+from fishnet.training.module import build_model, hold_norms
+from fishnet.training.parts import freeze
 from fishnet.training.progress import duration
 
 SMALL: dict[str, Any] = {

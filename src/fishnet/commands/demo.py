@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from fishnet.errors import UsageError
 from fishnet.runs import RunFolder
@@ -12,8 +12,6 @@ from fishnet.runs import RunFolder
 SCENES, PREDICTED = (2000, 160), 24
 """Numbers of training and validation scenes, and of scenes to predict on."""
 QUICK_SCENES, QUICK_PREDICTED = (48, 16), 6
-QUICK: dict[str, Any] = {"epochs": 1, "log_every": 1}
-"""Training settings of the smoke test."""
 
 
 def demo(out: str | Path = "runs/demo", quick: bool = False) -> RunFolder:
@@ -40,8 +38,8 @@ def demo(out: str | Path = "runs/demo", quick: bool = False) -> RunFolder:
     print("1/4: generating scenes of handwritten digits on photographs", flush=True)
     print(write_scenes(data, *(QUICK_SCENES if quick else SCENES)).describe())
     print("2/4: training one network on classes, objects and label maps", flush=True)
-    settings = {"data": str(data), "out": str(root / "run"), **(QUICK if quick else {})}
-    run = train("multitask", recipe="scenes", overwrite=True, **settings)
+    start = partial(train, "multitask", recipe="scenes", data=str(data), out=str(root / "run"), overwrite=True)
+    run = start(epochs=1, log_every=1) if quick else start()
     print("3/4: evaluating it", flush=True)
     evaluate(str(run.path), data=str(data))
     print("4/4: predicting class, objects, label map and panoptic map of new scenes", flush=True)

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 
 from fishnet.data.loader import EvalBatches, ResumableLoader, TrainBatches, make_loader, reraise_plainly
 from fishnet.drawing.display import Display
-from fishnet.errors import FishnetError, UsageError, did_you_mean
+from fishnet.errors import FishnetError, UsageError
 from fishnet.metrics import MetricsFile
 from fishnet.models.build import build_network
 from fishnet.models.compilation import compile_network
@@ -49,6 +49,7 @@ from fishnet.training.optimizer import (
     lr_share,
     parameter_names,
 )
+from fishnet.training.parts import freeze, part_rates
 from fishnet.training.position import (
     DIVISION,
     Position,
@@ -63,25 +64,6 @@ from fishnet.training.warm_start import start_heads
 
 LOADED = "modules_with_loaded_weights"
 """Entry of a checkpoint: names of the modules whose norm layers were loaded from the initial weights."""
-
-
-def freeze(model: Network, parts: list[str]) -> None:
-    """Disable gradients of the named parts of a network; their BatchNorm statistics are kept too.
-
-    Parts of the backbone are named without a prefix, such as `stem`; others by their module name, such as
-    `heads.region`.
-
-    Raises:
-        UsageError: The network has no part of that name.
-    """
-    owners = (model, model.trunk.backbone)
-    modules = {name: module for owner in owners for name, module in owner.named_modules()}
-    for part in parts:
-        if part not in modules:
-            known = [name for owner in reversed(owners) for name, _ in owner.named_children()]
-            near = did_you_mean(part, modules)
-            raise UsageError(f"freeze: {part!r} is not a part of the model (parts: {', '.join(known)}).{near}")
-        modules[part].requires_grad_(False)
 
 
 class TrainingModule(pl.LightningModule):
@@ -118,6 +100,7 @@ class TrainingModule(pl.LightningModule):
     def _prepare_model(self) -> None:
         config = self.config
         freeze(self.model, config.freeze)
+        part_rates(self.model, config.optim)  # fails before anything is written
         if config.norm in ("frozen", "sync"):  # group norm is part of the architecture
             apply_norm_policy(self.model, config.norm)
         if not any(parameter.requires_grad for parameter in self.model.parameters()):

@@ -13,6 +13,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from fishnet.config import OptimConfig, TrainConfig
 from fishnet.errors import UsageError, did_you_mean
+from fishnet.training.parts import part_rates
 
 Checkpoint = dict[str, Any]
 """Checkpoint in the format of Lightning."""
@@ -64,24 +65,28 @@ def describe_optimizers() -> str:
     return "\n".join(["optimizers (fishnet train TASK --optim.name NAME)", "", *lines])
 
 
-def _momentum(optim: OptimConfig) -> dict[str, Any]:
-    """Return the momentum as keyword arguments of the optimizer; further betas keep their defaults."""
-    info = get_optimizer_info(optim.name)
+def _arguments(config: TrainConfig) -> dict[str, Any]:
+    """Return the keyword arguments of the optimizer: its momentum, and for PyTorch's common optimizers `fused`.
+
+    These update all parameters in one kernel, four times as fast as one by one. With fp16 they would unscale gradients
+    themselves, after they have to be clipped. Betas beyond the first keep their defaults.
+    """
+    info, momentum = get_optimizer_info(config.optim.name), config.optim.momentum
+    found: dict[str, Any] = {}
+    if info.opt_class in (SGD, Adam, AdamW) and config.precision != "fp16":
+        found["fused"] = True
     if info.has_momentum:
-        return {"momentum": optim.momentum}
+        return {**found, "momentum": momentum}
     betas = inspect.signature(cast(type[Optimizer], info.opt_class)).parameters.get("betas")
-    return {} if betas is None or betas.default is None else {"betas": (optim.momentum, *betas.default[1:])}
-
-
-def _fused(config: TrainConfig) -> dict[str, Any]:
-    """Return the keyword argument with which PyTorch's common optimizers update all parameters in one kernel, four
-    times as fast as one by one. With fp16 they would unscale gradients themselves, after they have to be clipped."""
-    known = get_optimizer_info(config.optim.name).opt_class in (SGD, Adam, AdamW)
-    return {"fused": True} if known and config.precision != "fp16" else {}
+    return found if betas is None or betas.default is None else {**found, "betas": (momentum, *betas.default[1:])}
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
-    """Return timm's optimizer for the settings; layer decay follows the `group_matcher` of the model."""
+    """Return timm's optimizer for the settings; layer decay follows the `group_matcher` of the model.
+
+    Raises:
+        UsageError: `optim.part_lr` names an unknown part.
+    """
     optim = config.optim
     name = "momentum" if optim.name == "sgd" and not optim.nesterov else optim.name
     optimizer = create_optimizer_v2(
@@ -91,12 +96,23 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
         weight_decay=optim.weight_decay,
         filter_bias_and_bn=not optim.decay_all,
         layer_decay=optim.layer_decay,
-        **_momentum(optim),
-        **_fused(config),
+        **_arguments(config),
     )
     for group in optimizer.param_groups:  # timm applies the scale of a layer only in its own schedulers
         group["lr"] *= group.pop("lr_scale", 1.0)
+    _scale_parts(optimizer, part_rates(model, optim))
     return optimizer
+
+
+def _scale_parts(optimizer: Optimizer, factors: dict[nn.Parameter, float]) -> None:
+    """Divide parameter groups so that every parameter has its factor of the learning rate."""
+    groups = []
+    for group in optimizer.param_groups:
+        divided: dict[float, list[nn.Parameter]] = {}
+        for parameter in group["params"]:
+            divided.setdefault(factors.get(parameter, 1.0), []).append(parameter)
+        groups += [{**group, "params": own, "lr": factor * group["lr"]} for factor, own in divided.items()]
+    optimizer.param_groups[:] = groups
 
 
 def parameter_names(optimizer: Optimizer, model: nn.Module) -> list[str]:

@@ -19,7 +19,7 @@ from fishnet.models.heads.detectors import DETECTORS, WITH_MASKS, RegionPlan, re
 from fishnet.models.heads.image import ClassifierPlan
 from fishnet.models.heads.types import Detections, Losses
 from fishnet.models.network import Images, Network
-from fishnet.training.module import freeze
+from fishnet.training.parts import freeze
 
 CLASSES, KEYPOINTS = 3, 5
 

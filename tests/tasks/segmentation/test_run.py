@@ -28,7 +28,7 @@ from fishnet.recipes import list_recipes
 from fishnet.runs import RunFolder
 from fishnet.settings import resolve
 from fishnet.tasks import get_task
-from fishnet.tasks.segmentation.options import SegmentationOptions, loss_weights
+from fishnet.tasks.segmentation.options import SegmentationOptions
 from fishnet.training.optimizer import lr_share
 from tests.processes import assert_equal_runs
 
@@ -252,10 +252,6 @@ def test_settings_that_cannot_be_used_are_one_line(
         train("segmentation", data=str(data), out=str(tmp_path / "run"), **{**QUICK, **settings})
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "run").exists()
-
-
-def test_weights_of_losses() -> None:
-    assert loss_weights(["cross_entropy", " dice = 0.5"]) == {"cross_entropy": 1.0, "dice": 0.5}
 
 
 def test_options_out_of_range() -> None:

@@ -6,7 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from fishnet.config import AT_LEAST_1, BELOW_1, NOT_NEGATIVE, POSITIVE, PROBABILITY, Keywords, Rules, TrainConfig
+from fishnet.config import (
+    AT_LEAST_1,
+    BELOW_1,
+    NOT_NEGATIVE,
+    POSITIVE,
+    PROBABILITY,
+    Keywords,
+    Rules,
+    TrainConfig,
+    named_numbers,
+)
 from fishnet.data.segmentation.transforms import AugmentConfig
 from fishnet.errors import UsageError
 from fishnet.models.heads.pixel import PixelPlan
@@ -100,25 +110,6 @@ class SegmentationOptions:
         return Passes(self.tile, self.overlap, self.flip, tuple(self.scales), batch_size)
 
 
-def loss_weights(losses: Sequence[str]) -> dict[str, float]:
-    """Return the weights of losses given as NAME or NAME=WEIGHT.
-
-    Raises:
-        UsageError: A weight is not a number, or a loss is named twice. Unknown losses are rejected by the head.
-    """
-    weights: dict[str, float] = {}
-    for text in losses:
-        name, equals, weight = text.partition("=")
-        name = name.strip()
-        if name in weights:
-            raise UsageError(f"pixel.losses names {name} twice")
-        try:
-            weights[name] = float(weight) if equals else 1.0
-        except ValueError:
-            raise UsageError(f"pixel.losses: {text!r} must be {name}=WEIGHT, where WEIGHT is a number") from None
-    return weights
-
-
 def pixel_plan(
     config: PixelConfig, classes: Sequence[str], ignore_index: int, class_weights: tuple[float, ...] | None
 ) -> PixelPlan:
@@ -135,7 +126,7 @@ def pixel_plan(
     return PixelPlan(
         num_classes=len(classes),
         ignore_index=ignore_index,
-        losses=loss_weights(config.losses),
+        losses=named_numbers("pixel.losses", config.losses, 1.0),
         class_weights=class_weights,
         **taken,  # type: ignore[arg-type]
     )
