@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import statistics
 import subprocess
 import sys
 
@@ -33,9 +34,13 @@ print(faults("fast", False), faults("fast"), faults("saver"), faults("balanced")
 def test_large_tensors_are_not_mapped_again(adjusted: bool) -> None:
     own = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
     own |= {"MALLOC_ARENA_MAX": "2"} if adjusted else {}
-    run = subprocess.run([sys.executable, "-c", SCRIPT], env=own, capture_output=True, text=True, check=True)
-    before, fast, saver, balanced, after = map(int, run.stdout.split())
-    assert before > 1000, run.stdout
+    command = [sys.executable, "-c", SCRIPT]
+    tries = [subprocess.run(command, env=own, capture_output=True, text=True, check=True) for _ in range(3)]
+    # the median, since the kernel sometimes maps more or less in advance
+    before, fast, saver, balanced, after = (
+        statistics.median(counts) for counts in zip(*(map(int, one.stdout.split()) for one in tries), strict=True)
+    )
+    assert before > 1000
     for found in (fast, balanced):
-        assert found > before / 2 if adjusted else found < before / 2, run.stdout
-    assert min(saver, after) > before / 2, run.stdout
+        assert found > before / 2 if adjusted else found < before / 2
+    assert min(saver, after) > before / 2

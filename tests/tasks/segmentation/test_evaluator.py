@@ -220,5 +220,5 @@ def test_evaluation_is_faster_than_the_smallest_network(unpack: Callable[..., Pa
 
     with torch.inference_mode():
         forward = shortest(lambda: model(image))
-    # measured: 4.9 ms of 40 ms
-    assert shortest(lambda: evaluator.update(found, truth)) < 0.5 * forward
+    # measured: 4.9 ms of 40 ms, on a CPU with AMX 9 ms of 17 ms
+    assert shortest(lambda: evaluator.update(found, truth)) < forward

@@ -105,7 +105,7 @@ def test_evaluation_counts_the_pixels_of_the_label_maps_that_predict_writes(
     if not options:
         rows = MetricsFile(trained.metrics_csv).read()
         logged = {row["name"]: float(row["value"]) for row in rows if row["split"] == "val"}
-        assert found.metrics == pytest.approx(logged, abs=1e-6)
+        assert found.metrics == pytest.approx(logged, abs=1e-4)  # batches of another size round differently
     out = tmp_path / "p"
     predict(str(trained.path), [str(data / "val" / "images")], str(out), workers=0, batch_size=1, **options)
     maps = {path.stem: np.array(Image.open(path)) for path in (out / "labels").iterdir()}
@@ -239,7 +239,7 @@ def test_random_scales_follow_the_limit_of_the_longer_side(data: Path) -> None:
     ("settings", "message"),
     [
         ({"pixel": {"losses": ["cross_entropi"]}}, "unknown loss 'cross_entropi'.*Did you mean 'cross_entropy'"),
-        ({"pixel": {"losses": ["dice=much"]}}, "must be dice=WEIGHT"),
+        ({"pixel": {"losses": ["dice=much"]}}, "must be NAME=NUMBER, such as dice=0.5"),
         ({"pixel": {"losses": ["dice", "dice=2"]}}, "names dice twice"),
         ({"pixel": {"decoder": "fishs"}}, "unknown decoder 'fishs'"),
         ({"augment": {"crop": [0, 5]}}, "augment.crop must be"),
