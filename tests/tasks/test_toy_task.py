@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,8 @@ import pytest
 
 from fishnet.metrics import MetricsFile
 from fishnet.runs import RunFolder
-from tests.processes import assert_equal_runs, run, signal_at_step, start
+from fishnet.tasks import get_task, loaded_tasks
+from tests.processes import assert_equal_runs, run, run_here, signal_at_step, start
 from tests.toy.data import write
 from tests.toy.task import install
 
@@ -31,6 +34,20 @@ def shell(home: Path) -> dict[str, Any]:
     return {"env": {**os.environ, "PYTHONPATH": os.pathsep.join(path)}}
 
 
+@pytest.fixture
+def known(shell: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let this process find the task too, which saves the start of others."""
+    monkeypatch.setattr(sys, "path", [shell["env"]["PYTHONPATH"].split(os.pathsep)[0], *sys.path])
+    forget()
+    yield
+    forget()
+
+
+def forget() -> None:
+    get_task.cache_clear()
+    loaded_tasks.cache_clear()
+
+
 @pytest.fixture(scope="module")
 def photos(home: Path) -> Path:
     return write(home / "photos")
@@ -43,22 +60,26 @@ def trained(home: Path, photos: Path, shell: dict[str, Any]) -> RunFolder:
     return RunFolder(home / "run")
 
 
-def test_the_shell_knows_the_task_and_its_settings(shell: dict[str, Any], photos: Path, home: Path) -> None:
+def test_the_shell_finds_the_task(shell: dict[str, Any]) -> None:
     assert "brightness      how bright a photo is" in run("train", "--help", **shell)
-    told = run("train", "brightness", "--help", **shell)
+
+
+@pytest.mark.usefixtures("known")
+def test_help_and_errors_know_its_settings(photos: Path, home: Path) -> None:
+    told = run_here("train", "brightness", "--help")
     assert "Settings of brightness:" in told
     assert "Standard deviation of the random change of brightness." in told
     assert "--label-smoothing" not in told
-    told = run("predict", "--help", **shell)
+    told = run_here("predict", "--help")
     assert "--digits N" in told
     assert "--scale.factor X" in told
     assert "usage: fishnet predict RUN INPUTS [INPUTS ...] --out OUT [options]" in told
-    refused = run("train", "brightness", "--data", photos, "--out", home / "x", "--jitter", "-1", code=2, **shell)
+    refused = run_here("train", "brightness", "--data", photos, "--out", home / "x", "--jitter", "-1", code=2)
     assert "jitter is -1.0; it must not be negative" in refused
-    refused = run("train", "detection", "--data", photos, "--out", home / "x", "--jitter", "1", code=2, **shell)
+    refused = run_here("train", "detection", "--data", photos, "--out", home / "x", "--jitter", "1", code=2)
     assert "--jitter" in refused
     assert "brightness" in refused
-    assert "dark photos: 4" in run("data", "check", "brightness", photos, "--darkest", "0.1", code=1, **shell)
+    assert "dark photos: 4" in run_here("data", "check", "brightness", photos, "--darkest", "0.1", code=1)
 
 
 def test_a_killed_run_resumes_to_the_same_bits(
@@ -70,19 +91,19 @@ def test_a_killed_run_resumes_to_the_same_bits(
     assert_equal_runs(trained.path, home / "killed", 9)
 
 
-def test_settings_that_depend_on_another_follow_it(home: Path, photos: Path, shell: dict[str, Any]) -> None:
+@pytest.mark.usefixtures("known")
+def test_settings_that_depend_on_another_follow_it(home: Path, photos: Path) -> None:
     quick = ("--device", "cpu", "--max-steps", "1")
-    run("train", "brightness", "--data", photos, "--out", home / "l2", "--loss", "l2", *quick, **shell)
+    run_here("train", "brightness", "--data", photos, "--out", home / "l2", "--loss", "l2", *quick)
     text = RunFolder(home / "l2").config_yaml.read_text()
     assert "epochs: 5" in text
     assert "loss: l2" in text
-    run("train", "brightness", "--data", photos, "--out", home / "other", "--weights", home / "l2", *quick, **shell)
+    run_here("train", "brightness", "--data", photos, "--out", home / "other", "--weights", home / "l2", *quick)
 
 
-def test_a_run_is_evaluated_predicted_and_reported(
-    home: Path, photos: Path, shell: dict[str, Any], trained: RunFolder
-) -> None:
-    said = run("evaluate", trained.path, "--data", photos, "--workers", "0", **shell)
+@pytest.mark.usefixtures("known")
+def test_a_run_is_evaluated_predicted_and_reported(home: Path, photos: Path, trained: RunFolder) -> None:
+    said = run_here("evaluate", trained.path, "--data", photos, "--workers", "0")
     assert "within 0.1:" in said
     found = json.loads((trained.path / "evaluation_val.json").read_text())
     logged = {row["name"] for row in MetricsFile(trained.metrics_csv).read() if row["split"] == "val"}
@@ -91,21 +112,21 @@ def test_a_run_is_evaluated_predicted_and_reported(
     assert set(found["metrics"]) == logged
     assert len(json.loads((trained.path / "pairs_val.json").read_text())) == 8
 
-    run("predict", trained.path, photos / "val", "--out", home / "found", "--digits", "1", **shell)
+    run_here("predict", trained.path, photos / "val", "--out", home / "found", "--digits", "1")
     document = json.loads((home / "found" / "results.json").read_text())
     assert document["task"] == "brightness"
     assert all(entry["brightness"] == round(entry["brightness"], 1) for entry in document["images"])
     assert len(list((home / "found").glob("*_swatch.png"))) == 8
     # options of its own, one in a group, one of a name that another task has with another type
     own = ("--scale.factor", "100", "--scale.unit", "%", "--score")
-    run("predict", trained.path, photos / "val", "--out", home / "scaled", "--digits", "0", *own, **shell)
+    run_here("predict", trained.path, photos / "val", "--out", home / "scaled", "--digits", "0", *own)
     scaled = json.loads((home / "scaled" / "results.json").read_text())["images"]
     assert all(entry["brightness"] == round(entry["brightness"]) for entry in scaled)
     assert max(entry["brightness"] for entry in scaled) > 1
     assert {(entry["unit"], entry["score"]) for entry in scaled} == {("%", 1.0)}
-    refused = run("predict", trained.path, photos / "val", "--out", home / "y", "--overlap", "0.5", code=2, **shell)
+    refused = run_here("predict", trained.path, photos / "val", "--out", home / "y", "--overlap", "0.5", code=2)
     assert "--overlap is not an option of brightness; its options: --digits, --scale, --score" in refused
-    refused = run("predict", trained.path, photos / "val", "--out", home / "y", "--scale.size", "2", code=2, **shell)
+    refused = run_here("predict", trained.path, photos / "val", "--out", home / "y", "--scale.size", "2", code=2)
     assert "unknown option --scale.size" in refused
 
     report = trained.report_html.read_text()
