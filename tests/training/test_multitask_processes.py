@@ -14,6 +14,7 @@ from tests.processes import (
     assert_equal_losses,
     assert_equal_runs,
     run,
+    run_here,
     signal_at_step,
     start,
     values,
@@ -74,7 +75,8 @@ def test_two_processes_judge_every_image_once(data: Path, tmp_path: Path) -> Non
     run(*train(data, out, "--devices", "2", "--epochs", "1"))
     state = torch.load(out / "checkpoints" / "last.ckpt", weights_only=True)
     assert state["global_step"] == STEPS // 2
-    run("evaluate", out, "--data", data, "--json", tmp_path / "figures.json", "--batch-size", "1", "--device", "cpu")
+    options = ("--batch-size", "1", "--device", "cpu")
+    run_here("evaluate", out, "--data", data, "--json", tmp_path / "figures.json", *options)
     found = json.loads((tmp_path / "figures.json").read_text("utf-8"))
     assert found["images"] == 7
     assert {name: one["images"] for name, one in found["heads"].items()} == {
