@@ -80,7 +80,7 @@ def calibration_images(folder: Path) -> list[Image.Image]:
         UsageError: The folder does not exist, or has too few images.
         FishnetError: An image cannot be read.
     """
-    from fishnet.data.folders import image_files
+    from fishnet.data.folders import evenly_spaced, image_files
 
     if not folder.is_dir():
         raise UsageError(f"--calibration {folder} is not a folder")
@@ -90,8 +90,7 @@ def calibration_images(folder: Path) -> list[Image.Image]:
             f"--calibration {folder} has {len(files)} images: give at least {LEAST_IMAGES} representative images, "
             "better some hundreds"
         )
-    chosen = [files[place] for place in np.linspace(0, len(files) - 1, min(len(files), MOST_IMAGES)).astype(int)]
-    return [read_image(path) for path in chosen]
+    return [read_image(path) for path in evenly_spaced(files, MOST_IMAGES)]
 
 
 def quantize(
@@ -185,8 +184,11 @@ def _dense(
             return {"images": images.numpy()}
         return {"images": batch_of(images[0].permute(1, 2, 0).numpy())}
 
-    def validated(candidate: Callable[[Arrays], object], places: Iterable[int]) -> tuple[float, None]:
-        return control.measure(engine_of({**graphs, DENSE: compiled(candidate)})), None
+    def validated(candidate: Callable[[Arrays], object], places: Iterable[int]) -> tuple[float, list[float]]:
+        """Return the metric on the whole split, also as that of each image: NNCF would otherwise measure each of them
+        by a call of its own."""
+        metric = control.measure(engine_of({**graphs, DENSE: compiled(candidate)}))
+        return metric, [metric for _ in places]
 
     with _calm(), signal_stack_kept():
         return nncf.quantize_with_accuracy_control(
