@@ -19,6 +19,7 @@ from fishnet.deploy.bench import rounds
 from fishnet.deploy.bench.cases import Case, Plan, find_base, with_peaks
 from fishnet.deploy.bench.conversion import Wanted, convert
 from fishnet.deploy.bench.peak import PEAK, SHAPES
+from fishnet.deploy.bench.picture import draw
 from fishnet.deploy.bench.process import Process, RowFailed
 from fishnet.deploy.bench.results import Results, table
 from fishnet.deploy.bench.rounds import Row
@@ -138,6 +139,13 @@ def test_the_share_of_the_peak_is_that_of_the_fastest_turn_at_the_same_precision
 def test_a_training_step_costs_three_forward_passes() -> None:
     rows = [row(Case("a", 2, 32, "fp32", "eager", train=True), [1.0])]
     assert Results(rows).to_json(True)["rows"][0]["multiply_adds_per_second"] == 3 * 2 * 1000
+
+
+def test_every_row_has_a_bar_even_if_shortened_names_are_equal() -> None:
+    names = [f"runs/{'a' * 40}/{number}/{'b' * 40}" for number in range(3)]
+    figure = draw(Results([row(case(name), [1.0]) for name in names]).to_json(True))
+    (axes,) = figure.axes
+    assert len({bar.get_y() for bar in axes.patches}) == len(axes.get_yticklabels()) == 3
 
 
 def test_a_sweep_has_the_exponents_of_time_and_memory() -> None:
