@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from fishnet.runner import command
+from fishnet.runner.names import UniqueStems
 
 
 @pytest.mark.parametrize(
@@ -23,3 +27,14 @@ def test_names_are_readable_where_the_terminal_can_show_them(
     line = out.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
     assert text in line
     assert json.loads(line) == {"label": name}
+
+
+def test_label_maps_of_images_of_one_name_are_written_apart(tmp_path: Path) -> None:
+    names = UniqueStems()
+    for folder, value in (("a", 1), ("b", 2)):
+        entry = command._plain({"label_map": np.full((2, 3), value)}, f"{folder}/photo.jpg", str(tmp_path), names)
+        with Image.open(str(entry["label_map"])) as image:
+            assert image.getpixel((0, 0)) == value
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["photo.png", "photo_2.png"]
+    with Image.open(tmp_path / "photo.png") as image:
+        assert image.getpixel((0, 0)) == 1
