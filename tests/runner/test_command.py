@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fishnet.runner import command
+from fishnet.runner import command, model
+from fishnet.runner.errors import RunnerError
+from fishnet.runner.model import Model
 from fishnet.runner.names import UniqueStems
 
 
@@ -38,3 +40,13 @@ def test_label_maps_of_images_of_one_name_are_written_apart(tmp_path: Path) -> N
     assert sorted(path.name for path in tmp_path.iterdir()) == ["photo.png", "photo_2.png"]
     with Image.open(tmp_path / "photo.png") as image:
         assert image.getpixel((0, 0)) == 1
+
+
+def test_thresholds_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model, "read_description", lambda folder: {"thresholds": {"top": 5}})
+    monkeypatch.setattr(model, "open_engine", lambda folder, fallback: None)
+    assert Model("exported", thresholds={"top": 2, "score": None}).thresholds.top == 2
+    with pytest.raises(RunnerError, match="--top must be at least 1, not 0"):
+        Model("exported", thresholds={"top": 0})
+    with pytest.raises(RunnerError, match="unknown threshold 'iou'; thresholds are top, threshold, score"):
+        Model("exported", thresholds={"iou": 0.5})

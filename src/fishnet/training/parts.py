@@ -1,4 +1,4 @@
-"""Parts of a network that settings name: which are not trained, and which have a learning rate of their own."""
+"""Parts of a network by name: frozen parts, and parts with a separate learning rate."""
 
 from __future__ import annotations
 
