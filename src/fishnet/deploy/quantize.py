@@ -20,7 +20,7 @@ from fishnet.runner.engine import DENSE, Engine
 from fishnet.runner.graphs import compiled, openvino_settings
 from fishnet.runner.heads import Arrays, Graph
 from fishnet.runner.signals import signal_stack_kept
-from fishnet.tasks.base import AnyTask, Batch, evaluate_network
+from fishnet.tasks.base import AnyTask, evaluate_network
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,16 +47,12 @@ class AccuracyControl:
     dataset: Sequence[object]
     """Split to evaluate on, as `task.open_split` returns it."""
 
-    def batches(self, places: Iterable[int]) -> Iterator[Batch]:
-        """Yield samples of the split as batches of size 1."""
-        collate = self.task.collate or torch.utils.data.default_collate
-        for place in places:
-            yield collate([self.dataset[place]])
-
     def measure(self, engine: Engine) -> float:
-        """Return the metric of a network on the split."""
+        """Return the metric of a network on the split, in batches of size 1."""
         evaluator = self.task.evaluator(self.dataset, torch.device("cpu"))
-        found = evaluate_network(self.task, ExportedRuntime(engine), self.batches(range(len(self.dataset))), evaluator)
+        collate = self.task.collate or torch.utils.data.default_collate
+        batches = (collate([self.dataset[place]]) for place in range(len(self.dataset)))
+        found = evaluate_network(self.task, ExportedRuntime(engine), batches, evaluator)
         return float(found.metrics[self.metric])
 
 
@@ -177,13 +173,6 @@ def _dense(
         return _quantized(model, images, "images", batch_of)
     import nncf
 
-    def inputs_of(place: int) -> Arrays:
-        (batch,) = control.batches([place])
-        images = control.task.network_inputs(batch)
-        if isinstance(images, torch.Tensor):
-            return {"images": images.numpy()}
-        return {"images": batch_of(images[0].permute(1, 2, 0).numpy())}
-
     def validated(candidate: Callable[[Arrays], object], places: Iterable[int]) -> tuple[float, list[float]]:
         """Return the metric on the whole split, also as that of each image: NNCF would otherwise measure each of them
         by a call of its own."""
@@ -194,7 +183,7 @@ def _dense(
         return nncf.quantize_with_accuracy_control(
             model,
             calibration_dataset=nncf.Dataset(images, lambda pixels: {"images": batch_of(pixels)}),
-            validation_dataset=nncf.Dataset(range(len(control.dataset)), inputs_of),
+            validation_dataset=nncf.Dataset(range(len(control.dataset))),
             validation_fn=validated,
             max_drop=control.max_drop,
             drop_type=nncf.DropType.ABSOLUTE,
