@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from fishnet.data.segmentation.coding import LabelError
+from fishnet.data.segmentation.dataset import read_raw_labels
 from fishnet.runner import command, model
 from fishnet.runner.errors import RunnerError
+from fishnet.runner.images import read_rgb
 from fishnet.runner.model import Model
 from fishnet.runner.names import UniqueStems
 
@@ -50,3 +54,12 @@ def test_thresholds_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
         Model("exported", thresholds={"top": 0})
     with pytest.raises(RunnerError, match="unknown threshold 'iou'; thresholds are top, threshold, score"):
         Model("exported", thresholds={"iou": 0.5})
+
+
+@pytest.mark.parametrize("read", [read_rgb, read_raw_labels])
+def test_files_that_cannot_be_read_are_not_called_empty(read: Callable[[Path], object], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises((RunnerError, LabelError), match=r"the file cannot be read \(Not a directory\)"):
+        read(tmp_path / "file" / "photo.png")
+    with pytest.raises((RunnerError, LabelError), match="the file is empty"):
+        read(tmp_path / "file")
