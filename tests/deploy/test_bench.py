@@ -47,6 +47,16 @@ def test_rows_are_all_combinations_but_those_that_no_runtime_has() -> None:
     assert [found.batch for found in plan.cases()] == [1, 1, 1, 8, 8, 8]
 
 
+def test_folders_of_runs_may_have_an_at_sign(tmp_path: Path) -> None:
+    folder = tmp_path / "me@host" / "run"
+    folder.mkdir(parents=True)
+    cases = Plan([str(folder), f"{folder}@fused/bf16"]).cases()
+    assert [(case.model, case.runtime, case.precision) for case in cases] == [
+        (str(folder), "eager", "fp32"), (str(folder), "fused", "bf16"),
+    ]  # fmt: skip
+    assert find_base(cases, f"{folder}@fused") == {(1, 224): cases[1]}
+
+
 def test_training_steps_are_those_of_pytorch() -> None:
     plan = Plan(["fishnet_nano"], runtime=("eager", "openvino", "fused"), train=True)
     assert [found.runtime for found in plan.cases()] == ["eager"]

@@ -179,7 +179,7 @@ def _dense(
         metric = control.measure(engine_of({**graphs, DENSE: compiled(candidate)}))
         return metric, [metric for _ in places]
 
-    with _calm(), signal_stack_kept():
+    with _silenced(), signal_stack_kept():
         return nncf.quantize_with_accuracy_control(
             model,
             calibration_dataset=nncf.Dataset(images, lambda pixels: {"images": batch_of(pixels)}),
@@ -202,7 +202,7 @@ def _quantized(
     """Return a model in int8, except for its last layers."""
     import nncf
 
-    with _calm(), signal_stack_kept():
+    with _silenced(), signal_stack_kept():
         return nncf.quantize(
             model,
             nncf.Dataset(samples, lambda sample: {name: convert(sample)}),
@@ -228,7 +228,7 @@ def _is_map(result: Node) -> bool:
 
 
 def _above(node: Node) -> Iterator[str]:
-    """Yield the nearest layers with weights above a node."""
+    """Yield the names of the nearest layers with weights before a node."""
     waiting, seen = [value.get_node() for value in node.input_values()], set()
     while waiting:
         one = waiting.pop()
@@ -243,7 +243,7 @@ def _above(node: Node) -> Iterator[str]:
 
 
 @contextmanager
-def _calm() -> Iterator[None]:
+def _silenced() -> Iterator[None]:
     """Silence progress bars and messages of NNCF."""
     import nncf
 
