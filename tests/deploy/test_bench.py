@@ -23,7 +23,7 @@ from fishnet.deploy.bench.picture import draw
 from fishnet.deploy.bench.process import Process, RowFailed
 from fishnet.deploy.bench.results import Results, table
 from fishnet.deploy.bench.rounds import Row
-from fishnet.deploy.bench.runtimes import RUNTIMES, check_runtime
+from fishnet.deploy.bench.runtimes import RUNTIMES, Job, check_runtime
 from fishnet.deploy.bench.statistics import fit_power, spread
 from fishnet.deploy.bench.worker import Order
 from fishnet.errors import FishnetError, UsageError
@@ -55,6 +55,13 @@ def test_folders_of_runs_may_have_an_at_sign(tmp_path: Path) -> None:
         (str(folder), "eager", "fp32"), (str(folder), "fused", "bf16"),
     ]  # fmt: skip
     assert find_base(cases, f"{folder}@fused") == {(1, 224): cases[1]}
+
+
+def test_training_steps_need_a_classifier() -> None:
+    network = nn.Conv2d(3, 2, 1)
+    job = Job(lambda: network, 1, (3, 8, 8), "fp32", True, torch.device("cpu"), 1, lambda wanted: Path())
+    with pytest.raises(FishnetError, match=r"only measured for classifiers; its output has the shape \(1, 2, 8, 8\)"):
+        RUNTIMES["eager"].open(job)
 
 
 def test_training_steps_are_those_of_pytorch() -> None:
