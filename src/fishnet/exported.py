@@ -16,6 +16,7 @@ from fishnet.models.heads.types import Answers
 from fishnet.models.network import Images
 from fishnet.runner.engine import EXPORT_JSON, Engine, open_engine, read_description
 from fishnet.runner.errors import RunnerError
+from fishnet.runner.prepare import padded
 
 
 class ExportedRuntime:
@@ -33,7 +34,9 @@ class ExportedRuntime:
         if isinstance(images, Tensor) and images.is_floating_point():
             batch = images.float().cpu().numpy()
             size = batch.shape[2], batch.shape[3]
-            found = self.engine.decode(self.engine.raw(batch), size, [size] * len(batch))
+            canvas = padded([size], self.engine.preparation.multiple)
+            batch = np.pad(batch, ((0, 0), (0, 0), (0, canvas[0] - size[0]), (0, canvas[1] - size[1])))
+            found = self.engine.decode(self.engine.raw(batch), canvas, [size] * len(batch))
         else:
             found = self.engine.run([image.cpu().permute(1, 2, 0).numpy() for image in images])
         return {name: [_tensors(answer) for answer in answers] for name, answers in found.items()}

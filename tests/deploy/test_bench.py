@@ -19,10 +19,11 @@ from fishnet.deploy.bench import rounds
 from fishnet.deploy.bench.cases import Case, Plan, find_base, with_peaks
 from fishnet.deploy.bench.conversion import Wanted, convert
 from fishnet.deploy.bench.peak import PEAK, SHAPES
+from fishnet.deploy.bench.picture import draw
 from fishnet.deploy.bench.process import Process, RowFailed
 from fishnet.deploy.bench.results import Results, table
 from fishnet.deploy.bench.rounds import Row
-from fishnet.deploy.bench.runtimes import RUNTIMES, check_runtime
+from fishnet.deploy.bench.runtimes import RUNTIMES, Job, check_runtime
 from fishnet.deploy.bench.statistics import fit_power, spread
 from fishnet.deploy.bench.worker import Order
 from fishnet.errors import FishnetError, UsageError
@@ -44,6 +45,23 @@ def test_rows_are_all_combinations_but_those_that_no_runtime_has() -> None:
         "fishnet_nano@fused/fp32", "resnet18@eager/fp32", "resnet10t@openvino/int8",
     ]  # fmt: skip
     assert [found.batch for found in plan.cases()] == [1, 1, 1, 8, 8, 8]
+
+
+def test_folders_of_runs_may_have_an_at_sign(tmp_path: Path) -> None:
+    folder = tmp_path / "me@host" / "run"
+    folder.mkdir(parents=True)
+    cases = Plan([str(folder), f"{folder}@fused/bf16"]).cases()
+    assert [(case.model, case.runtime, case.precision) for case in cases] == [
+        (str(folder), "eager", "fp32"), (str(folder), "fused", "bf16"),
+    ]  # fmt: skip
+    assert find_base(cases, f"{folder}@fused") == {(1, 224): cases[1]}
+
+
+def test_training_steps_need_a_classifier() -> None:
+    network = nn.Conv2d(3, 2, 1)
+    job = Job(lambda: network, 1, (3, 8, 8), "fp32", True, torch.device("cpu"), 1, lambda wanted: Path())
+    with pytest.raises(FishnetError, match=r"only measured for classifiers; its output has the shape \(1, 2, 8, 8\)"):
+        RUNTIMES["eager"].open(job)
 
 
 def test_training_steps_are_those_of_pytorch() -> None:
@@ -138,6 +156,13 @@ def test_the_share_of_the_peak_is_that_of_the_fastest_turn_at_the_same_precision
 def test_a_training_step_costs_three_forward_passes() -> None:
     rows = [row(Case("a", 2, 32, "fp32", "eager", train=True), [1.0])]
     assert Results(rows).to_json(True)["rows"][0]["multiply_adds_per_second"] == 3 * 2 * 1000
+
+
+def test_every_row_has_a_bar_even_if_shortened_names_are_equal() -> None:
+    names = [f"runs/{'a' * 40}/{number}/{'b' * 40}" for number in range(3)]
+    figure = draw(Results([row(case(name), [1.0]) for name in names]).to_json(True))
+    (axes,) = figure.axes
+    assert len({bar.get_y() for bar in axes.patches}) == len(axes.get_yticklabels()) == 3
 
 
 def test_a_sweep_has_the_exponents_of_time_and_memory() -> None:

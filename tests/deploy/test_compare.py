@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from fishnet.cli import main
-from fishnet.commands.compare import compare
+from fishnet.commands.compare import _State, compare
 from fishnet.deploy.compare.picture import _short, draw, page
 from fishnet.deploy.compare.plan import Comparison
 from fishnet.deploy.compare.results import cells, document, spelled, table
@@ -107,6 +107,21 @@ def test_runs_with_other_settings_are_not_taken(tmp_path: Path) -> None:
     comparison(tmp_path, "resnet18", epochs=3).check_same(before)  # models may differ
     with pytest.raises(UsageError, match=r"runs of another comparison \(epochs: 3 -> 4\); choose another --out"):
         comparison(tmp_path, epochs=4).check_same(before)
+
+
+def test_runs_that_are_replaced_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also those that are not finished, and if the folder is given by another path."""
+    monkeypatch.chdir(tmp_path)
+    old, new = (comparison(out, "fishnet_nano", epochs=3) for out in (Path("out"), tmp_path / "out"))
+    finished, interrupted = old.runs()
+    for path in (finished.folder.report_html, finished.folder.evaluation_json(), interrupted.folder.last):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+    runs = [{"model": "fishnet_nano", "seed": 0, "folder": str(finished.folder.path)}]
+    (tmp_path / "out" / "compare.json").write_text(json.dumps({**old.shared(), "runs": runs}))
+    _State(new, overwrite=True)._open()
+    for run in new.runs():
+        assert not run.folder.path.exists()
 
 
 def test_recipes_leave_options_of_a_fish_to_fish() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import subprocess
 import sys
@@ -17,12 +18,13 @@ from PIL import Image
 import fishnet
 from fishnet.cards import HeadCard, ModelCard
 from fishnet.cli import main
+from fishnet.commands.export import read_images
 from fishnet.data.augmentation import resized
 from fishnet.data.run_lengths import decode
-from fishnet.deploy.convert import Format
+from fishnet.deploy.convert import Format, quiet
 from fishnet.deploy.export import Target, write_graphs
 from fishnet.deploy.parts import DenseGraph, parts_of
-from fishnet.deploy.verify import TOLERANCES, Difference, largest
+from fishnet.deploy.verify import TOLERANCES, Difference, compare_objects, largest
 from fishnet.errors import FishnetError, UsageError
 from fishnet.predictor import Predictor
 from fishnet.runner.graphs import open_graph
@@ -220,6 +222,38 @@ def test_the_export_says_what_was_compared(export_of: Callable[[str, str], Path]
 def test_masks_are_compared_only_if_there_are_any() -> None:
     assert "masks" not in Difference(images=1, objects=2).describe()
     assert "masks 2.0e-03" in Difference(images=1, objects=2, mask=2e-3, has_masks=True).describe()
+
+
+def test_a_missing_object_counts_even_if_it_is_the_only_one() -> None:
+    box = {"boxes": torch.tensor([[0.0, 0, 9, 9]]), "labels": torch.tensor([0]), "scores": torch.tensor([0.9])}
+    none = {name: value[:0] for name, value in box.items()}
+    found = Difference()
+    assert compare_objects(found, box, none, "fp32", least=0.05) == 0
+    assert found.objects == 1
+    # by rounding, an object of nearly the least score may be missing
+    assert compare_objects(found, box, none, "fp32", least=0.899) == 0
+    assert found.objects == 1
+
+
+def test_images_to_compare_on_are_spaced_evenly(tmp_path: Path) -> None:
+    for number in range(15):
+        Image.new("L", (4, 4), 10 * number).save(tmp_path / f"{number:02}.png")
+    shown = [image.getpixel((0, 0))[0] // 10 for image in read_images(tmp_path, 8)]
+    assert shown == [0, 1, 3, 5, 7, 9, 11, 13]
+    assert len(read_images(tmp_path, 99)) == 15
+    with pytest.raises(UsageError, match="missing is not a folder: give a folder of real images with --images"):
+        read_images(tmp_path / "missing", 8)
+
+
+def test_exporters_are_silenced_without_changing_the_settings_of_logging() -> None:
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with quiet():
+            pass
+        assert logging.root.manager.disable == logging.ERROR
+    finally:
+        logging.disable(before)
 
 
 def test_a_network_that_differs_is_not_exported(

@@ -15,7 +15,7 @@ import fishnet
 from fishnet.data.augmentation import resized
 from fishnet.deploy.convert import to_openvino, trace
 from fishnet.deploy.parts import parts_of
-from fishnet.deploy.quantize import last_layers
+from fishnet.deploy.quantize import AccuracyControl, last_layers
 from fishnet.errors import FishnetError, UsageError
 from fishnet.loading import load_model
 from fishnet.predictor import Predictor
@@ -71,7 +71,12 @@ def test_last_layers_are_those_before_the_outputs(shown: list[torch.Tensor], tmp
     assert counts == {"dense": 10, "box": 2, "mask": 1}  # objectness and deltas of five levels
 
 
-def test_accuracy_control_measures_the_metric(shown: list[torch.Tensor], photos: Path, tmp_path: Path) -> None:
+def test_accuracy_control_measures_the_metric(
+    shown: list[torch.Tensor], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[float] = []
+    measure = AccuracyControl.measure
+    monkeypatch.setattr(AccuracyControl, "measure", lambda *args: measured.append(measure(*args)) or measured[-1])
     path = write_model(tmp_path / "model.safetensors", "detection", "retinanet", shown, "test_resnet", ["person"])
     found = fishnet.export(
         str(path), str(tmp_path / "int8"), precision="int8", calibration=str(photos), data=str(photos.parent),
@@ -79,6 +84,7 @@ def test_accuracy_control_measures_the_metric(shown: list[torch.Tensor], photos:
     )  # fmt: skip
     accuracy = found.description["accuracy"]
     assert accuracy["metric"] == "box_ap"
+    assert len(measured) <= 5  # not once per image
     own = fishnet.evaluate(str(path), str(photos.parent), workers=0, device="cpu").metrics["box_ap"]
     assert accuracy["before"] == pytest.approx(own, abs=1e-3)
     int8 = fishnet.evaluate(str(tmp_path / "int8"), str(photos.parent), workers=0).metrics["box_ap"]

@@ -12,9 +12,10 @@ from torch import nn
 
 from fishnet.cards import HeadCard, ModelCard
 from fishnet.deploy.parts import head_specs, parts_of
+from fishnet.exported import ExportedRuntime
 from fishnet.models.heads.types import Frame
 from fishnet.models.network import Network
-from fishnet.runner.engine import Engine, head_of
+from fishnet.runner.engine import DENSE, Engine, head_of
 from fishnet.runner.heads import Arrays, Graph
 from fishnet.runner.prepare import Preparation
 from tests.deploy.networks import CLASSES, network_of, plans_of
@@ -123,3 +124,19 @@ def test_square_crops_are_those_of_torchvision(mini: Callable[[str], Path]) -> N
             )
             ours = Preparation("square", size, (0.0,) * 3, (1.0,) * 3, crop_pct)(image)
             assert np.array_equal(ours, np.asarray(plain(image)))
+
+
+def test_float_images_are_padded_as_pytorch_pads_them() -> None:
+    """The graph takes multiples of 32 pixels only; predictions have the size of the images."""
+    shapes = []
+
+    def graph(inputs: Arrays) -> Arrays:
+        shapes.append(inputs["images"].shape)
+        return {"pixel_logits": inputs["images"][:, :2]}
+
+    heads = {"pixel": head_of({"type": "pixel", "classes": ["a", "b"]})}
+    preparation = Preparation("fit", 96, (0.0,) * 3, (1.0,) * 3, multiple=32)
+    images = torch.rand(1, 3, 50, 70)
+    (found,) = ExportedRuntime(Engine(preparation, heads, {DENSE: graph}))(images)["pixel"]
+    assert shapes == [(1, 3, 64, 96)]
+    assert torch.equal(torch.as_tensor(found), images[0, :2])

@@ -132,6 +132,7 @@ def test_parts_have_their_factor_of_the_learning_rate_and_inner_parts_count() ->
     ("part_lr", "says"),
     [
         (["tial=0.1"], r"^optim.part_lr: 'tial' is not a part of the model \(parts: .*heads\)\. Did you mean .*tail"),
+        (["=0.1"], r"^optim.part_lr: '' is not a part of the model"),
         (["tail"], r"^optim.part_lr: 'tail' must be NAME=NUMBER, such as tail=0.5"),
         (["tail=x"], r"^optim.part_lr: 'tail=x' must be NAME=NUMBER"),
         (["tail=0"], r"^optim.part_lr: a factor is 0.0; it must be positive"),

@@ -61,7 +61,7 @@ def bench(
         runtime: eager (default layout of PyTorch), channels_last, fused (fishnet.deploy.fuse), compile (torch.compile),
             onnxruntime, openvino (plain conversion), openvino_fused (default: the first three and, if installed,
             openvino; with --train: the first two).
-        train: Measure training steps: forward, backward, SGD with momentum.
+        train: Measure training steps of classifiers: forward, backward, SGD with momentum.
         sweep: Fit the exponents of time and memory as a function of image size, batch size, or multiply-adds (depth).
         ratio_to: Baseline that speeds are divided by: MODEL, MODEL@RUNTIME or MODEL@RUNTIME/PRECISION.
         calibration: Folder of at least 10 photos to calibrate int8 on.

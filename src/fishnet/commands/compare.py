@@ -125,8 +125,9 @@ class _State:
             raise UsageError(f"--out {out} is a file; give a folder")
         before = read_document(out / "compare.json")
         if before is not None and self.overwrite:
-            for folder in {Path(run["folder"]) for run in before["runs"]}:
-                if out in folder.parents:
+            listed = {Path(run["folder"]) for run in before["runs"]}  # without those that were interrupted
+            for folder in listed | {run.folder.path for run in self.comparison.runs()}:
+                if out.resolve() in folder.resolve().parents:
                     shutil.rmtree(folder, ignore_errors=True)
         elif before is not None:
             self.comparison.check_same(before)

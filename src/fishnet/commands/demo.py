@@ -10,7 +10,7 @@ from fishnet.errors import UsageError
 from fishnet.runs import RunFolder
 
 SCENES, PREDICTED = (2000, 160), 24
-"""Numbers of training and validation scenes, and of scenes to predict on."""
+"""Numbers of training and validation scenes, and of validation scenes to predict on."""
 QUICK_SCENES, QUICK_PREDICTED = (48, 16), 6
 
 
@@ -42,7 +42,7 @@ def demo(out: str | Path = "runs/demo", quick: bool = False) -> RunFolder:
     run = start(epochs=1, log_every=1) if quick else start()
     print("3/4: evaluating it", flush=True)
     evaluate(str(run.path), data=str(data))
-    print("4/4: predicting class, objects, label map and panoptic map of new scenes", flush=True)
+    print("4/4: predicting class, objects, label map and panoptic map of validation scenes", flush=True)
     pictures = sorted((data / "val" / "images").iterdir())[: QUICK_PREDICTED if quick else PREDICTED]
     predict(str(run.path), [str(path) for path in pictures], out=str(root / "predictions"), overwrite=True)
     minutes = (time.perf_counter() - begin) / 60

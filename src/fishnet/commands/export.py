@@ -118,7 +118,7 @@ def _export(
     if accuracy := description.get("accuracy"):
         print(Accuracy(**accuracy).describe())
     print(difference.describe())
-    print(f"written: {out}, which runs alone by: python {out / 'runner.py'} IMAGE")
+    print(f"written: {out}, run it with: python {quoted(out / 'runner.py')} IMAGE")
     suggest("predict", out, "IMAGES", "--out", "predictions")
     return Exported(out, difference, description)
 
@@ -178,7 +178,7 @@ def check_calibration(precision: str, calibration: str | Path | None, max_drop: 
 def accuracy_control(
     run: str | Path, data: str | Path | None, split: str, max_drop: float, card: ModelCard
 ) -> AccuracyControl:
-    """Return the measurement of the accuracy drop, or None if no maximum is given.
+    """Return the maximum accuracy drop, and the data set that it is measured on.
 
     Raises:
         UsageError: The run does not record its data, and none is given.
@@ -222,13 +222,12 @@ def read_images(folder: Path, count: int) -> list[Image]:
         UsageError: The folder does not exist, or has no images.
         FishnetError: An image cannot be read.
     """
-    from fishnet.data.folders import image_files
+    from fishnet.data.folders import evenly_spaced, image_files
     from fishnet.data.images import read_image
 
     if not folder.is_dir():
-        raise UsageError(f"--images {folder} is not a folder")
+        raise UsageError(f"{folder} is not a folder: give a folder of real images with --images")
     files = [path for path in image_files(folder) if path.parent.name != "labels"]
     if not files:
         raise UsageError(f"{folder} contains no images: give a folder of real images with --images")
-    step = max(1, len(files) // count)
-    return [read_image(path) for path in files[::step][:count]]
+    return [read_image(path) for path in evenly_spaced(files, count)]

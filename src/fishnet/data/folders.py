@@ -75,6 +75,12 @@ def image_files(folder: Path, base: Path | None = None) -> Iterator[Path]:
     return (path for path in all_files(folder, base) if is_image(path))
 
 
+def evenly_spaced(files: Sequence[Path], count: int) -> list[Path]:
+    """Return `count` evenly spaced files of a list, or all if there are fewer."""
+    count = min(count, len(files))
+    return [files[place * len(files) // count] for place in range(count)]
+
+
 def is_image(path: Path) -> bool:
     """Return whether a path has the extension of an image."""
     return path.suffix.lower() in IMAGE_EXTENSIONS

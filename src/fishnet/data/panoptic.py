@@ -18,6 +18,7 @@ from PIL import Image
 
 from fishnet.errors import FishnetError
 from fishnet.files import Json, atomic_path, write_json
+from fishnet.runner.names import UniqueStems
 
 VOID = 0
 """Id of pixels without segment."""
@@ -282,26 +283,21 @@ class PanopticWriter:
         self.categories = check_categories(list(categories), str(path))
         self._images: list[Json] = []
         self._annotations: list[Json] = []
-        self._names: set[str] = set()
+        self._names = UniqueStems()
 
     def add(self, image_id: int, file_name: str, panoptic: PanopticMap) -> Path:
         """Write the PNG of one image and return its path.
 
         Args:
             image_id: Id of the image.
-            file_name: File name of the image; the PNG has its stem.
+            file_name: File name of the image; the PNG has its stem, with a number if it is taken.
             panoptic: Segments of the image.
 
         Raises:
             FishnetError: An id does not fit into 24 bits, or segments and pixels are inconsistent.
         """
         checked = described(panoptic.ids, cast(list[Json], panoptic.segments), {one["id"] for one in self.categories})
-        stem = Path(file_name).stem
-        name, number = f"{stem}.png", 1
-        while name in self._names:  # images of the same name in different folders
-            number += 1
-            name = f"{stem}_{number}.png"
-        self._names.add(name)
+        name = f"{self._names.of(file_name)}.png"
         with atomic_path(self.folder / name) as partial:
             id_image(checked.ids).save(partial, "PNG")
         height, width = checked.ids.shape

@@ -69,7 +69,7 @@ def _multiples(part: Part) -> list[int]:
 def _shapes(part: Part, multiple: int) -> dict[str, dict[int, object]]:
     free: dict[int, object] = {0: Dim("batch", min=1, max=MOST)}
     if multiple:
-        least = max(1, 64 // multiple) if multiple == 1 else 1
+        least = 64 if multiple == 1 else 1
         free[2], free[3] = (multiple * Dim(side, min=least, max=MOST // multiple) for side in ("height", "width"))
     return {part.input: free}
 
@@ -77,13 +77,14 @@ def _shapes(part: Part, multiple: int) -> dict[str, dict[int, object]]:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Silence output and warnings of exporters, but not their errors."""
-    logging.disable(logging.WARNING)
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(before)
 
 
 def output_names(program: ExportedProgram) -> list[str]:

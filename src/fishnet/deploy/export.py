@@ -28,6 +28,7 @@ from fishnet.models.network import Network
 from fishnet.runner.engine import DENSE, FORMAT_VERSION, Engine, head_of
 from fishnet.runner.graphs import PACKAGES, SUFFIXES, lacking
 from fishnet.runner.heads import Graph
+from fishnet.runner.model import Thresholds
 from fishnet.runner.prepare import Preparation
 from fishnet.tasks.base import AnyTask
 from fishnet.version import __version__
@@ -181,7 +182,7 @@ def description(network: Network, card: ModelCard, task: AnyTask, target: Target
         "fallback": target.fallback,
         "preprocessing": _preprocessing(network, card, task),
         "heads": head_specs(network, card),
-        "thresholds": {"top": 5, "threshold": 0.5, "score": 0.5, "max_detections": 100},
+        "thresholds": asdict(Thresholds()),
         "card": card.to_dict(),
     }
 

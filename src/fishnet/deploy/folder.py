@@ -22,7 +22,7 @@ RUNNER = '''\
 From Python, with this folder on the path:
 
     from runner import Model
-    model = Model("{{folder}}")
+    model = Model("exported")  # the path of this folder
     model("photo.jpg")["predictions"]
 """
 
@@ -52,7 +52,7 @@ def write_runner(folder: Path, package: str) -> None:
     for entry in source.iterdir():
         if entry.name.endswith(".py"):
             atomic_write(folder / PACKAGE / entry.name, entry.read_text("utf-8"))
-    atomic_write(folder / "runner.py", RUNNER.replace("{package}", package).replace("{{folder}}", "this folder"))
+    atomic_write(folder / "runner.py", RUNNER.replace("{package}", package))
 
 
 def describe_graph(path: Path) -> Json:

@@ -94,7 +94,8 @@ class Part:
     example: Tensor
     """Example input for tracing."""
     multiple: int = 0
-    """Height and width of the input may be any multiple of this number of pixels; 0: they are fixed."""
+    """Height and width of the input may be any multiple of this number of pixels; 0: they are fixed; 1: `convert.trace`
+    determines the multiple."""
 
 
 def parts_of(network: Network, card: ModelCard) -> dict[str, Part]:

@@ -20,7 +20,7 @@ from fishnet.runner.engine import DENSE, Engine
 from fishnet.runner.graphs import compiled, openvino_settings
 from fishnet.runner.heads import Arrays, Graph
 from fishnet.runner.signals import signal_stack_kept
-from fishnet.tasks.base import AnyTask, Batch, evaluate_network
+from fishnet.tasks.base import AnyTask, evaluate_network
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,16 +47,12 @@ class AccuracyControl:
     dataset: Sequence[object]
     """Split to evaluate on, as `task.open_split` returns it."""
 
-    def batches(self, places: Iterable[int]) -> Iterator[Batch]:
-        """Yield samples of the split as batches of size 1."""
-        collate = self.task.collate or torch.utils.data.default_collate
-        for place in places:
-            yield collate([self.dataset[place]])
-
     def measure(self, engine: Engine) -> float:
-        """Return the metric of a network on the split."""
+        """Return the metric of a network on the split, in batches of size 1."""
         evaluator = self.task.evaluator(self.dataset, torch.device("cpu"))
-        found = evaluate_network(self.task, ExportedRuntime(engine), self.batches(range(len(self.dataset))), evaluator)
+        collate = self.task.collate or torch.utils.data.default_collate
+        batches = (collate([self.dataset[place]]) for place in range(len(self.dataset)))
+        found = evaluate_network(self.task, ExportedRuntime(engine), batches, evaluator)
         return float(found.metrics[self.metric])
 
 
@@ -80,7 +76,7 @@ def calibration_images(folder: Path) -> list[Image.Image]:
         UsageError: The folder does not exist, or has too few images.
         FishnetError: An image cannot be read.
     """
-    from fishnet.data.folders import image_files
+    from fishnet.data.folders import evenly_spaced, image_files
 
     if not folder.is_dir():
         raise UsageError(f"--calibration {folder} is not a folder")
@@ -90,8 +86,7 @@ def calibration_images(folder: Path) -> list[Image.Image]:
             f"--calibration {folder} has {len(files)} images: give at least {LEAST_IMAGES} representative images, "
             "better some hundreds"
         )
-    chosen = [files[place] for place in np.linspace(0, len(files) - 1, min(len(files), MOST_IMAGES)).astype(int)]
-    return [read_image(path) for path in chosen]
+    return [read_image(path) for path in evenly_spaced(files, MOST_IMAGES)]
 
 
 def quantize(
@@ -178,21 +173,17 @@ def _dense(
         return _quantized(model, images, "images", batch_of)
     import nncf
 
-    def inputs_of(place: int) -> Arrays:
-        (batch,) = control.batches([place])
-        images = control.task.network_inputs(batch)
-        if isinstance(images, torch.Tensor):
-            return {"images": images.numpy()}
-        return {"images": batch_of(images[0].permute(1, 2, 0).numpy())}
+    def validated(candidate: Callable[[Arrays], object], places: Iterable[int]) -> tuple[float, list[float]]:
+        """Return the metric on the whole split, also as that of each image: NNCF would otherwise measure each of them
+        by a call of its own."""
+        metric = control.measure(engine_of({**graphs, DENSE: compiled(candidate)}))
+        return metric, [metric for _ in places]
 
-    def validated(candidate: Callable[[Arrays], object], places: Iterable[int]) -> tuple[float, None]:
-        return control.measure(engine_of({**graphs, DENSE: compiled(candidate)})), None
-
-    with _calm(), signal_stack_kept():
+    with _silenced(), signal_stack_kept():
         return nncf.quantize_with_accuracy_control(
             model,
             calibration_dataset=nncf.Dataset(images, lambda pixels: {"images": batch_of(pixels)}),
-            validation_dataset=nncf.Dataset(range(len(control.dataset)), inputs_of),
+            validation_dataset=nncf.Dataset(range(len(control.dataset))),
             validation_fn=validated,
             max_drop=control.max_drop,
             drop_type=nncf.DropType.ABSOLUTE,
@@ -211,7 +202,7 @@ def _quantized(
     """Return a model in int8, except for its last layers."""
     import nncf
 
-    with _calm(), signal_stack_kept():
+    with _silenced(), signal_stack_kept():
         return nncf.quantize(
             model,
             nncf.Dataset(samples, lambda sample: {name: convert(sample)}),
@@ -237,7 +228,7 @@ def _is_map(result: Node) -> bool:
 
 
 def _above(node: Node) -> Iterator[str]:
-    """Yield the nearest layers with weights above a node."""
+    """Yield the names of the nearest layers with weights before a node."""
     waiting, seen = [value.get_node() for value in node.input_values()], set()
     while waiting:
         one = waiting.pop()
@@ -252,7 +243,7 @@ def _above(node: Node) -> Iterator[str]:
 
 
 @contextmanager
-def _calm() -> Iterator[None]:
+def _silenced() -> Iterator[None]:
     """Silence progress bars and messages of NNCF."""
     import nncf
 

@@ -18,7 +18,7 @@ from fishnet.exported import ExportedRuntime
 from fishnet.files import Json
 from fishnet.models.network import Images, Network
 from fishnet.runner.engine import DENSE
-from fishnet.runner.heads import Arrays
+from fishnet.runner.heads import Arrays, Head, OneStageHead, TwoStageHead
 from fishnet.tasks.base import AnyTask, TorchRuntime
 
 STRONG = 0.5
@@ -151,8 +151,9 @@ def compare(
         other: The same network, opened a second time.
         task: Task of the network.
         images: RGB images.
-        precision: Numerical precision of the exported network. In fp32, all objects above the threshold of the
-            detector are compared, otherwise those with a score of at least 0.5.
+        precision: Numerical precision of the exported network. In fp32, all objects that PyTorch detects
+            are compared, except those whose scores exceed the threshold of the detector by less than 0.002; otherwise
+            those with a score above 0.5.
 
     Raises:
         FishnetError: The preprocessing differs, or the exported network does not run.
@@ -173,8 +174,10 @@ def compare(
                 found.outputs[name] = largest(found.outputs.get(name, 0.0), _relative(value, wanted[name].numpy()))
             found.order = largest(found.order, _change(outputs, second(arrays)))
             first = first or (arrays, {name: value.copy() for name, value in outputs.items()})
+            answers = exported(inputs)
             for name, (answer,) in reference(inputs).items():
-                found_objects += _compare_answer(found, answer, exported(inputs)[name][0], precision)
+                head = exported.engine.heads[name]
+                found_objects += _compare_answer(found, answer, answers[name][0], precision, head)
             found.images += 1
         if first is not None:
             found.order = largest(found.order, _change(graph(first[0]), first[1]))
@@ -228,10 +231,10 @@ def _relative(value: np.ndarray, wanted: np.ndarray) -> float:
     return float(np.sqrt(np.square(value - wanted, dtype=np.float64).mean())) / max(size, 1e-12)
 
 
-def _compare_answer(found: Difference, wanted: object, got: object, precision: str) -> int:
+def _compare_answer(found: Difference, wanted: object, got: object, precision: str, head: Head) -> int:
     """Add the differences of the predictions of one head, and return the number of objects that both detect."""
     if isinstance(wanted, Mapping) and isinstance(got, Mapping):
-        return _compare_objects(found, wanted, got, precision)
+        return compare_objects(found, wanted, got, precision, _least_score(head, wanted["scores"]))
     assert isinstance(wanted, Tensor)
     assert isinstance(got, Tensor)
     if wanted.ndim == 1:
@@ -242,17 +245,39 @@ def _compare_answer(found: Difference, wanted: object, got: object, precision: s
     return 0
 
 
-def _compare_objects(found: Difference, wanted: Mapping[str, Tensor], got: Mapping[str, Tensor], precision: str) -> int:
-    """Match the objects of two predictions by class and IoU, and add the differences of matched objects."""
+def _least_score(head: Head, scores: Tensor) -> float:
+    """Return the score that an object must exceed to be detected, given the scores of all detected objects.
+
+    It is the threshold of the detector, or the lowest score if the detector returns its maximum number of objects.
+    """
+    assert isinstance(head, OneStageHead | TwoStageHead)
+    return float(scores.min()) if len(scores) >= head.detections else head.score
+
+
+def compare_objects(
+    found: Difference, wanted: Mapping[str, Tensor], got: Mapping[str, Tensor], precision: str, least: float
+) -> int:
+    """Match the objects of two predictions by class and IoU, and add the differences of matched objects.
+
+    Args:
+        found: Differences so far; changed in place.
+        wanted: Objects that PyTorch detects.
+        got: Objects that the exported network detects.
+        precision: Numerical precision of the exported network.
+        least: Score that an object must exceed to be detected.
+
+    Returns:
+        The number of objects that both detect.
+    """
     found.has_masks |= "masks" in wanted
-    scores, least = wanted["scores"], TOLERANCES[precision].overlap
-    # by rounding, objects with low scores may fall below the threshold or out of the maximum number
-    chosen = scores > (scores.min() + 2e-3 if precision == "fp32" else STRONG) if len(scores) else scores > 1
+    overlap_needed = TOLERANCES[precision].overlap
+    # by rounding, both may disagree on objects with scores near the least one
+    chosen = wanted["scores"] > (least + 2e-3 if precision == "fp32" else STRONG)
     overlap = box_iou(wanted["boxes"], got["boxes"]) * (wanted["labels"][:, None] == got["labels"])
     matched = 0
     for place in chosen.nonzero().flatten().tolist():
         found.objects += 1
-        if not overlap.shape[1] or float(overlap[place].max()) < least:
+        if not overlap.shape[1] or float(overlap[place].max()) < overlap_needed:
             continue
         other = int(overlap[place].argmax())
         overlap[:, other] = 0

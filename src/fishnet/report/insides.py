@@ -24,8 +24,8 @@ from fishnet.config import NormalizeConfig
 from fishnet.drawing import style
 from fishnet.drawing.sheets import as_image
 from fishnet.errors import UsageError
-from fishnet.files import UniqueStems
 from fishnet.models.network import Images, Network
+from fishnet.runner.names import UniqueStems
 
 CAPTION = (
     "Feature maps of one image, by stage. Left of each pair: norm over the channels of the difference between the "

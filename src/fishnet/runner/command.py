@@ -15,6 +15,7 @@ from PIL import Image
 from .engine import Json
 from .errors import RunnerError
 from .model import Model
+from .names import UniqueStems
 
 
 def main(folder: Path, argv: Sequence[str] | None = None) -> int:
@@ -43,10 +44,10 @@ def main(folder: Path, argv: Sequence[str] | None = None) -> int:
     except (RunnerError, OSError) as error:
         print(f"runner.py: error: {error}", file=sys.stderr)
         return 1
-    failed = False
+    failed, names = False, UniqueStems()
     for name in images:
         try:
-            _print({"file": name, **_plain(model(name), name, out)})
+            _print({"file": name, **_plain(model(name), name, out, names)})
         except (RunnerError, OSError) as error:
             failed = True
             print(f"runner.py: error: {error}", file=sys.stderr)
@@ -63,16 +64,16 @@ def _print(entry: Json) -> None:
     print(text, flush=True)
 
 
-def _plain(answer: Json, name: str, out: str | None) -> Json:
+def _plain(answer: Json, name: str, out: str | None, names: UniqueStems) -> Json:
     """Return a prediction as JSON values; label maps are written to files."""
     found: Json = {}
     for key, value in answer.items():
         if isinstance(value, dict):
-            found[key] = _plain(cast(Json, value), name, out)
+            found[key] = _plain(cast(Json, value), name, out, names)
         elif not isinstance(value, np.ndarray):
             found[key] = value
         elif out is not None:
-            path = Path(out) / f"{Path(name).stem}.png"
+            path = Path(out) / f"{names.of(name)}.png"
             Image.fromarray(value.astype(np.uint8 if value.max() < 256 else np.uint16)).save(path)
             found[key] = str(path)
     return found

@@ -66,7 +66,9 @@ def to_rgb(image: Image.Image, upright: bool = True) -> Image.Image:
 
 
 def explain(error: Exception, content: bytes) -> str:
-    """Return the reason, in a few words, why decoding `content` failed with `error`."""
+    """Return the reason, in a few words, why reading or decoding `content` failed with `error`."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"the file cannot be read ({error.strerror})"
     if not content:
         return "the file is empty"
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):

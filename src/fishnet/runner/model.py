@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import cast
 
@@ -35,6 +35,11 @@ class Thresholds:
     max_detections: int = 100
     """Maximum number of objects per image."""
 
+    def __post_init__(self) -> None:
+        for name, count in (("top", self.top), ("max-detections", self.max_detections)):
+            if count < 1:
+                raise RunnerError(f"--{name} must be at least 1, not {count}")
+
 
 class Model:
     """An exported network.
@@ -50,7 +55,8 @@ class Model:
         thresholds: Thresholds instead of those in export.json.
 
     Raises:
-        RunnerError: The folder is incomplete, damaged or of another model, or something is missing to run it.
+        RunnerError: The folder is incomplete, damaged or of another model, something is missing to run it, or a
+            threshold is unknown or out of range.
     """
 
     def __init__(
@@ -61,6 +67,9 @@ class Model:
         self.engine = open_engine(folder, allow_fallback)
         values = dict(cast(Mapping[str, float], self.description.get("thresholds") or {}))
         values |= {name: value for name, value in (thresholds or {}).items() if value is not None}
+        known = [field.name for field in fields(Thresholds)]
+        if unknown := [name for name in values if name not in known]:
+            raise RunnerError(f"unknown threshold {unknown[0]!r}; thresholds are {', '.join(known)}")
         self.thresholds = Thresholds(**values)  # type: ignore[arg-type]
 
     def __call__(self, image: str | Path | bytes | Image.Image) -> Json:

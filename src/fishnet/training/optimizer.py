@@ -66,10 +66,10 @@ def describe_optimizers() -> str:
 
 
 def _arguments(config: TrainConfig) -> dict[str, Any]:
-    """Return the keyword arguments of the optimizer: its momentum, and for PyTorch's common optimizers `fused`.
+    """Return the keyword arguments of the optimizer: its momentum or first beta, and for SGD, Adam and AdamW `fused`.
 
-    These update all parameters in one kernel, four times as fast as one by one. With fp16 they would unscale gradients
-    themselves, after they have to be clipped. Betas beyond the first keep their defaults.
+    Fused optimizers update all parameters in one kernel. They are not used with fp16, where they unscale gradients in
+    `step`, but gradients must be unscaled before they are clipped.
     """
     info, momentum = get_optimizer_info(config.optim.name), config.optim.momentum
     found: dict[str, Any] = {}
@@ -85,7 +85,7 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
     """Return timm's optimizer for the settings; layer decay follows the `group_matcher` of the model.
 
     Raises:
-        UsageError: `optim.part_lr` names an unknown part.
+        UsageError: `optim.part_lr` names an unknown part, or a factor is not a positive number.
     """
     optim = config.optim
     name = "momentum" if optim.name == "sgd" and not optim.nesterov else optim.name

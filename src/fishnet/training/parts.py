@@ -1,4 +1,4 @@
-"""Parts of a network that settings name: which are not trained, and which have a learning rate of their own."""
+"""Parts of a network by name: frozen parts, and parts with a separate learning rate."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def find_parts(model: Network, parts: Sequence[str], setting: str) -> list[nn.Mo
         UsageError: The network has no part of that name.
     """
     owners = (model, model.trunk.backbone)
-    modules = {name: module for owner in owners for name, module in owner.named_modules()}
+    modules = {name: module for owner in owners for name, module in owner.named_modules() if name}
     for part in parts:
         if part not in modules:
             known = [name for owner in reversed(owners) for name, _ in owner.named_children()]

@@ -10,11 +10,11 @@ from PIL import Image
 
 from fishnet.cli import main
 from fishnet.data.checks import CheckReport
-from fishnet.data.levels import LevelClasses
+from fishnet.data.levels import LayoutWriter, LevelClasses
 from fishnet.errors import FishnetError, UsageError
 from fishnet.tasks.multitask.check import check_data
 from tests.data.makers import noise, put
-from tests.data.multitask.makers import CLASSES, multitask
+from tests.data.multitask.makers import CLASSES, SIZE, labels_of, multitask
 
 KNOWN = ("irp", "i", "r", "p", "ir", "rp", "ip", "irp")
 
@@ -55,6 +55,15 @@ def test_real_data_is_clean(mini, tmp_path: Path, capsys: pytest.CaptureFixture[
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.width > 1000
     assert "sheet.png" in capsys.readouterr().out
+
+
+def test_the_picture_shows_splits_with_labels_of_different_levels(tmp_path: Path) -> None:
+    writer = LayoutWriter(tmp_path / "data", CLASSES)
+    for number, (split, known) in enumerate([("train", "irp"), ("train", "i"), ("val", "rp"), ("val", "p")]):
+        writer.add(split, f"{number}.jpg", noise(number, *SIZE), SIZE, labels_of(number, known))
+    writer.finish()
+    check_data(tmp_path / "data", picture=tmp_path / "sheet.png")
+    assert (tmp_path / "sheet.png").is_file()
 
 
 def test_damage_is_found(folder: Path) -> None:

@@ -14,7 +14,7 @@ from fishnet.data.classification.dataset import open_classification
 from fishnet.data.detection.dataset import open_detection
 from fishnet.data.images import BadImageError
 from fishnet.data.levels import ImageLabels, LevelClasses
-from fishnet.data.multitask.layout import open_multitask
+from fishnet.data.multitask.layout import open_multitask, parse_sources
 from fishnet.data.segmentation.dataset import open_segmentation
 from fishnet.errors import FishnetError, UsageError
 from tests.data.makers import class_folders, noise, put
@@ -205,3 +205,13 @@ def test_real_three_level_data(mini) -> None:
         _, labels = split.load(index)
         assert split.classes.image[labels.label] == split.paths[index].name.rpartition("_")[0]
         assert np.array_equal(codec.decode(labels.objects.masks)[..., 0] > 0, labels.label_map != 0)
+
+
+def test_blanks_around_folders_are_no_folder() -> None:
+    assert (
+        parse_sources(" image=a region=b\n")
+        == parse_sources("image=a,region=b")
+        == parse_sources(["image=a", "region=b"])
+    )
+    with pytest.raises(UsageError, match="--data needs a folder"):
+        parse_sources("")

@@ -28,6 +28,19 @@ def files(root: Path) -> dict[str, bytes]:
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
+def test_file_names_relative_to_the_data_folder_follow_the_images(folder: Path) -> None:
+    path = folder / "annotations" / "instances_train.json"
+    document = json.loads(path.read_text())
+    for image in document["images"]:
+        image["file_name"] = f"train/images/{image['file_name']}"
+    path.write_text(json.dumps(document))
+    split_multitask(folder, val=0.4)
+    assert open_multitask(folder, "train").known.sum(0).tolist() == [12, 12, 12]
+    assert open_multitask(folder, "val").known.sum(0).tolist() == [8, 8, 8]
+    split_multitask(folder, undo=True)
+    assert json.loads(path.read_text()) == document
+
+
 def test_every_label_goes_with_its_image(folder: Path) -> None:
     before = files(folder)
     assert can_split(folder)

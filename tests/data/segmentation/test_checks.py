@@ -153,6 +153,12 @@ GUESSES = {
 }  # fmt: skip
 
 
+def test_files_without_readable_values_get_no_guess(clean: Path) -> None:
+    (clean / "classes.json").write_text(json.dumps({"classes": [f"c{n}" for n in range(19)]}))
+    relabel(clean, transparent)
+    assert "transparent pixels" in detail(check_segmentation(clean), "label format")
+
+
 @pytest.mark.parametrize("name", GUESSES)
 def test_guesses(clean: Path, name: str) -> None:
     document, change, kind, guess = GUESSES[name]

@@ -1,1 +1,1 @@
-"""Data with labels of several levels: reading, and checking."""
+"""Data with labels of several levels: reading, checking and splitting."""

@@ -54,9 +54,9 @@ def parse_sources(data: str | Path | Sequence[str | Path]) -> list[Source]:
     Raises:
         UsageError: There is no folder, or a level is unknown.
     """
-    given = _SEVERAL.split(str(data)) if isinstance(data, str | Path) else list(data)
+    given = _SEVERAL.split(str(data).strip()) if isinstance(data, str | Path) else list(data)
     sources: list[Source] = []
-    for text in given:
+    for text in filter(None, given):
         name, equals, folder = str(text).partition("=")
         if equals and name in LEVELS:
             if not folder:

@@ -7,7 +7,7 @@ by the next call, and undoing it restores the original file.
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from fishnet.data.detection.coco import load_document
 from fishnet.data.detection.dataset import annotation_file
@@ -83,7 +83,7 @@ def _make_plan(root: Path, val: float, seed: int) -> SplitPlan:
     document = load_document(path)
     old = path.relative_to(root).as_posix()
     new = path.with_name(path.name.replace(TRAIN, VAL, 1)).relative_to(root).as_posix()
-    here, there = _divided(document, image_folder(base.parent, TRAIN, _names(document)), split, set(chosen))
+    here, there = _divided(document, image_folder(base.parent, TRAIN, _names(document)), base, split, set(chosen))
     return SplitPlan(
         val,
         seed,
@@ -127,13 +127,28 @@ def _names(document: Document) -> list[str]:
     return [str(image["file_name"]) for image in document["images"]]
 
 
-def _divided(document: Document, folder: Path, split: MultitaskSplit, chosen: set[int]) -> tuple[Document, Document]:
-    """Return the documents of train and val; file names stay the same, relative to the folder of the split."""
+def _divided(
+    document: Document, folder: Path, base: Path, split: MultitaskSplit, chosen: set[int]
+) -> tuple[Document, Document]:
+    """Return the documents of train and val.
+
+    File names relative to the folder of the split stay the same; those relative to the data folder follow the images.
+
+    Args:
+        document: Document of train before the split.
+        folder: Folder that its file names are relative to.
+        base: Folder of the train split.
+        split: Images and labels of train.
+        chosen: Indices of the images that become val.
+    """
     moved = {split.paths[index] for index in chosen}
     ids = {image["id"] for image in document["images"] if folder.resolve() / image["file_name"] in moved}
     sides: list[Document] = []
     for inside in (False, True):
         images = [image for image in document["images"] if (image["id"] in ids) == inside]
         objects = [entry for entry in document["annotations"] if (entry["image_id"] in ids) == inside]
+        if inside and folder == base.parent:
+            names = [PurePosixPath(VAL, *PurePosixPath(image["file_name"]).parts[1:]).as_posix() for image in images]
+            images = [{**image, "file_name": name} for image, name in zip(images, names, strict=True)]
         sides.append({**document, "images": images, "annotations": objects})
     return sides[0], sides[1]

@@ -1,1 +1,1 @@
-"""Pixel level: label maps, from data folders to batches."""
+"""Data for semantic segmentation: images with label maps, from data folders to batches."""

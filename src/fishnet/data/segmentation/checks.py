@@ -228,8 +228,9 @@ def _check_values(split: str, found: _SplitFacts, report: CheckReport) -> None:
     for kind, faulty in by_kind.items():
         if kind in ("unknown values", "label format"):
             colors = bool(found.colors) and any(error.unknown.keys() <= found.colors.keys() for _, error in faulty)
-            guess = guess_colors(found.colors, coding) if colors else guess_values(found.values, coding, found.palette)
             if colors or found.values:
+                values, palette = found.values, found.palette
+                guess = guess_colors(found.colors, coding) if colors else guess_values(values, coding, palette)
                 report.add(kind, split, f"{len(faulty)} of {total} label maps: {guess}")
         for name, error in faulty:
             known = kind if kind in KINDS else "unreadable label"

@@ -114,7 +114,7 @@ def advise_classes(root: Path, labels: Path) -> str:
 
 def _example(found: Sequence[int]) -> str:
     """Return a classes.json for some values."""
-    if list(found) in ([0, 255], [255], [0, 1, 255]) and 1 not in found:
+    if list(found) in ([0, 255], [255]):
         return json.dumps({"values": {"0": "background", "255": "object"}, "ignore_index": None})
     classes = [value for value in found if value != 255]
     names = {value: "background" if value == 0 else f"class {value}" for value in range(classes[-1] + 1)}

@@ -10,7 +10,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from fishnet.data.folders import image_files
+from fishnet.data.folders import evenly_spaced, image_files
 from fishnet.data.images import read_image
 from fishnet.errors import UsageError
 
@@ -25,11 +25,10 @@ def find_photos(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise UsageError(f"--calibration {folder} is not a folder; give a folder of representative photos")
-    found = sorted(image_files(folder))
+    found = list(image_files(folder))
     if len(found) < FEWEST:
         raise UsageError(f"--calibration {folder} has {len(found)} images; int8 needs at least {FEWEST}")
-    step = max(1, len(found) / MOST)
-    return [found[int(place * step)] for place in range(min(MOST, len(found)))]
+    return evenly_spaced(found, MOST)
 
 
 def batches(photos: list[Path], size: int) -> Iterator[Tensor]:

@@ -83,10 +83,9 @@ class Plan:
         check_numbers("--batch-size", self.batch)
         check_numbers("--size", self.size)
         for batch, size, typed in product(self.batch, self.size, self.models):
-            model, _, own = typed.partition("@")
+            model, runtime, precision = _parsed(typed)
             if not Path(model).is_dir():
                 check_spec(parse_spec(model, "MODEL"))
-            runtime, _, precision = own.partition("/")
             runtimes = [runtime] if runtime else self.runtime
             for one, kind in product(runtimes, [precision] if precision else self.precision):
                 check_runtime(one)
@@ -95,6 +94,15 @@ class Plan:
                 case = Case(model, batch, size, kind, one, self.train, self.device)
                 if RUNTIMES[one].has(case.precision, case.train, case.device):
                     yield case
+
+
+def _parsed(named: str) -> tuple[str, str, str]:
+    """Return model, runtime and precision of MODEL@RUNTIME/PRECISION, empty if not given; a folder may have an @."""
+    if "@" not in named or Path(named).is_dir():
+        return named, "", ""
+    model, _, rest = named.rpartition("@")
+    runtime, _, precision = rest.partition("/")
+    return model, runtime, precision
 
 
 def with_peaks(cases: Sequence[Case], plain: str = "channels_last") -> list[Case]:
@@ -130,8 +138,7 @@ def find_base(cases: Sequence[Case], named: str) -> dict[tuple[int, int], Case]:
     Raises:
         UsageError: No row has this name, or several rows of the same batch and size have it.
     """
-    model, _, rest = named.partition("@")
-    runtime, _, precision = rest.partition("/")
+    model, runtime, precision = _parsed(named)
     found: dict[tuple[int, int], Case] = {}
     for case in cases:
         wanted = replace(case, model=model, runtime=runtime or case.runtime, precision=precision or case.precision)

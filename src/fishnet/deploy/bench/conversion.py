@@ -1,7 +1,7 @@
-"""Conversion of networks for OpenVINO and ONNX Runtime with their own tools.
+"""Conversion of networks for OpenVINO and ONNX Runtime with their own tools, as users of other libraries convert them.
 
-This is the reference of the benchmark. `python -m fishnet.deploy.bench.conversion JSON` runs in a separate process, so
-that the memory of the conversion is not counted as that of the converted network.
+`fishnet.deploy.bench.prepare` runs it in a separate process, so that the memory of the conversion is not counted as
+that of the converted network.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def convert(
         calibration: Returns batches of images to calibrate int8 on.
 
     Raises:
-        FishnetError: A package is missing.
+        FishnetError: int8 is requested and nncf is not installed.
     """
     network = network.eval()
     if wanted.fused:

@@ -42,7 +42,9 @@ def _bars(axes: Axes, rows: list[Json]) -> None:
     colors = [PALETTE[runtimes.index(row["runtime"]) % len(PALETTE)] for row in rows]
     speeds = [row["images_per_second"] for row in rows]
     errors = [row["images_per_second"] * row["spread"] for row in rows]
-    axes.barh(names, speeds, xerr=errors, color=colors, ecolor=INK)
+    places = list(range(len(rows)))
+    axes.barh(places, speeds, xerr=errors, color=colors, ecolor=INK)
+    axes.set_yticks(places, names, parse_math=False)
     axes.invert_yaxis()
     axes.set_xlabel("images per second; error bars are half the interquartile range")
     for place, row in enumerate(rows):

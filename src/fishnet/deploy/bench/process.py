@@ -65,7 +65,9 @@ class Process:
         return answer
 
     def close(self) -> None:
-        """Terminate the process."""
+        """Terminate the process; further calls have no effect."""
+        if self._log.closed:  # another process may have its identifier by now
+            return
         with suppress(ProcessLookupError):  # including a running conversion
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()

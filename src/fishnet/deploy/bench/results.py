@@ -18,8 +18,8 @@ FORMAT = 1
 Sweep = Literal["size", "batch", "depth"]
 AGAINST = {"size": "pixels", "batch": "images in a batch", "depth": "multiply-adds"}
 """Variable that time and memory are fitted against, by sweep."""
-_TELLING = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8", "asimddp",
-            "bf16", "i8mm", "sve")  # fmt: skip
+_EXTENSIONS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8",
+               "asimddp", "bf16", "i8mm", "sve")  # fmt: skip
 _BACKWARD = 3
 """Multiply-adds of a training step relative to a forward pass: gradients of inputs and of weights add one each."""
 
@@ -46,7 +46,7 @@ class Results:
         """
         shown = [row for row in self.rows if row.case.model != PEAK]
         environment = describe_environment()
-        environment["hardware"]["flags"] = [flag for flag in _TELLING if flag in cpu_flags()]
+        environment["hardware"]["flags"] = [flag for flag in _EXTENSIONS if flag in cpu_flags()]
         return {
             "format_version": FORMAT,
             "complete": complete,
@@ -170,7 +170,7 @@ def table(content: Json) -> str:
 def describe_machine(content: Json) -> str:
     """Return processor, its instruction sets, threads and versions in a line."""
     hardware, versions = content["environment"]["hardware"], content["environment"]["versions"]
-    flags = " ".join(hardware["flags"]) or "no telling instruction sets"
+    flags = " ".join(hardware["flags"]) or "no vector extensions"
     gpus = "".join(f", {gpu}" for gpu in hardware["gpus"])
     return f"{hardware['processor']} ({flags}){gpus}, {content['threads']} threads, torch {versions['torch']}"
 

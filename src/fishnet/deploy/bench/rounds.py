@@ -29,7 +29,7 @@ class Row:
     macs: int | None = None
     """Multiply-adds for one image."""
     memory: int | None = None
-    """Peak memory in bytes of building and running the network."""
+    """Peak memory in bytes while the network runs, minus the memory before it was built."""
     compile_seconds: float | None = None
     shapes: dict[str, list[float]] = field(default_factory=dict)
     """For peaks only: multiply-adds per second in every turn, by shape."""

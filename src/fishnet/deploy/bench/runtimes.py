@@ -119,11 +119,17 @@ def _forward(network: nn.Module, images: Tensor, job: Job) -> Pass:
 
 
 def _training_step(network: nn.Module, images: Tensor, job: Job) -> Pass:
-    """Return a step of SGD with momentum on random classes."""
+    """Return a step of SGD with momentum on random classes.
+
+    Raises:
+        FishnetError: The network is not a classifier.
+    """
     with torch.no_grad(), autocast(job.device, job.precision):
-        classes = _first(network.eval()(images)).shape[1]
+        shape = _first(network.eval()(images)).shape
+    if len(shape) != 2:
+        raise FishnetError(f"training steps are only measured for classifiers; its output has the shape {tuple(shape)}")
     network.train()
-    targets = torch.randint(classes, (job.batch,), generator=torch.Generator().manual_seed(1)).to(job.device)
+    targets = torch.randint(shape[1], (job.batch,), generator=torch.Generator().manual_seed(1)).to(job.device)
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9)
     scaler = torch.amp.GradScaler(job.device.type, enabled=job.precision == "fp16")
 

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from fishnet.files import UniqueStems, atomic_path
+from fishnet.files import atomic_path
+from fishnet.runner.names import UniqueStems
 from fishnet.tasks.base import Answer, DrawnItem
 
 _FOLDER, _PICTURES = "pictures", 500

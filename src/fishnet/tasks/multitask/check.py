@@ -8,6 +8,7 @@ import numpy as np
 
 from fishnet.data.checks import CheckReport
 from fishnet.data.images import BadImageError
+from fishnet.data.levels import LEVELS, LevelClasses
 from fishnet.data.multitask.checks import check_multitask
 from fishnet.data.multitask.layout import open_multitask
 from fishnet.files import check_picture_name
@@ -38,8 +39,8 @@ def _draw(root: Path | str, splits: list[str], path: Path) -> str:
     from fishnet.tasks.multitask.pictures import LabeledImage, LevelColors, level_sheet
 
     items: list[LabeledImage] = []
-    for number, name in enumerate(splits):
-        split = open_multitask(root, name, bad_images="skip")
+    opened = [open_multitask(root, name, bad_images="skip") for name in splits]
+    for number, (name, split) in enumerate(zip(splits, opened, strict=True)):
         wanted = _ON_SHEET // len(splits) + (number < _ON_SHEET % len(splits))
         for index in np.linspace(0, len(split) - 1, min(wanted, len(split))).round().astype(int).tolist():
             try:
@@ -49,5 +50,8 @@ def _draw(root: Path | str, splits: list[str], path: Path) -> str:
             items.append(LabeledImage(image, labels, f"{name}: {split.paths[index].name}"))
     if not items:
         return f"no image can be drawn, so {path} is not written"
-    save_picture(level_sheet(items, LevelColors(split.classes)), path)
+    # a split may lack the labels of a level, and with them its classes
+    names = {level: max((split.classes.of(level) for split in opened), key=len) for level in LEVELS}
+    colors = LevelColors(LevelClasses(names["image"], names["region"], names["pixel"]))
+    save_picture(level_sheet(items, colors), path)
     return f"written: {path}"

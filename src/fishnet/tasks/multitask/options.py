@@ -17,7 +17,7 @@ from fishnet.tasks.segmentation.options import PixelConfig
 
 @dataclass
 class LossWeights:
-    """Loss weight of each level; with --weighting uncertainty, it multiplies the learned weight."""
+    """Loss weight of each level if several are trained; with --weighting uncertainty, it multiplies the learned one."""
 
     image: float = 1.0
     """Weight of the image classification loss."""

@@ -12,7 +12,7 @@ from PIL import Image
 from fishnet.data.levels import LevelClasses
 from fishnet.data.panoptic import Category, PanopticWriter
 from fishnet.data.segmentation.coding import LabelCoding
-from fishnet.files import UniqueStems
+from fishnet.runner.names import UniqueStems
 from fishnet.tasks.base import Answer, DrawnItem
 from fishnet.tasks.segmentation.painter import LabelMaps
 

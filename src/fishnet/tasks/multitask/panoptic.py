@@ -33,8 +33,8 @@ class MergeOptions:
     Attributes:
         score: Minimum score of an instance.
         overlap: An instance is removed if more than this fraction of its mask is covered by those of higher scores.
-        stuff: Minimum area of a stuff region as a fraction of the image. The default corresponds to the
-            usual 64x64 pixels for COCO's images of 640x480.
+        stuff: Minimum area of a stuff region as a fraction of the image. The default corresponds to about
+            the usual 64x64 pixels for COCO's images of 640x480.
     """
 
     score: float = 0.5

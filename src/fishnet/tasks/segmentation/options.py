@@ -74,7 +74,8 @@ class SegmentationConfig(TrainConfig):
     """Settings of a run that trains a segmentation network."""
 
     longest: int = 2048
-    """Maximum of the longer side of an image in pixels in evaluation; --size is the shorter side."""
+    """Maximum of the longer side of an image in pixels, before the random scale in training; --size is the shorter
+    side."""
     taps: Literal["head", "body", "tail"] = "head"
     """Part of a FishNet that the maps are taken from."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)

@@ -9,7 +9,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from fishnet.files import UniqueStems, atomic_path
+from fishnet.files import atomic_path
+from fishnet.runner.names import UniqueStems
 from fishnet.tasks.base import Answer, DrawnItem
 
 ANSWER = "label_map"
