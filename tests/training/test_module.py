@@ -23,7 +23,6 @@ from fishnet.config import OptimConfig
 from fishnet.errors import FishnetError, UsageError
 from fishnet.loading import load_model
 from fishnet.metrics import MetricsFile
-from fishnet.models.build import Architecture, build_network
 from fishnet.models.heads.image import ClassifierPlan, ImageHead
 from fishnet.models.heads.types import Frame
 from fishnet.models.network import Network
@@ -32,8 +31,7 @@ from fishnet.runs import RunFolder
 from fishnet.tasks.classification.evaluator import ClassificationEvaluator, Evaluation
 from fishnet.tasks.classification.options import ClassificationConfig
 from fishnet.tasks.classification.training import ClassificationTraining, grown_size
-from fishnet.training.module import build_model, hold_norms
-from fishnet.training.parts import freeze
+from fishnet.training.module import build_model
 from fishnet.training.progress import duration
 
 SMALL: dict[str, Any] = {
@@ -333,10 +331,6 @@ def test_an_unknown_optimizer_is_one_line_before_anything_is_written(photos: Pat
     assert not (tmp_path / "run").exists()
 
 
-def small_network(**options: Any) -> Network:
-    return build_network(Architecture("fishnet_nano", {"image": ClassifierPlan(num_classes=3)}, options))
-
-
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_clipped_gradients_move_the_weights_by_their_norm(photos: Path, tmp_path: Path, precision: str) -> None:
     optim = {"momentum": 0.0, "weight_decay": 0.0, "clip_grad": 0.01, "warmup_epochs": 0}
@@ -346,24 +340,6 @@ def test_clipped_gradients_move_the_weights_by_their_norm(photos: Path, tmp_path
     after = weights(run)
     moved = [after[f"model.{name}"] - value.detach() for name, value in start.named_parameters()]
     assert torch.stack([part.norm() for part in moved]).norm() == pytest.approx(0.01, rel=1e-3)
-
-
-def test_frozen_parts_keep_their_statistics_and_the_rest_trains() -> None:
-    model = small_network(stem_stride=1)
-    freeze(model, ["stem", "tail.t1"])
-    model.train()
-    hold_norms(model)
-    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    model(torch.randn(4, 3, 32, 32), {"image": torch.tensor([0, 1, 2, 0])})["loss"].backward()
-    after = dict(model.named_buffers())
-    frozen = [name for name in before if name.startswith(("trunk.stem.", "trunk.tail.t1."))]
-    assert len(frozen) > 10
-    assert all(torch.equal(before[name], after[name]) for name in frozen)
-    free = "trunk.tail.t2.blocks.0.norm1.running_mean"
-    assert not torch.equal(before[free], after[free])
-    parameters = dict(model.named_parameters())
-    assert parameters["trunk.stem.conv1.weight"].grad is None
-    assert parameters["heads.image.classifier.weight"].grad is not None
 
 
 def test_images_grow_over_the_epochs(photos: Path) -> None:
