@@ -125,6 +125,22 @@ def test_lovasz_is_that_of_the_paper(absent: int | None) -> None:
     assert float(found) == pytest.approx(float(reference(pixels.logits.float(), pixels.labels)), rel=1e-5)
 
 
+@pytest.mark.parametrize("scale", [1.0, 30.0], ids=["distinct errors", "equal errors of 0 and 1"])
+def test_lovasz_in_fp32_is_that_in_float64(scale: float) -> None:
+    """fp32 errors on a CPU are sorted by another function."""
+    pixels = batch(shape=(2, 40, 50))
+    losses, gradients = [], []
+    for dtype in (torch.float64, torch.float32):
+        logits = (pixels.logits * scale).to(dtype).requires_grad_()
+        loss = loss_of("lovasz", pixels._replace(logits=logits))
+        (gradient,) = torch.autograd.grad(loss, logits)
+        losses.append(loss.item())
+        gradients.append(gradient.double())
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert float((gradients[1] - gradients[0]).norm() / gradients[0].norm()) < 1e-4
+    assert float(gradients[1].movedim(1, -1)[~pixels.valid].abs().max()) == 0
+
+
 def test_lovasz_of_certain_answers_is_one_minus_the_iou() -> None:
     truth = torch.tensor([[[0, 0, 0, 1, 1, IGNORED]]])
     answer = torch.tensor([[[0, 0, 1, 1, 0, 1]]])
