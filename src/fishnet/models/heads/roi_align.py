@@ -17,6 +17,7 @@ from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops import roi_align as torchvision_roi_align
 
 from fishnet.models.heads.types import Maps, Size
+from fishnet.models.sorting import argsort
 
 
 class _Sums(NamedTuple):
@@ -138,7 +139,7 @@ class _RoIAlign(torch.autograd.Function):
                 continue
             places, pixels, weights = ctx.saved_tensors[3 * level : 3 * level + 3]
             n, channels, height, width = shape
-            order = pixels.sort(stable=True)[1]
+            order = argsort(pixels)
             counts = torch.bincount(pixels, minlength=n * height * width)
             starts = (counts.cumsum(0) - counts).to(torch.int32)
             bins = gradient[places].reshape(-1, channels)
