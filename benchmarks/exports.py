@@ -29,7 +29,7 @@ from torchvision.ops import box_iou
 
 from fishnet.data.folders import image_files
 from fishnet.data.run_lengths import decode
-from fishnet.deploy.verify import largest
+from fishnet.deploy.difference import largest
 from fishnet.loading import load_model
 from fishnet.predictor import Predictor
 from fishnet.tasks import get_task

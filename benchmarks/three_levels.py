@@ -6,7 +6,8 @@ python benchmarks/three_levels.py tables
 PETS3 is the embedded set (`unpack.py DEST pets3`: 300 photos to train on, 298 to evaluate on). The networks for one
 level are trained by the same command as that for three, with `--levels`, so that data and schedule are the same. In the
 partial data two thirds of the labels of each level are removed at random, and every photo keeps one. Finished runs are
-kept in docs/results/runs/three_levels.json, interrupted ones are resumed.
+kept in docs/results/runs/three_levels.json, interrupted ones are resumed. `tables` measures the cost with the networks
+in --out; without them it writes the table of the partial data only.
 """
 
 from __future__ import annotations
@@ -99,12 +100,14 @@ class Maps(torch.nn.Module):
         return self.network.raw(batch)
 
 
+def folders_of(out: Path) -> dict[str, Path]:
+    """Return the run folders by level, with all labels and the first seed."""
+    return {level: out / "".join(c if c.isalnum() else "_" for c in key("full", level, 0)) for level in LEVELS}
+
+
 def cost(out: Path) -> dict[str, float]:
     """Return parameters, multiply-adds and milliseconds of one network for all levels, each as a share of three's."""
-    networks = {}
-    for level in LEVELS:
-        name = "".join(c if c.isalnum() else "_" for c in key("full", level, 0))
-        networks[level] = load_model(out / name)[0].eval()
+    networks = {level: load_model(folder)[0].eval() for level, folder in folders_of(out).items()}
     image = torch.rand(3, *SIZE)
     times: dict[str, list[float]] = {level: [] for level in LEVELS}
     with torch.inference_mode():
@@ -143,7 +146,9 @@ def tables(out: Path) -> None:
     """Write the results."""
     note = f"options: {COMMON}; seeds {' / '.join(map(str, SEEDS))}; two runs side by side on two cores"
     lines, one, three = table("full")
-    if len(three) == len(FIGURES) == len(one):
+    if not all(folder.is_dir() for folder in folders_of(out).values()):
+        print(f"{out} lacks the networks for all labels: their table stays as it is")
+    elif len(three) == len(FIGURES) == len(one):
         shares = cost(out)
         differences = {level: one[level] - three[level] for level in FIGURES}
         said = ", ".join(f"{level} {value:+.3f}" for level, value in differences.items())

@@ -68,7 +68,7 @@ def main() -> None:
     memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
     assert memory > before / 2**20, "an earlier command needed more memory than the large photo"
     record(
-        "34_tiles",
+        "34b_tiles",
         "Tiles of a network trained on CamVid",
         "agreement stated; below 4 GB for 6000x4000 pixels",
         f"{agreement:.1%} of the pixels as in whole images; {memory:.1f} GB and {seconds:.0f} s for 6000x4000 pixels",

@@ -22,13 +22,14 @@ from fishnet.commands.export import read_images
 from fishnet.data.augmentation import resized
 from fishnet.data.run_lengths import decode
 from fishnet.deploy.convert import Format, quiet
+from fishnet.deploy.difference import TOLERANCES, Difference, largest
 from fishnet.deploy.export import Target, write_graphs
+from fishnet.deploy.heads.detectors import compare_objects
 from fishnet.deploy.parts import DenseGraph, parts_of
-from fishnet.deploy.verify import TOLERANCES, Difference, compare_objects, largest
 from fishnet.errors import FishnetError, UsageError
 from fishnet.predictor import Predictor
 from fishnet.runner.graphs import open_graph
-from fishnet.runner.heads import Arrays, Graph
+from fishnet.runner.head import Arrays, Graph
 from tests.deploy.networks import CLASSES, network_of, plans_of, write_model
 
 KINDS = {
@@ -228,11 +229,11 @@ def test_a_missing_object_counts_even_if_it_is_the_only_one() -> None:
     box = {"boxes": torch.tensor([[0.0, 0, 9, 9]]), "labels": torch.tensor([0]), "scores": torch.tensor([0.9])}
     none = {name: value[:0] for name, value in box.items()}
     found = Difference()
-    assert compare_objects(found, box, none, "fp32", least=0.05) == 0
-    assert found.objects == 1
+    compare_objects(found, box, none, "fp32", least=0.05)
+    assert (found.objects, found.matched, found.agreement) == (1, 0, 0)
     # by rounding, an object of nearly the least score may be missing
-    assert compare_objects(found, box, none, "fp32", least=0.899) == 0
-    assert found.objects == 1
+    compare_objects(found, box, none, "fp32", least=0.899)
+    assert (found.objects, found.matched) == (1, 0)
 
 
 def test_images_to_compare_on_are_spaced_evenly(tmp_path: Path) -> None:

@@ -15,8 +15,9 @@ from fishnet.deploy.parts import head_specs, parts_of
 from fishnet.exported import ExportedRuntime
 from fishnet.models.heads.types import Frame
 from fishnet.models.network import Network
-from fishnet.runner.engine import DENSE, Engine, head_of
-from fishnet.runner.heads import Arrays, Graph
+from fishnet.runner.engine import DENSE, Engine
+from fishnet.runner.head import Arrays, Graph
+from fishnet.runner.heads import head_of
 from fishnet.runner.prepare import Preparation
 from tests.deploy.networks import CLASSES, network_of, plans_of
 

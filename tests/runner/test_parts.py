@@ -14,7 +14,7 @@ from torchvision.ops import MultiScaleRoIAlign, batched_nms
 from fishnet.data.run_lengths import counts_text, encode
 from fishnet.runner.boxes import best, suppressed
 from fishnet.runner.masks import cubic, keypoints, run_lengths
-from fishnet.runner.model import label_map
+from fishnet.runner.pixels import label_map
 from fishnet.runner.pooling import Pooling
 from fishnet.tasks.segmentation.inference import decide
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -132,6 +133,25 @@ def test_a_run_is_evaluated_predicted_and_reported(home: Path, photos: Path, tra
     report = trained.report_html.read_text()
     assert "share within 0.1" in report
     assert "Found and true brightness" in report
+
+
+@pytest.mark.usefixtures("known")
+def test_an_export_runs_alone(home: Path, photos: Path, trained: RunFolder) -> None:
+    out = home / "exported"
+    run_here("export", trained.path, "--format", "onnx", "--images", photos / "val", "--out", out)
+    run_here("predict", trained.path, photos / "val", "--out", home / "theirs")
+    run_here("predict", out, photos / "val", "--out", home / "ours")
+    theirs, ours = (json.loads((home / name / "results.json").read_text())["images"] for name in ("theirs", "ours"))
+    wanted = [entry["brightness"] for entry in theirs]
+    assert len(set(wanted)) > 1
+    assert [entry["brightness"] for entry in ours] == pytest.approx(wanted, abs=2e-3)
+
+    files = [str(photos / "val" / Path(entry["file"]).name) for entry in theirs]
+    command = [sys.executable, str(out / "runner.py"), *files]
+    alone = subprocess.run(command, env={"PATH": "/usr/bin"}, cwd=home, capture_output=True, text=True)
+    assert alone.returncode == 0, alone.stderr
+    found = [json.loads(line)["predictions"][0]["brightness"] for line in alone.stdout.splitlines()]
+    assert found == pytest.approx(wanted, abs=2e-3)
 
 
 def test_a_broken_package_is_one_line(home: Path) -> None:

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from fishnet.cards import HeadCard, ModelCard
 from fishnet.config import NOT_NEGATIVE, Rules, TrainConfig
 from fishnet.data.checks import CheckReport
+from fishnet.deploy.difference import Difference, largest
+from fishnet.deploy.heads.registry import HeadExport, register_export
 from fishnet.drawing.display import Display, Score, Section, Table
 from fishnet.models.build import Architecture, HeadKind, register_head
 from fishnet.models.heads.types import Answers, Frame, Maps, Mean, Means, Raw
@@ -28,6 +30,7 @@ from fishnet.models.pyramid import Pyramid
 from fishnet.models.trunk import Trunk
 from fishnet.tasks.base import Answer, Batch, DrawnItem, Entry, RecipeChoice, Runtime, TaskKind, TrainOrder
 from tests.toy.data import Photos
+from tests.toy.decoder import TYPE
 
 HEAD = "light"
 
@@ -59,6 +62,19 @@ class BrightnessHead(nn.Module):
 
     def decode(self, raw: Raw, frame: Frame) -> list[Tensor]:
         return list(raw["value"])
+
+
+class BrightnessExport(HeadExport[BrightnessHead, Tensor]):
+    """One number per image."""
+
+    def spec(self, head: BrightnessHead, classes: list[str]) -> dict[str, Any]:
+        return {"type": TYPE}
+
+    def compare(self, found: Difference, wanted: Tensor, got: Tensor, spec: dict[str, Any], precision: str) -> None:
+        found.score = largest(found.score, float((wanted - got).abs()))
+
+
+register_export(BrightnessHead, BrightnessExport())
 
 
 def build_head(plan: BrightnessPlan, trunk: Trunk) -> tuple[Pyramid, nn.Module]:
@@ -274,6 +290,12 @@ def check_photos(root: Path, darkest: float = 0.0) -> CheckReport:
     return report
 
 
+def describe_preprocessing(card: ModelCard) -> dict[str, Any]:
+    """Say how `transform` prepares an image; its photos are squares, and it does not normalize them."""
+    kind = {"kind": "square", "crop_pct": 1.0, "interpolation": "bicubic"}
+    return {**kind, "size": card.size, "mean": [0.0] * 3, "std": [1.0] * 3}
+
+
 TASK = TaskKind(
     name="brightness",
     summary="how bright a photo is",
@@ -286,6 +308,7 @@ TASK = TaskKind(
     batch_size=4,
     display=DISPLAY,
     check_data=check_photos,
+    preprocessing=describe_preprocessing,
 )
 
 

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from fishnet.cards import ModelCard
+    from fishnet.deploy.difference import Difference
     from fishnet.deploy.export import Target
     from fishnet.deploy.quantize import AccuracyControl
-    from fishnet.deploy.verify import Difference
     from fishnet.models.network import Network
 
 VERIFIED = 8

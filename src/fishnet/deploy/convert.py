@@ -14,7 +14,7 @@ import torch
 from torch.export import Dim, ExportedProgram
 from torch.utils._pytree import tree_unflatten
 
-from fishnet.deploy.parts import Part
+from fishnet.deploy.heads.registry import Part
 from fishnet.errors import FishnetError, UsageError
 
 if TYPE_CHECKING:

@@ -14,22 +14,24 @@ from PIL import Image
 from torch import nn
 
 from fishnet.cards import ModelCard
-from fishnet.config import PreprocessConfig
 from fishnet.deploy import convert, folder
 from fishnet.deploy.convert import HALF, Format, Precision
-from fishnet.deploy.parts import Part, head_specs, parts_of
+from fishnet.deploy.difference import TOLERANCES, Difference
+from fishnet.deploy.heads.registry import Part
+from fishnet.deploy.parts import head_specs, parts_of
 from fishnet.deploy.quantize import Accuracy, AccuracyControl, quantize
-from fishnet.deploy.verify import TOLERANCES, Difference, compare
+from fishnet.deploy.verify import compare
 from fishnet.errors import FishnetError, UsageError
 from fishnet.exported import open_exported
 from fishnet.files import Json
 from fishnet.models.fusing.network import NotFused, fuse
 from fishnet.models.network import Network
-from fishnet.runner.engine import DENSE, FORMAT_VERSION, Engine, head_of
+from fishnet.runner.engine import DENSE, FORMAT_VERSION, Engine
 from fishnet.runner.graphs import PACKAGES, SUFFIXES, lacking
-from fishnet.runner.heads import Graph
-from fishnet.runner.model import Thresholds
+from fishnet.runner.head import Graph, Thresholds
+from fishnet.runner.heads import head_of
 from fishnet.runner.prepare import Preparation
+from fishnet.tasks import get_task
 from fishnet.tasks.base import AnyTask
 from fishnet.version import __version__
 
@@ -95,7 +97,7 @@ def export_network(
         warnings.simplefilter("ignore", NotFused)
         parts = parts_of(fuse(network), card)
     with staging(out) as staged:
-        content = description(network, card, task, target)
+        content = description(network, card, target)
         if target.precision == "int8":
             paths, multiple, accuracy = write_int8(parts, content, staged, calibration, control)
             content["accuracy"] = None if accuracy is None else asdict(accuracy)
@@ -116,7 +118,7 @@ def finish(
     found.check(TOLERANCES[precision])
     content["verification"] = found.to_dict()
     folder.write_description(staged, content)
-    folder.write_runner(staged, PACKAGES[str(content["format"])])
+    folder.write_runner(staged, PACKAGES[str(content["format"])], [spec["type"] for spec in content["heads"].values()])
     folder.move_into_place(staged, out)
     return found
 
@@ -170,7 +172,7 @@ def write_int8(
     return paths, multiple, accuracy
 
 
-def description(network: Network, card: ModelCard, task: AnyTask, target: Target) -> Json:
+def description(network: Network, card: ModelCard, target: Target) -> Json:
     """Return the content of export.json, without graphs and verification."""
     return {
         "format_version": FORMAT_VERSION,
@@ -180,22 +182,19 @@ def description(network: Network, card: ModelCard, task: AnyTask, target: Target
         "format": target.form,
         "precision": target.precision,
         "fallback": target.fallback,
-        "preprocessing": _preprocessing(network, card, task),
+        "preprocessing": _preprocessing(network, card),
         "heads": head_specs(network, card),
         "thresholds": asdict(Thresholds()),
         "card": card.to_dict(),
     }
 
 
-def _preprocessing(network: Network, card: ModelCard, task: AnyTask) -> Json:
-    found: Json = {"size": card.size, "mean": list(network.batcher.mean), "std": list(network.batcher.std)}
-    if isinstance(card.preprocess, PreprocessConfig):
-        how = card.preprocess
-        return {"kind": "square", **found, "crop_pct": how.crop_pct, "interpolation": how.interpolation}
-    longest = getattr(task, "longest", None)
-    if longest is None:
+def _preprocessing(network: Network, card: ModelCard) -> Json:
+    describe = get_task(card.task).preprocessing
+    if describe is None:
         raise UsageError(f"networks of the task {card.task} cannot be exported: their preprocessing is not supported")
-    return {"kind": "fit", **found, "longest": longest, "multiple": network.batcher.stride}
+    batcher = network.batcher
+    return {"mean": list(batcher.mean), "std": list(batcher.std), "multiple": batcher.stride, **describe(card)}
 
 
 @contextmanager

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
+import sys
+from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 
 from fishnet.files import Json, atomic_write, write_json
 from fishnet.runner.engine import EXPORT_JSON
 from fishnet.runner.graphs import fingerprint
+from fishnet.runner.heads import COPIED, HEADS
 
+SOURCE = "fishnet.runner"
 PACKAGE = "fishnet_runner"
 """Folder with the copy of `fishnet.runner`."""
 RUNNER = '''\
@@ -41,17 +46,22 @@ if __name__ == "__main__":
 '''
 
 
-def write_runner(folder: Path, package: str) -> None:
+def write_runner(folder: Path, package: str, decoders: Iterable[str]) -> None:
     """Write runner.py and the package that it imports.
 
     Args:
         folder: Exported folder.
         package: Package that runs its graphs, such as onnxruntime.
+        decoders: Names of its decoders; those of other packages than this are copied too.
     """
-    source = resources.files("fishnet.runner")
+    source = resources.files(SOURCE)
     for entry in source.iterdir():
         if entry.name.endswith(".py"):
             atomic_write(folder / PACKAGE / entry.name, entry.read_text("utf-8"))
+    for name in decoders:
+        if not HEADS[name].__module__.startswith(f"{SOURCE}."):
+            text = inspect.getsource(sys.modules[HEADS[name].__module__]).replace(SOURCE, PACKAGE)
+            atomic_write(folder / PACKAGE / f"{COPIED}{name}.py", text)
     atomic_write(folder / "runner.py", RUNNER.replace("{package}", package))
 
 

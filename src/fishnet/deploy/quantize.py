@@ -18,7 +18,7 @@ from fishnet.errors import FishnetError, UsageError
 from fishnet.exported import ExportedRuntime
 from fishnet.runner.engine import DENSE, Engine
 from fishnet.runner.graphs import compiled, openvino_settings
-from fishnet.runner.heads import Arrays, Graph
+from fishnet.runner.head import Arrays, Graph
 from fishnet.runner.signals import signal_stack_kept
 from fishnet.tasks.base import AnyTask, evaluate_network
 

@@ -12,8 +12,8 @@ from typing import cast
 import numpy as np
 from PIL import Image
 
-from .engine import Json
 from .errors import RunnerError
+from .head import Json
 from .model import Model
 from .names import UniqueStems
 

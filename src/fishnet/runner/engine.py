@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 
 from .errors import RunnerError
 from .graphs import FORMATS, PACKAGES, fingerprint, lacking, open_graph
-from .heads import HEADS, Arrays, Graph, Head
+from .head import Arrays, Graph, Head, Json
+from .heads import head_of
 from .prepare import Preparation, Size
 
 EXPORT_JSON = "export.json"
@@ -19,9 +19,6 @@ EXPORT_JSON = "export.json"
 FORMAT_VERSION = 1
 DENSE = "dense"
 """Name of the graph that takes images."""
-
-Json = dict[str, object]
-"""Plain values, as JSON files contain them."""
 
 
 class Engine:
@@ -33,7 +30,9 @@ class Engine:
         graphs: Graphs by name: `dense` takes images, the others pooled maps of regions.
     """
 
-    def __init__(self, preparation: Preparation, heads: Mapping[str, Head], graphs: Mapping[str, Graph]) -> None:
+    def __init__(
+        self, preparation: Preparation, heads: Mapping[str, Head[object]], graphs: Mapping[str, Graph]
+    ) -> None:
         self.preparation, self.heads, self.graphs = preparation, dict(heads), dict(graphs)
 
     def raw(self, batch: np.ndarray) -> dict[str, Arrays]:
@@ -41,8 +40,8 @@ class Engine:
         outputs = self.graphs[DENSE]({"images": batch})
         found: dict[str, Arrays] = {head: {} for head in self.heads}
         for name, values in outputs.items():
-            head, _, own = name.partition("_")
-            found[head][own] = values
+            head = max((one for one in self.heads if name.startswith(f"{one}_")), key=len)
+            found[head][name[len(head) + 1 :]] = values
         return found
 
     def decode(self, raw: Mapping[str, Arrays], canvas: Size, sizes: Sequence[Size]) -> dict[str, list[object]]:
@@ -131,18 +130,3 @@ def _opened(
         raise RunnerError(f"{reason}: export the model in another precision, or allow fp32 with --allow-fallback")
     used = precision if reason is None else "fp32"
     return {name: open_graph(path, form, used) for name, (path, _) in files.items()}
-
-
-def head_of(spec: Mapping[str, object]) -> Head:
-    """Return the decoder that an entry of export.json describes.
-
-    Raises:
-        KeyError: The type is unknown.
-        TypeError: A value is missing or unknown.
-    """
-    values = dict(spec)
-    kind = HEADS[str(values.pop("type"))]
-    known = {entry.name for entry in fields(kind)}  # type: ignore[arg-type]
-    if unknown := sorted(set(values) - known):
-        raise TypeError(f"{kind.__name__} has no {', '.join(unknown)}")
-    return kind(**values)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from .errors import RunnerError
-from .heads import Arrays, Graph
+from .head import Arrays, Graph
 from .signals import signal_stack_kept
 
 FORMATS = ("torch", "onnx", "openvino")

@@ -385,6 +385,16 @@ def at_size_with_longest(longest: int) -> Callable[[ModelCard, int], ModelCard]:
     return scaled
 
 
+def fit_preprocessing(longest: int) -> Callable[[ModelCard], Json]:
+    """Return a `preprocessing` for cards as in `at_size_with_longest`: images are resized and keep their shape."""
+
+    def describe(card: ModelCard) -> Json:
+        """Return kind and sizes."""
+        return {"kind": "fit", "size": card.size, "longest": int(card.details.get("longest", longest))}
+
+    return describe
+
+
 @dataclass(frozen=True)
 class TaskKind:
     """Declaration of a task: the only part of it that code outside its folder uses."""
@@ -435,5 +445,8 @@ class TaskKind:
     """Layouts of the folders that `convert_data` takes, in a few words."""
     at_size: Callable[[ModelCard, int], ModelCard] = at_size
     """Card and input size in pixels -> card for that size."""
+    preprocessing: Callable[[ModelCard], Json] | None = None
+    """Card -> fields of `fishnet.runner.prepare.Preparation` besides mean, std and multiple. None: networks of the task
+    cannot be exported."""
     load_foreign: Callable[[Path, str, Sequence[str] | None], tuple[Network, ModelCard]] | None = None
     """Weights file without a card, backbone, class names -> network and card."""

@@ -43,6 +43,19 @@ def is_multi_label(card: ModelCard) -> bool:
     return bool(card.architecture.heads[HEAD].multi_label)
 
 
+def describe_preprocessing(card: ModelCard) -> Json:
+    """Return the square crop of a classifier, for exported networks."""
+    how = crop_of(card)
+    return {"kind": "square", "size": card.size, "crop_pct": how.crop_pct, "interpolation": how.interpolation}
+
+
+def crop_of(card: ModelCard) -> PreprocessConfig:
+    """Return the crop that a card describes; raises FishnetError if there is none."""
+    if not isinstance(card.preprocess, PreprocessConfig):
+        raise FishnetError(f"the card of {card.model} does not describe the crop of its images; write it again")
+    return card.preprocess
+
+
 class ClassificationTask:
     """Image classification, with one class or several per image.
 
@@ -54,14 +67,12 @@ class ClassificationTask:
     collate = None
 
     def __init__(self, card: ModelCard, options: ClassificationOptions | None = None) -> None:
-        if not isinstance(card.preprocess, PreprocessConfig):
-            raise FishnetError(f"the card of {card.model} does not describe the crop of its images; write it again")
         channels = card.architecture.in_chans
         if channels != 3:
             raise FishnetError(f"{card.model} takes images of {channels} channels; fishnet reads images as RGB")
         self.card, self.options = card, options or ClassificationOptions()
         self.head: HeadCard = card.heads[HEAD]
-        self._transform = eval_transform(card.preprocess, card.size)
+        self._transform = eval_transform(crop_of(card), card.size)
 
     @property
     def classes(self) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fishnet.data.detection.convert import can_convert, convert_data
 from fishnet.data.detection.layouts import explain_layout
 from fishnet.data.detection.split import can_split, split_coco
-from fishnet.tasks.base import TaskKind, at_size_with_longest
+from fishnet.tasks.base import TaskKind, at_size_with_longest, fit_preprocessing
 from fishnet.tasks.detection.about import describe_detectors
 from fishnet.tasks.detection.check import check_data
 from fishnet.tasks.detection.evaluator import DISPLAY
@@ -34,6 +34,7 @@ TASK = TaskKind(
     can_convert=can_convert,
     explain_layout=explain_layout,
     at_size=at_size_with_longest(LONGEST),
+    preprocessing=fit_preprocessing(LONGEST),
     topics={"detectors": describe_detectors},
 )
 

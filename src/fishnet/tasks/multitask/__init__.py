@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fishnet.data.multitask.split import can_split, split_multitask
-from fishnet.tasks.base import TaskKind, at_size_with_longest
+from fishnet.tasks.base import TaskKind, at_size_with_longest, fit_preprocessing
 from fishnet.tasks.multitask.check import check_data
 from fishnet.tasks.multitask.evaluator import DISPLAY
 from fishnet.tasks.multitask.options import MultitaskConfig, MultitaskOptions, PanopticOptions, choose_recipe
@@ -28,6 +28,7 @@ TASK = TaskKind(
     can_split=can_split,
     layouts="annotations/instances_*.json with images/ and labels/",
     at_size=at_size_with_longest(LONGEST),
+    preprocessing=fit_preprocessing(LONGEST),
 )
 
 __all__ = ["TASK"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fishnet.data.segmentation.convert import can_convert, convert_segmentation, explain_layout
 from fishnet.data.segmentation.split import can_split, split_segmentation
-from fishnet.tasks.base import TaskKind, at_size_with_longest
+from fishnet.tasks.base import TaskKind, at_size_with_longest, fit_preprocessing
 from fishnet.tasks.segmentation.about import describe_decoders
 from fishnet.tasks.segmentation.check import check_data
 from fishnet.tasks.segmentation.evaluator import DISPLAY
@@ -34,6 +34,7 @@ TASK = TaskKind(
     can_convert=can_convert,
     explain_layout=explain_layout,
     at_size=at_size_with_longest(LONGEST),
+    preprocessing=fit_preprocessing(LONGEST),
     topics={"decoders": describe_decoders},
 )
 

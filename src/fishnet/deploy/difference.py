@@ -1,0 +1,124 @@
+"""Differences of an exported network from PyTorch, and how large they may be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from fishnet.errors import FishnetError
+from fishnet.files import Json
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Maximum differences at a precision."""
+
+    outputs: float
+    """Root mean square of the difference of an output, relative to that of the output."""
+    score: float = float("inf")
+    """Difference of scores."""
+    box: float = float("inf")
+    """Difference of coordinates in pixels of the network's input."""
+    mask: float = float("inf")
+    """Difference of mask probabilities."""
+    agreement: float = 1.0
+    """Minimum fraction of objects that both detect, and of pixels with the same class.
+
+    In fp32 it is also below 1, since the order of objects with equal scores, as in uniform image regions, may differ.
+    """
+    overlap: float = 0.5
+    """Minimum IoU of the boxes of an object for a match."""
+
+
+TOLERANCES = {
+    "fp32": Tolerance(1e-3, 1e-3, 0.1, 1e-2, 0.98, 0.9),
+    "fp16": Tolerance(0.05, agreement=0.9),
+    "bf16": Tolerance(0.2, agreement=0.8),
+    "int8": Tolerance(0.5, agreement=0.6),
+}
+"""Tolerances by precision; those below fp32 only detect defects, since `--max-drop` controls the accuracy."""
+
+
+def largest(*values: float) -> float:
+    """Return the largest value, 0 if there is none, and NaN if one is NaN, which the built-in `max` may drop."""
+    return float(np.max([0.0, *values]))
+
+
+@dataclass
+class Difference:
+    """Maximum differences between an exported network and PyTorch over all images."""
+
+    images: int = 0
+    """Number of images."""
+    outputs: dict[str, float] = field(default_factory=dict)
+    """Difference of each output of the network, relative to its root mean square."""
+    order: float = 0.0
+    """Change of an output with the images that ran before, relative to its root mean square."""
+    score: float = 0.0
+    """Difference of scores."""
+    box: float = 0.0
+    """Difference of box coordinates, in pixels of the network's input."""
+    mask: float = 0.0
+    """Difference of mask probabilities."""
+    keypoint: float = 0.0
+    """Difference of keypoint coordinates, in pixels of the network's input."""
+    pixels: float = 1.0
+    """Minimum fraction of the pixels of an image with the same class."""
+    objects: int = 0
+    """Number of objects compared."""
+    matched: int = 0
+    """Number of these objects that both detect."""
+    has_masks: bool = False
+    """Whether the detector predicts masks."""
+
+    @property
+    def agreement(self) -> float:
+        """Fraction of objects that both detect, over all images, or of pixels with the same class if that is lower."""
+        return min(self.pixels, self.matched / self.objects if self.objects else 1.0)
+
+    def check(self, tolerance: Tolerance) -> None:
+        """Raise FishnetError if a difference is out of tolerance."""
+        if not self.order <= tolerance.outputs:  # also true for NaN
+            raise FishnetError(
+                f"the outputs of the exported network depend on the images before: they change by {self.order:.2g}, at "
+                f"most {tolerance.outputs:.2g} is allowed; nothing was written. Use another --format, such as "
+                "--format onnx"
+            )
+        worst = largest(*self.outputs.values())
+        limits = [
+            ("outputs", worst, tolerance.outputs),
+            ("scores", self.score, tolerance.score),
+            ("boxes", self.box, tolerance.box),
+            ("masks", self.mask, tolerance.mask),
+            ("disagreement", 1 - self.agreement, 1 - tolerance.agreement),
+        ]
+        for name, value, limit in limits:
+            if not value <= limit:  # also true for NaN
+                raise FishnetError(
+                    f"the exported network differs from PyTorch's: {name} {value:.2g}, at most {limit:.2g} is allowed; "
+                    "nothing was written. Try another --format or --precision"
+                )
+
+    def describe(self) -> str:
+        """Return the differences in one line."""
+        parts = [f"outputs {largest(*self.outputs.values()):.1e}", f"scores {self.score:.1e}"]
+        if self.objects:
+            masks = [f"masks {self.mask:.1e}"] if self.has_masks else []
+            parts += [f"boxes {self.box:.1e} px", *masks, f"of {self.objects} objects"]
+        parts.append(f"{100 * self.agreement:.2f} % agree")
+        return f"largest differences from PyTorch on {self.images} images: " + ", ".join(parts)
+
+    def to_dict(self) -> Json:
+        """Return the differences as JSON values."""
+        return {
+            "images": self.images,
+            "outputs": {name: float(f"{value:.3g}") for name, value in self.outputs.items()},
+            "order": float(f"{self.order:.3g}"),
+            "score": float(f"{self.score:.3g}"),
+            "box": float(f"{self.box:.3g}"),
+            "mask": float(f"{self.mask:.3g}"),
+            "keypoint": float(f"{self.keypoint:.3g}"),
+            "agreement": self.agreement,
+            "objects": self.objects,
+        }
