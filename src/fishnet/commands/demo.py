@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +14,19 @@ from fishnet.runs import RunFolder
 SCENES, PREDICTED = (2000, 160), 24
 """Numbers of training and validation scenes, and of validation scenes to predict on."""
 QUICK_SCENES, QUICK_PREDICTED = (48, 16), 6
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute on one thread: the maps of small images are not worth sharing between threads, which takes longer."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def demo(out: str | Path = "runs/demo", quick: bool = False) -> RunFolder:
@@ -39,7 +54,8 @@ def demo(out: str | Path = "runs/demo", quick: bool = False) -> RunFolder:
     print(write_scenes(data, *(QUICK_SCENES if quick else SCENES)).describe())
     print("2/4: training one network on classes, objects and label maps", flush=True)
     start = partial(train, "multitask", recipe="scenes", data=str(data), out=str(root / "run"), overwrite=True)
-    run = start(epochs=1, log_every=1) if quick else start()
+    with one_thread():
+        run = start(epochs=1, log_every=1) if quick else start()
     print("3/4: evaluating it", flush=True)
     evaluate(str(run.path), data=str(data))
     print("4/4: predicting class, objects, label map and panoptic map of validation scenes", flush=True)
