@@ -17,9 +17,10 @@ from fishnet.models import create_model
 from fishnet.models.build_trunk import build_trunk
 from fishnet.models.config import Memory
 from fishnet.models.fishnet import FishNet
-from fishnet.models.norms import SharedBatchNorm2d, apply_norm_policy
+from fishnet.models.norms import apply_norm_policy
 from fishnet.models.precision import guard_bf16_on_cpu
 from fishnet.models.recompute import MaxPool2d, after_norm_relu
+from fishnet.models.shared_norm import SharedBatchNorm2d
 from fishnet.models.stages import set_memory
 
 SPARING = [mode for mode in get_args(Memory) if mode != "fast"]

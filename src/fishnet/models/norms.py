@@ -17,7 +17,6 @@ from timm.layers import GroupNormAct, convert_sync_batchnorm
 from torch import Tensor, nn
 
 from fishnet.errors import UsageError
-from fishnet.models.distributed import total, world_size
 
 NormPolicy = Literal["train", "frozen", "sync", "group"]
 BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
@@ -31,39 +30,6 @@ _LOADED, _HELD, _COUNTED = "loaded_from_weights", "held_in_inference_mode", "bat
 
 class SmallBatchWarning(UserWarning):
     """BatchNorm is trained on too few images per device for its statistics to be reliable."""
-
-
-class SharedBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm with statistics over the batches of all processes, on CPUs and GPUs alike.
-
-    For the norms that are trained beside a backbone with frozen ones: in detection, one device has too few images for
-    statistics of its own. With one process it equals `nn.BatchNorm2d`.
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Return the normalized maps (N, C, H, W)."""
-        if not self.training or world_size() == 1:
-            return super().forward(input)
-        with torch.autocast(input.device.type, enabled=False):
-            x = input.float()
-            size = x.new_tensor(x.numel() / x.shape[1])
-            count = total(size)
-            mean = total(x.sum((0, 2, 3))) / count
-            centered = x - mean[:, None, None]
-            variance = total(centered.square().sum((0, 2, 3))) / count
-            self._follow(mean.detach(), variance.detach() * count / (count - 1))
-            scale = self.weight * (variance + self.eps).rsqrt()
-            return (centered * scale[:, None, None] + self.bias[:, None, None]).to(input.dtype)
-
-    def _follow(self, mean: Tensor, variance: Tensor) -> None:
-        """Update the running statistics with those of a batch."""
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.num_batches_tracked is not None
-        self.num_batches_tracked.add_(1)
-        share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean, share)
-        self.running_var.lerp_(variance, share)
 
 
 def apply_norm_policy(model: nn.Module, policy: NormPolicy) -> nn.Module:

@@ -13,7 +13,7 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
 
 from fishnet.errors import UsageError
-from fishnet.models.norms import SharedBatchNorm2d
+from fishnet.models.shared_norm import SharedBatchNorm2d
 from fishnet.models.trunk import Trunk
 
 Neck = Literal["fpn", "none"]

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 
-from fishnet.models.distributed import total, world_size
-from fishnet.models.norms import SharedBatchNorm2d, groups_of
+from fishnet.models.norms import groups_of
+from fishnet.models.shared_norm import SharedBatchNorm2d
 
 
 class DecoderNorm(SharedBatchNorm2d):
@@ -26,17 +26,7 @@ class DecoderNorm(SharedBatchNorm2d):
     or if no image of the batch has a label map.
     """
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Return the normalized maps (N, C, H, W)."""
-        if self.training and self._has_too_few(input):
-            return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, False, 0, self.eps)
-        return super().forward(input)
-
-    def _has_too_few(self, input: Tensor) -> bool:
-        own = input.numel() // input.shape[1]
-        if world_size() == 1:
-            return own < 2
-        return float(total(torch.tensor(float(own), device=input.device))) < 2
+    FEWEST = 2
 
 
 def conv_norm_relu(in_channels: int, out_channels: int, kernel: int) -> nn.Sequential:
