@@ -25,6 +25,8 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
 MATTER = {
     "01_parity": "FishNet-99, 150 and 201 against the released networks",
     "07_cifar10_fishnet_nano": "CIFAR-10 from scratch, the smallest member, on two CPU cores",
+    "32_camvid": "CamVid from scratch on two CPU cores, test split",
+    "34_three_levels": "one network for class, objects and label map against three networks (300 photos)",
     "21_coco_figures": "COCO metrics against pycocotools",
     "11_throughput": "speed of fishnet150 against pytorchcv's, same machine",
     "08_resume": "runs killed at random steps and resumed, against runs that were never killed",
@@ -40,7 +42,7 @@ def overview(results: list[dict[str, Any]]) -> list[str]:
 
 
 def into_readme(readme: str, results: dict[str, dict[str, Any]]) -> str:
-    """Return the text of README.md with the five results that matter between its two marks."""
+    """Return the text of README.md with the results that matter between its two marks."""
     before, rest = readme.split(BEGIN)
     _, after = rest.split(END)
     rows = [{"what": title, "measured": results[name]["measured"]} for name, title in MATTER.items()]
