@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fishnet.models.shared_norm import SharedBatchNorm2d
 
@@ -54,3 +56,31 @@ def test_one_process_has_an_ordinary_norm() -> None:
     x = torch.randn(2, 3, 4, 4)
     assert torch.equal(norm(x), plain(x))
     assert torch.equal(norm.running_var, plain.running_var)
+
+
+class Recorder(TorchDispatchMode):
+    """Keep the arguments of the backward pass of BatchNorm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[object, ...]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.native_batch_norm_backward.default:
+            self.calls.append(args)
+        return func(*args, **kwargs or {})
+
+
+def test_kernels_of_gpus_accept_the_arguments_of_the_backward_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For them, statistics that are None are an internal error if no gradient by the maps is asked for."""
+    monkeypatch.setattr("fishnet.models.shared_norm.world_size", lambda: 2)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        with Recorder() as recorder:
+            SharedBatchNorm2d(3)(torch.randn(2, 3, 4, 5, requires_grad=True)).sum().backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    (arguments,) = recorder.calls
+    assert all(isinstance(value, Tensor) for value in arguments[:7])

@@ -141,3 +141,14 @@ def test_float_images_are_padded_as_pytorch_pads_them() -> None:
     (found,) = ExportedRuntime(Engine(preparation, heads, {DENSE: graph}))(images)["pixel"]
     assert shapes == [(1, 3, 64, 96)]
     assert torch.equal(torch.as_tensor(found), images[0, :2])
+
+
+def test_a_name_of_a_head_may_begin_with_that_of_another() -> None:
+    heads = {name: head_of({"type": "classifier", "classes": CLASSES}) for name in ("image", "image_2")}
+    outputs = {"image_logits": np.zeros((1, 3)), "image_2_logits": np.ones((1, 3))}
+    for names in (list(heads), list(reversed(heads))):
+        preparation = Preparation("square", 32, (0.0,) * 3, (1.0,) * 3)
+        engine = Engine(preparation, {name: heads[name] for name in names}, {DENSE: lambda _: outputs})
+        found = engine.raw(np.zeros((1, 3, 32, 32), np.float32))
+        assert {name: list(own) for name, own in found.items()} == {"image": ["logits"], "image_2": ["logits"]}
+        assert found["image_2"]["logits"].all()

@@ -18,7 +18,7 @@ QUICK_SCENES, QUICK_PREDICTED = (48, 16), 6
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Compute on one thread: the maps of small images are not worth sharing between threads, which takes longer."""
+    """Compute on one thread, which is faster than several threads for maps as small as those of the scenes."""
     import torch
 
     threads = torch.get_num_threads()

@@ -98,6 +98,8 @@ def export_network(
         parts = parts_of(fuse(network), card)
     with staging(out) as staged:
         content = description(network, card, target)
+        decoders = [spec["type"] for spec in content["heads"].values()]
+        folder.write_runner(staged, PACKAGES[target.form], decoders)
         if target.precision == "int8":
             paths, multiple, accuracy = write_int8(parts, content, staged, calibration, control)
             content["accuracy"] = None if accuracy is None else asdict(accuracy)
@@ -111,14 +113,13 @@ def export_network(
 def finish(
     staged: Path, out: Path, content: Json, network: Network, task: AnyTask, images: Sequence[Image.Image]
 ) -> Difference:
-    """Verify the graphs in a folder, complete the folder, and rename it to its final name."""
+    """Verify the graphs in a folder, add the differences to its description, and rename it to its final name."""
     precision = str(content["precision"])
     folder.write_description(staged, content)
     found = compare(network, open_exported(staged), open_exported(staged), task, images, precision)
     found.check(TOLERANCES[precision])
     content["verification"] = found.to_dict()
     folder.write_description(staged, content)
-    folder.write_runner(staged, PACKAGES[str(content["format"])], [spec["type"] for spec in content["heads"].values()])
     folder.move_into_place(staged, out)
     return found
 

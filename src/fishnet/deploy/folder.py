@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import json
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib import resources
 from pathlib import Path
 
+from fishnet.errors import UsageError
 from fishnet.files import Json, atomic_write, write_json
 from fishnet.runner.engine import EXPORT_JSON
 from fishnet.runner.graphs import fingerprint
@@ -18,6 +20,8 @@ from fishnet.runner.heads import COPIED, HEADS
 SOURCE = "fishnet.runner"
 PACKAGE = "fishnet_runner"
 """Folder with the copy of `fishnet.runner`."""
+IMPORTABLE = {*sys.stdlib_module_names, "numpy", "PIL", PACKAGE}
+"""Packages that a copied decoder may import."""
 RUNNER = '''\
 """Run the exported network in this folder; needs NumPy, Pillow and {package}.
 
@@ -52,17 +56,51 @@ def write_runner(folder: Path, package: str, decoders: Iterable[str]) -> None:
     Args:
         folder: Exported folder.
         package: Package that runs its graphs, such as onnxruntime.
-        decoders: Names of its decoders; those of other packages than this are copied too.
+        decoders: Names of its decoders; those of other packages are copied too.
+
+    Raises:
+        UsageError: A decoder is not registered, or its module cannot be imported without its package.
     """
     source = resources.files(SOURCE)
     for entry in source.iterdir():
         if entry.name.endswith(".py"):
             atomic_write(folder / PACKAGE / entry.name, entry.read_text("utf-8"))
     for name in decoders:
+        if name not in HEADS:
+            raise UsageError(f"there is no decoder {name!r}: register it with fishnet.runner.heads.register_decoder")
         if not HEADS[name].__module__.startswith(f"{SOURCE}."):
-            text = inspect.getsource(sys.modules[HEADS[name].__module__]).replace(SOURCE, PACKAGE)
-            atomic_write(folder / PACKAGE / f"{COPIED}{name}.py", text)
+            atomic_write(folder / PACKAGE / f"{COPIED}{name}.py", standalone_source(HEADS[name]))
     atomic_write(folder / "runner.py", RUNNER.replace("{package}", package))
+
+
+def standalone_source(decoder: type) -> str:
+    """Return the source of the module of a decoder, which imports the copy of `fishnet.runner`.
+
+    Raises:
+        UsageError: The module has no source file, or imports a module that is not copied.
+    """
+    module = decoder.__module__
+    try:
+        source = inspect.getsource(sys.modules[module]).replace(SOURCE, PACKAGE)
+    except (OSError, TypeError) as error:
+        raise UsageError(f"the decoder {decoder.__name__} cannot be exported: {module} has no source file") from error
+    if other := sorted({name for name in _imports(ast.parse(source)) if name.partition(".")[0] not in IMPORTABLE}):
+        raise UsageError(
+            f"the decoder {decoder.__name__} cannot be exported: its module {module} imports {', '.join(other)}, but "
+            f"may import only the standard library, NumPy, Pillow and {SOURCE}"
+        )
+    return source
+
+
+def _imports(tree: ast.AST) -> Iterator[str]:
+    """Yield the names of the imported modules, except those that only type checkers import."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield "." * node.level + (node.module or "")
+        elif not (isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")):
+            yield from _imports(node)
 
 
 def describe_graph(path: Path) -> Json:

@@ -224,7 +224,7 @@ def last_layers(model: Model) -> list[str]:
 
 
 def _is_map(result: Node) -> bool:
-    return any(name.split("_")[1:2] == ["map"] for name in result.input_value(0).get_tensor().names)
+    return any("_map_" in name for name in result.input_value(0).get_tensor().names)
 
 
 def _above(node: Node) -> Iterator[str]:

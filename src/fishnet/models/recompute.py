@@ -115,7 +115,8 @@ class _NormRelu(torch.autograd.Function):
         else:
             gradient = torch.ops.aten.threshold_backward(gradient, y, 0)
         batch = (None, None, mean, spread)
-        frozen = (mean, spread, None, None)
+        unused = mean.new_empty(0)  # kernels of GPUs do not take None if the gradient by the maps is not wanted
+        frozen = (mean, spread, unused, unused)
         found = torch.ops.aten.native_batch_norm_backward(
             gradient,
             x,

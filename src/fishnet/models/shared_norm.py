@@ -102,8 +102,9 @@ class _Normalized(torch.autograd.Function):
         x, weight, count, mean, variance = ctx.saved_tensors
         by_weight = by_bias = torch.zeros_like(weight)
         if x.numel():
+            unused = mean.new_empty(0)  # the statistics of the batch; kernels of GPUs do not take None
             _, by_weight, by_bias = torch.ops.aten.native_batch_norm_backward(
-                gradient, x, weight, mean, variance, None, None, False, ctx.eps, [False, True, True]
+                gradient, x, weight, mean, variance, unused, unused, False, ctx.eps, [False, True, True]
             )
         sums = torch.stack([by_weight, by_bias]).double()
         torch.distributed.all_reduce(sums)

@@ -446,7 +446,7 @@ class TaskKind:
     at_size: Callable[[ModelCard, int], ModelCard] = at_size
     """Card and input size in pixels -> card for that size."""
     preprocessing: Callable[[ModelCard], Json] | None = None
-    """Card -> fields of `fishnet.runner.prepare.Preparation` besides mean, std and multiple. None: networks of the task
-    cannot be exported."""
+    """Card -> fields of `fishnet.runner.prepare.Preparation`; by default, mean, std and multiple are those of the
+    network. None: networks of the task cannot be exported."""
     load_foreign: Callable[[Path, str, Sequence[str] | None], tuple[Network, ModelCard]] | None = None
     """Weights file without a card, backbone, class names -> network and card."""
