@@ -150,7 +150,7 @@ def table(data: str) -> tuple[list[dict[str, str]], dict[str, float], dict[str, 
             ("three networks, as many steps", matched, level, True),
         )
         for name, means, source, longer in kinds:
-            found = [done[name] for seed in SEEDS if (name := key(data, source, seed, longer)) in done]
+            found = [done[own] for seed in SEEDS if (own := key(data, source, seed, longer)) in done]
             if found:
                 means[level] = statistics.fmean(run[figure] for run in found)
                 shown = " / ".join(f"{run[figure]:.3f}" for run in found)
