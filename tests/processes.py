@@ -32,6 +32,8 @@ if __name__ == "__main__":
     sys.exit(main())
 """
 """Script that runs the command line with PyTorch's own convolutions, which compute image by image."""
+BLOCKED = ("torch", "torchvision", "fishnet", "timm", "tests")
+"""What the runner of an export must not import."""
 COMMAND = [sys.executable, "-W", "error::ResourceWarning", "-m", "fishnet"]
 
 
@@ -64,6 +66,15 @@ def run_here(*arguments: str | Path, code: int = 0) -> str:
         found = main([str(argument) for argument in arguments])
     assert found == code, f"exit code {found}, expected {code}:\n{said.getvalue()}"
     return said.getvalue()
+
+
+def run_alone(folder: Path, *arguments: str, away: Path) -> subprocess.CompletedProcess[str]:
+    """Run the runner of an export where importing PyTorch or this library fails."""
+    for name in BLOCKED:
+        (away / name).mkdir(parents=True, exist_ok=True)
+        (away / name / "__init__.py").write_text(f"raise ImportError('{name} is not installed')")
+    command = [sys.executable, str(folder / "runner.py"), *arguments]
+    return subprocess.run(command, env={"PYTHONPATH": str(away), "PATH": "/usr/bin"}, capture_output=True, text=True)
 
 
 def signal_at_step(process: subprocess.Popen[str], metrics: Path, step: int, signum: int = signal.SIGKILL) -> str:

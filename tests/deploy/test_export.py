@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -31,6 +29,7 @@ from fishnet.predictor import Predictor
 from fishnet.runner.graphs import open_graph
 from fishnet.runner.head import Arrays, Graph
 from tests.deploy.networks import CLASSES, network_of, plans_of, write_model
+from tests.processes import run_alone
 
 KINDS = {
     "classifier": ("classification", "", "fishnet_nano"),
@@ -48,7 +47,6 @@ EXPORTS = {
     "onnx": ("classifier", "mask_rcnn", "retinanet", "multitask"),
     "torch": ("segmenter", "faster_rcnn", "keypoint_rcnn", "cascade", "fcos"),
 }
-BLOCKED = ("torch", "torchvision", "fishnet", "timm")
 
 
 @pytest.fixture(scope="module")
@@ -169,15 +167,6 @@ def test_networks_of_random_weights_tell_places_apart(model_of: Callable[[str], 
     answer = Predictor(model_of("multitask"), device="cpu")(photos[0])
     assert len(np.unique(answer["pixel"]["label_map"])) > 1
     assert answer["image"]["scores"][0] > 0.34
-
-
-def run_alone(folder: Path, *arguments: str, away: Path) -> subprocess.CompletedProcess[str]:
-    """Run the runner of an export where importing PyTorch or this library fails."""
-    for name in BLOCKED:
-        (away / name).mkdir(parents=True, exist_ok=True)
-        (away / name / "__init__.py").write_text(f"raise ImportError('{name} is not installed')")
-    command = [sys.executable, str(folder / "runner.py"), *arguments]
-    return subprocess.run(command, env={"PYTHONPATH": str(away), "PATH": "/usr/bin"}, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize(("kind", "form"), [("classifier", "onnx"), ("segmenter", "openvino"), ("mask_rcnn", "onnx")])

@@ -74,5 +74,5 @@ def test_a_decoder_without_source_is_refused(tmp_path: Path, monkeypatch: pytest
 
 
 def test_an_unknown_decoder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="there is no decoder 'third': register it with"):
+    with pytest.raises(UsageError, match="no decoder named 'third' is registered; call fishnet"):
         write_runner(tmp_path, "onnxruntime", ["third"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ import pytest
 from fishnet.metrics import MetricsFile
 from fishnet.runs import RunFolder
 from fishnet.tasks import get_task, loaded_tasks
-from tests.processes import assert_equal_runs, run, run_here, signal_at_step, start
+from tests.processes import assert_equal_runs, run, run_alone, run_here, signal_at_step, start
 from tests.toy.data import write
 from tests.toy.task import install
 
@@ -147,8 +146,7 @@ def test_an_export_runs_alone(home: Path, photos: Path, trained: RunFolder) -> N
     assert [entry["brightness"] for entry in ours] == pytest.approx(wanted, abs=2e-3)
 
     files = [str(photos / "val" / Path(entry["file"]).name) for entry in theirs]
-    command = [sys.executable, str(out / "runner.py"), *files]
-    alone = subprocess.run(command, env={"PATH": "/usr/bin"}, cwd=home, capture_output=True, text=True)
+    alone = run_alone(out, *files, away=home / "away")
     assert alone.returncode == 0, alone.stderr
     found = [json.loads(line)["predictions"][0]["brightness"] for line in alone.stdout.splitlines()]
     assert found == pytest.approx(wanted, abs=2e-3)

@@ -81,8 +81,8 @@ class Difference:
         """Raise FishnetError if a difference is out of tolerance."""
         if not self.order <= tolerance.outputs:  # also true for NaN
             raise FishnetError(
-                f"the outputs of the exported network depend on the images before: they change by {self.order:.2g}, at "
-                f"most {tolerance.outputs:.2g} is allowed; nothing was written. Use another --format, such as "
+                f"the outputs of the exported network depend on the images before: they change by {self.order:.2g}, "
+                f"more than the allowed {tolerance.outputs:.2g}; nothing was written. Try another format, such as "
                 "--format onnx"
             )
         worst = largest(*self.outputs.values())
@@ -96,8 +96,8 @@ class Difference:
         for name, value, limit in limits:
             if not value <= limit:  # also true for NaN
                 raise FishnetError(
-                    f"the exported network differs from PyTorch's: {name} {value:.2g}, at most {limit:.2g} is allowed; "
-                    "nothing was written. Try another --format or --precision"
+                    f"the exported network differs from PyTorch's: {name} {value:.2g}, more than the allowed "
+                    f"{limit:.2g}; nothing was written. Try another --format or --precision"
                 )
 
     def describe(self) -> str:

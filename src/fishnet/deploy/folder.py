@@ -67,7 +67,7 @@ def write_runner(folder: Path, package: str, decoders: Iterable[str]) -> None:
             atomic_write(folder / PACKAGE / entry.name, entry.read_text("utf-8"))
     for name in decoders:
         if name not in HEADS:
-            raise UsageError(f"there is no decoder {name!r}: register it with fishnet.runner.heads.register_decoder")
+            raise UsageError(f"no decoder named {name!r} is registered; call fishnet.runner.heads.register_decoder")
         if not HEADS[name].__module__.startswith(f"{SOURCE}."):
             atomic_write(folder / PACKAGE / f"{COPIED}{name}.py", standalone_source(HEADS[name]))
     atomic_write(folder / "runner.py", RUNNER.replace("{package}", package))

@@ -47,9 +47,10 @@ def parts_of(network: Network, card: ModelCard) -> dict[str, Part]:
     """
     height, width = _example_size(network, card)
     example = torch.zeros(2, card.architecture.in_chans, height, width)
-    parts = {DENSE: Part(DenseGraph(network), "images", example, _multiple(network))}
-    for name, head in network.heads.items():
-        parts |= export_of(head).parts(network, name)
+    dense = DenseGraph(network)
+    parts = {DENSE: Part(dense, "images", example, _multiple(network))}
+    for name, export in dense.exports.items():
+        parts |= export.parts(network, name)
     return {name: replace(part, module=part.module.eval()) for name, part in parts.items()}
 
 

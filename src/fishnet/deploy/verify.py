@@ -11,7 +11,6 @@ from PIL import Image
 from torch import Tensor
 
 from fishnet.deploy.difference import Difference, largest
-from fishnet.deploy.heads.registry import export_of
 from fishnet.deploy.parts import DenseGraph, head_specs
 from fishnet.errors import FishnetError
 from fishnet.exported import ExportedRuntime
@@ -66,8 +65,7 @@ def compare(
             first = first or (arrays, {name: value.copy() for name, value in outputs.items()})
             answers = exported(inputs)
             for name, (answer,) in reference(inputs).items():
-                export = export_of(network.heads[name])
-                export.compare(found, answer, answers[name][0], specs[name], precision)
+                dense.exports[name].compare(found, answer, answers[name][0], specs[name], precision)
             found.images += 1
         if first is not None:
             found.order = largest(found.order, _change(graph(first[0]), first[1]))

@@ -240,3 +240,24 @@ def _group_norm(norm: nn.Module) -> nn.Module:
             made.bias.requires_grad_(norm.bias.requires_grad)
     made.training = norm.training
     return made
+
+
+def gradients_with_fixed_statistics(
+    gradient: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, variance: Tensor, eps: float, wanted: list[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients by maps, weight and bias of a BatchNorm whose mean and variance (C,) are constants.
+
+    Args:
+        gradient: Gradient by the normalized maps (N, C, H, W).
+        x: Maps (N, C, H, W).
+        weight: Weight (C,), or None.
+        mean: Mean of each channel (C,).
+        variance: Variance of each channel (C,).
+        eps: Constant that is added to the variance.
+        wanted: Which of the three gradients to compute.
+    """
+    unused = mean.new_empty(0)  # statistics of the batch; kernels of GPUs do not take None without gradient by the maps
+    found: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.native_batch_norm_backward(
+        gradient, x, weight, mean, variance, unused, unused, False, eps, wanted
+    )
+    return found

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from fishnet.models.norms import gradients_with_fixed_statistics
+
 
 class _Node(FunctionCtx):
     """What a BatchNorm with ReLU keeps for the backward pass, and for a moment in it."""
@@ -114,17 +116,11 @@ class _NormRelu(torch.autograd.Function):
             gradient = torch.ops.aten.threshold_backward.grad_input(gradient, y, 0, grad_input=y)
         else:
             gradient = torch.ops.aten.threshold_backward(gradient, y, 0)
-        batch = (None, None, mean, spread)
-        unused = mean.new_empty(0)  # kernels of GPUs do not take None if the gradient by the maps is not wanted
-        frozen = (mean, spread, unused, unused)
+        wanted = [ctx.needs_input_grad[0], weight is not None, weight is not None]
+        if not ctx.batch_statistics:
+            return (*gradients_with_fixed_statistics(gradient, x, weight, mean, spread, ctx.eps, wanted), None, None)
         found = torch.ops.aten.native_batch_norm_backward(
-            gradient,
-            x,
-            weight,
-            *(batch if ctx.batch_statistics else frozen),
-            ctx.batch_statistics,
-            ctx.eps,
-            [ctx.needs_input_grad[0], weight is not None, weight is not None],
+            gradient, x, weight, None, None, mean, spread, True, ctx.eps, wanted
         )
         return (*found, None, None)
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from fishnet.models.distributed import world_size
+from fishnet.models.norms import gradients_with_fixed_statistics
 
 
 class SharedBatchNorm2d(nn.BatchNorm2d):
@@ -102,9 +103,9 @@ class _Normalized(torch.autograd.Function):
         x, weight, count, mean, variance = ctx.saved_tensors
         by_weight = by_bias = torch.zeros_like(weight)
         if x.numel():
-            unused = mean.new_empty(0)  # the statistics of the batch; kernels of GPUs do not take None
-            _, by_weight, by_bias = torch.ops.aten.native_batch_norm_backward(
-                gradient, x, weight, mean, variance, unused, unused, False, ctx.eps, [False, True, True]
+            wanted = [False, True, True]
+            _, by_weight, by_bias = gradients_with_fixed_statistics(
+                gradient, x, weight, mean, variance, ctx.eps, wanted
             )
         sums = torch.stack([by_weight, by_bias]).double()
         torch.distributed.all_reduce(sums)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from dataclasses import dataclass
 from typing import Generic, TypeVar, cast
 
@@ -13,6 +11,7 @@ from fishnet.deploy import heads
 from fishnet.deploy.difference import Difference
 from fishnet.errors import UsageError
 from fishnet.files import Json
+from fishnet.models.heads.registry import import_modules
 from fishnet.models.heads.types import Raw, Size
 from fishnet.models.network import Network
 
@@ -80,9 +79,10 @@ def export_of(head: nn.Module) -> HeadExport[nn.Module, object]:
     Raises:
         UsageError: Heads of this kind cannot be exported.
     """
-    for module in pkgutil.iter_modules(heads.__path__, f"{heads.__name__}."):
-        importlib.import_module(module.name)
-    for kind in type(head).__mro__:
+    kinds = type(head).__mro__
+    if not any(kind in EXPORTS for kind in kinds):
+        import_modules(heads)
+    for kind in kinds:
         if kind in EXPORTS:
             return EXPORTS[kind]
     name = type(head).__name__

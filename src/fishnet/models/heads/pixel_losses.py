@@ -114,18 +114,19 @@ def lovasz(pixels: Pixels, options: LossOptions) -> Tensor:
     """
     found = pixels.logits.softmax(1).movedim(1, 0).flatten(1)
     labels, own = _joined(pixels.labels.flatten())
-    valid = labels != pixels.ignore_index
-    present = labels[valid].bincount().nonzero().flatten().tolist()
+    valid = pixels.valid.flatten()
+    present = labels[labels != pixels.ignore_index].bincount().nonzero().flatten().tolist()
     with torch.no_grad():
         constant, slopes = found.new_zeros(()), torch.zeros_like(found)
         for index in present:
             truth = labels == index
+            inside = truth[own]
             # pixels without label come last in the order of the errors, where the slopes are 0
-            errors = (truth[own].to(found.dtype) - found[index]).abs().where(valid[own], -1)
+            errors = (inside.to(found.dtype) - found[index]).abs().where(valid, -1)
             by_error = _slopes(_joined(errors)[0], truth)[own].to(found.dtype)
             # an error is 1 - p where the class is true, and p elsewhere
-            constant += (by_error * truth[own]).sum()
-            slopes[index] = by_error.where(~truth[own], -by_error)
+            constant += (by_error * inside).sum()
+            slopes[index] = by_error.where(~inside, -by_error)
     return ((found * slopes).sum() + constant) * (world_size() / max(1, len(present)))
 
 

@@ -6,6 +6,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable
 from importlib import metadata
+from types import ModuleType
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 from torch import nn
@@ -61,8 +62,7 @@ def head_kind(name: object) -> HeadKind[Any]:
     """
     problems = ""
     if name not in HEADS:
-        for module in pkgutil.iter_modules(heads.__path__, f"{heads.__name__}."):
-            importlib.import_module(module.name)
+        import_modules(heads)
     if name not in HEADS:
         problems = _load_other_tasks()
     if name not in HEADS:
@@ -70,6 +70,12 @@ def head_kind(name: object) -> HeadKind[Any]:
         near = did_you_mean(str(name), known)
         raise UsageError(f"unknown head {name!r}.{near} Known are {', '.join(known)}{problems}")
     return HEADS[str(name)]
+
+
+def import_modules(package: ModuleType) -> None:
+    """Import all modules of a package, which register what they define."""
+    for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+        importlib.import_module(module.name)
 
 
 def _load_other_tasks() -> str:

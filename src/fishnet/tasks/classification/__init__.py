@@ -8,7 +8,7 @@ from fishnet.tasks.base import TaskKind
 from fishnet.tasks.classification.evaluator import DISPLAY
 from fishnet.tasks.classification.foreign import load_foreign
 from fishnet.tasks.classification.options import ClassificationConfig, ClassificationOptions, choose_recipe
-from fishnet.tasks.classification.task import ClassificationTask, describe_preprocessing
+from fishnet.tasks.classification.task import ClassificationTask, square_preprocessing
 from fishnet.tasks.classification.training import ClassificationTraining
 
 TASK = TaskKind(
@@ -27,7 +27,7 @@ TASK = TaskKind(
     split_data=split_classification,
     can_split=can_split,
     layouts="a folder per class, or train/ with one, or train/ with labels.csv",
-    preprocessing=describe_preprocessing,
+    preprocessing=square_preprocessing,
     load_foreign=load_foreign,
 )
 

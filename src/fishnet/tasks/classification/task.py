@@ -43,7 +43,7 @@ def is_multi_label(card: ModelCard) -> bool:
     return bool(card.architecture.heads[HEAD].multi_label)
 
 
-def describe_preprocessing(card: ModelCard) -> Json:
+def square_preprocessing(card: ModelCard) -> Json:
     """Return the square crop of a classifier, for exported networks."""
     how = crop_of(card)
     return {"kind": "square", "size": card.size, "crop_pct": how.crop_pct, "interpolation": how.interpolation}
