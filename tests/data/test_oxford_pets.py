@@ -122,7 +122,7 @@ def test_damaged_images_are_left_out_and_named(source: Path, tmp_path: Path) -> 
     report = convert_pets(copy, tmp_path / "out", val=0)
     assert report.images["train"] == 68
     (note,) = [note for note in report.notes if "left out" in note]
-    assert note.startswith("4 images were left out")
+    assert note.startswith("left out 4 images: ")
     for text in ("there is no such file", "cannot be read", "has 9x9 pixels", "values other than 1 (pet)"):
         assert text in note
     # a trimap without a pet has no box, rather than an empty one

@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -223,6 +224,25 @@ def test_a_missing_object_counts_even_if_it_is_the_only_one() -> None:
     # by rounding, an object of nearly the least score may be missing
     compare_objects(found, box, none, "fp32", least=0.899)
     assert (found.objects, found.matched) == (1, 0)
+
+
+def test_keypoints_that_moved_are_no_success() -> None:
+    objects = {
+        "boxes": torch.tensor([[0.0, 0, 40, 40]]),
+        "scores": torch.tensor([0.9]),
+        "labels": torch.tensor([1]),
+        "keypoints": torch.rand(1, 40, 3) * 40,
+    }
+    # ties between two maxima of a heatmap may be broken differently
+    for moved, fits in ((0, True), (2, True), (3, False)):
+        other = {name: value.clone() for name, value in objects.items()}
+        other["keypoints"][0, :moved, 0] += 5
+        found = Difference(images=1)
+        compare_objects(found, objects, other, "fp32", least=0.05)
+        assert (found.keypoints, found.near) == (40, 40 - moved)
+        assert f"{100 - 2.5 * moved:.2f} % of keypoints within 1 px" in found.describe()
+        with nullcontext() if fits else pytest.raises(FishnetError, match=r"keypoints that moved 0\.075"):
+            found.check(TOLERANCES["fp32"])
 
 
 def test_images_to_compare_on_are_spaced_evenly(tmp_path: Path) -> None:

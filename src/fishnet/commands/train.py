@@ -12,7 +12,7 @@ from typing import Any, Literal, overload
 from fishnet.commands.hints import suggest
 from fishnet.config import TrainConfig
 from fishnet.environment import announce, is_main_process
-from fishnet.errors import FishnetError, UsageError, did_you_mean, quoted
+from fishnet.errors import FishnetError, UsageError, counted, did_you_mean, quoted
 from fishnet.files import sweep_partials
 from fishnet.models.build import takes_vector
 from fishnet.models.checkpoints.pretrained import packaged_weights
@@ -200,7 +200,8 @@ def fit_batch_size(job: Training) -> None:
     parts = config.accumulate * config.devices * config.nodes
     if config.batch_size > images >= parts:
         batch = images - images % parts
-        announce(f"batch size {config.batch_size} reduced to {batch}: the training split has {images} images")
+        found = counted(images, "image")
+        announce(f"batch size {config.batch_size} reduced to {batch}: the training split has {found}")
         config.batch_size = batch
 
 

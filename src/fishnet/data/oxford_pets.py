@@ -26,7 +26,7 @@ from fishnet.data.folders import Placer, check_root, read_lines
 from fishnet.data.images import BadImageError, image_shape
 from fishnet.data.levels import IGNORE, ImageLabels, LayoutWriter, LevelClasses, ObjectLabels
 from fishnet.data.stratify import stratify
-from fishnet.errors import FishnetError, UsageError
+from fishnet.errors import FishnetError, UsageError, counted
 
 LAYOUT = "images/*.jpg, annotations/trainval.txt, annotations/test.txt and annotations/trimaps/*.png"
 BREEDS = 37
@@ -171,7 +171,7 @@ def _notes(breeds: list[str], left_out: list[str]) -> list[str]:
     )
     if left_out:
         shown = "; ".join(left_out[:5]) + ("; ..." if len(left_out) > 5 else "")
-        notes.append(f"{len(left_out)} images were left out: {shown}")
+        notes.append(f"left out {counted(len(left_out), 'image')}: {shown}")
     return notes
 
 

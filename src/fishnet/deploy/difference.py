@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fishnet.errors import FishnetError
+from fishnet.errors import FishnetError, counted
 from fishnet.files import Json
 
 
@@ -29,15 +29,23 @@ class Tolerance:
     """
     overlap: float = 0.5
     """Minimum IoU of the boxes of an object for a match."""
+    keypoints: float = 0.0
+    """Minimum fraction of the keypoints of matched objects that both detect within `NEAR` pixels.
+
+    A keypoint is the maximum of a heatmap: rounding moves it far where two maxima are nearly equal.
+    """
 
 
 TOLERANCES = {
-    "fp32": Tolerance(1e-3, 1e-3, 0.1, 1e-2, 0.98, 0.9),
+    "fp32": Tolerance(1e-3, 1e-3, 0.1, 1e-2, 0.98, 0.9, keypoints=0.95),
     "fp16": Tolerance(0.05, agreement=0.9),
     "bf16": Tolerance(0.2, agreement=0.8),
     "int8": Tolerance(0.5, agreement=0.6),
 }
 """Tolerances by precision; those below fp32 only detect defects, since `--max-drop` controls the accuracy."""
+
+NEAR = 1.0
+"""Maximum distance of a keypoint from PyTorch's for both to agree, in pixels of the network's input."""
 
 
 def largest(*values: float) -> float:
@@ -63,6 +71,10 @@ class Difference:
     """Difference of mask probabilities."""
     keypoint: float = 0.0
     """Difference of keypoint coordinates, in pixels of the network's input."""
+    keypoints: int = 0
+    """Number of keypoints compared."""
+    near: int = 0
+    """Number of these keypoints that both detect within `NEAR` pixels."""
     pixels: float = 1.0
     """Minimum fraction of the pixels of an image with the same class."""
     objects: int = 0
@@ -76,6 +88,18 @@ class Difference:
     def agreement(self) -> float:
         """Fraction of objects that both detect, over all images, or of pixels with the same class if that is lower."""
         return min(self.pixels, self.matched / self.objects if self.objects else 1.0)
+
+    @property
+    def keypoint_agreement(self) -> float:
+        """Fraction of keypoints that both detect within `NEAR` pixels."""
+        return self.near / self.keypoints if self.keypoints else 1.0
+
+    def add_keypoints(self, wanted: np.ndarray, got: np.ndarray) -> None:
+        """Add the differences of the keypoints of an object, both (K, 3): x, y and visibility."""
+        moved = np.abs(wanted[:, :2] - got[:, :2]).max(axis=1)
+        self.keypoint = largest(self.keypoint, *moved.tolist())
+        self.keypoints += len(moved)
+        self.near += int((moved <= NEAR).sum())
 
     def check(self, tolerance: Tolerance) -> None:
         """Raise FishnetError if a difference is out of tolerance."""
@@ -92,6 +116,7 @@ class Difference:
             ("boxes", self.box, tolerance.box),
             ("masks", self.mask, tolerance.mask),
             ("disagreement", 1 - self.agreement, 1 - tolerance.agreement),
+            ("keypoints that moved", 1 - self.keypoint_agreement, 1 - tolerance.keypoints),
         ]
         for name, value, limit in limits:
             if not value <= limit:  # also true for NaN
@@ -105,9 +130,11 @@ class Difference:
         parts = [f"outputs {largest(*self.outputs.values()):.1e}", f"scores {self.score:.1e}"]
         if self.objects:
             masks = [f"masks {self.mask:.1e}"] if self.has_masks else []
-            parts += [f"boxes {self.box:.1e} px", *masks, f"of {self.objects} objects"]
+            near = f"{100 * self.keypoint_agreement:.2f} % of keypoints within {NEAR:g} px"
+            points = [near] if self.keypoints else []
+            parts += [f"boxes {self.box:.1e} px", *masks, *points, f"of {counted(self.objects, 'object')}"]
         parts.append(f"{100 * self.agreement:.2f} % agree")
-        return f"largest differences from PyTorch on {self.images} images: " + ", ".join(parts)
+        return f"largest differences from PyTorch on {counted(self.images, 'image')}: " + ", ".join(parts)
 
     def to_dict(self) -> Json:
         """Return the differences as JSON values."""
@@ -119,6 +146,7 @@ class Difference:
             "box": float(f"{self.box:.3g}"),
             "mask": float(f"{self.mask:.3g}"),
             "keypoint": float(f"{self.keypoint:.3g}"),
+            "keypoint_agreement": self.keypoint_agreement,
             "agreement": self.agreement,
             "objects": self.objects,
         }

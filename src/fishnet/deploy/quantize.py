@@ -14,7 +14,7 @@ from PIL import Image
 
 from fishnet.data.images import read_image
 from fishnet.deploy.convert import quiet
-from fishnet.errors import FishnetError, UsageError
+from fishnet.errors import FishnetError, UsageError, counted
 from fishnet.exported import ExportedRuntime
 from fishnet.runner.engine import DENSE, Engine
 from fishnet.runner.graphs import compiled, openvino_settings
@@ -83,8 +83,8 @@ def calibration_images(folder: Path) -> list[Image.Image]:
     files = [path for path in image_files(folder) if path.parent.name != "labels"]
     if len(files) < LEAST_IMAGES:
         raise UsageError(
-            f"--calibration {folder} has {len(files)} images: give at least {LEAST_IMAGES} representative images, "
-            "better some hundreds"
+            f"--calibration {folder} has {counted(len(files), 'image')}: give at least {LEAST_IMAGES} representative "
+            "images, better some hundreds"
         )
     return [read_image(path) for path in evenly_spaced(files, MOST_IMAGES)]
 

@@ -92,7 +92,7 @@ def test_annotated_categories_are_read(folder: Path) -> None:
     assert found["000"].annotated is None
     assert found["001"] is None
     (note,) = open_detection(folder, "train").notes
-    assert "1 images are annotated for some categories only" in note
+    assert "1 image annotated for some categories only" in note
 
 
 @pytest.mark.parametrize("value", [[7], "car", [True], [1.5], [None]])

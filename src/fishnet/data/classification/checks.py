@@ -14,7 +14,7 @@ from fishnet.data.checks import CheckReport, ImageFacts, Severity, inspect_image
 from fishnet.data.classification.layouts import LAYOUTS, Listing, Target, available_splits, explain_classes, list_split
 from fishnet.data.folders import all_files, image_files, subfolders
 from fishnet.data.images import IMAGE_EXTENSIONS
-from fishnet.errors import FishnetError, UsageError, quoted
+from fishnet.errors import FishnetError, UsageError, counted, quoted
 
 KINDS: dict[str, tuple[Severity, str]] = {
     "layout": ("error", "lists or folders that cannot be used"),
@@ -123,7 +123,7 @@ def _check_other_files(root: Path, split: str, listing: Listing, report: CheckRe
     if listing.kind == "coco" and listing.names and listing.names[0].startswith(f"{split}/images/"):
         folder = folder / "images"  # next to it are the label maps for segmentation
     if listing.unlabeled:
-        report.add("unlabeled", split, f"{len(listing.unlabeled)} images of {listing.place.name}")
+        report.add("unlabeled", split, f"{counted(len(listing.unlabeled), 'image')} of {listing.place.name}")
     listed = {*listing.names, *listing.unlabeled}
     for path in all_files(folder, root):
         name = path.as_posix()

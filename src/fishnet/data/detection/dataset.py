@@ -261,7 +261,7 @@ def open_detection(
         note = f"{path}: excluded {len(file.left_out)} objects whose box has no area (annotations {shown})"
         dataset.notes.append(note)
     if partly := sum(len(listed) < len(file.classes) for listed in file.annotated.values()):
-        note = f"{path}: {partly} images are annotated for some categories only; the others are ignored in them"
+        note = f"{path}: {counted(partly, 'image')} annotated for some categories only; the others are ignored there"
         dataset.notes.append(note)
     dataset.skip_bad = bad_images == "skip"
     return dataset

@@ -24,7 +24,7 @@ from fishnet.data.levels import ANNOTATED, IGNORE, LEVELS, ImageLabels, Level, L
 from fishnet.data.segmentation.dataset import SegmentationDataset, open_segmentation
 from fishnet.data.segmentation.layouts import layout_of
 from fishnet.data.segmentation.layouts import resolve_split as resolve_pixel_split
-from fishnet.errors import FishnetError, UsageError, did_you_mean
+from fishnet.errors import FishnetError, UsageError, counted, did_you_mean
 
 LAYOUT = (
     "DIR/annotations/instances_<split>.json with DIR/<split>/images/, and DIR/<split>/labels/ with DIR/classes.json; "
@@ -239,7 +239,7 @@ def open_multitask(
     notes = [note for one in regions for note in one.notes]
     for source in sources:
         if source.level is None and (missing := without_labels(source.root, split, table)):
-            many = f"skipped {len(missing)} images without a label of any level, such as {missing[0]}"
+            many = f"skipped {counted(len(missing), 'image')} without a label of any level, such as {missing[0]}"
             notes.append(f"{source.root}, {split}: {many}")
     return MultitaskSplit(split, names, list(table), rows[:, 0], regions, rows[:, 1:3], pixels, rows[:, 3:5], notes)
 

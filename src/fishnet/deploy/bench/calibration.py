@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import functional as F
 
 from fishnet.data.folders import evenly_spaced, image_files
 from fishnet.data.images import read_image
-from fishnet.errors import UsageError
+from fishnet.errors import UsageError, counted
 
 FEWEST, MOST = 10, 300
 
@@ -27,7 +27,7 @@ def find_photos(folder: Path) -> list[Path]:
         raise UsageError(f"--calibration {folder} is not a folder; give a folder of representative photos")
     found = list(image_files(folder))
     if len(found) < FEWEST:
-        raise UsageError(f"--calibration {folder} has {len(found)} images; int8 needs at least {FEWEST}")
+        raise UsageError(f"--calibration {folder} has {counted(len(found), 'image')}; int8 needs at least {FEWEST}")
     return evenly_spaced(found, MOST)
 
 
