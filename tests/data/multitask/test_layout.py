@@ -60,7 +60,7 @@ def test_each_image_has_the_labels_that_were_written(folder: Path) -> None:
     assert split.counts() == dict.fromkeys(names, 1)
     assert split.known.sum(0).tolist() == [4, 4, 4]
     (note,) = split.notes
-    assert re.search(r"skipped 1 images without a label of any level, such as .*006\.jpg", note)
+    assert re.search(r"skipped 1 image without a label of any level, such as .*006\.jpg", note)
 
 
 def test_each_task_takes_its_level_and_unlabeled_is_not_empty(folder: Path) -> None:

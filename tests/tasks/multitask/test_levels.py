@@ -183,7 +183,7 @@ def test_images_without_any_label_are_left_out_with_a_note(tmp_path: Path, capsy
     training = MultitaskTraining(resolve(get_task("multitask"), "scratch_small", {"data": str(root)}))
     assert (len(training.train_data), len(training.val_data)) == (4, 1)
     printed = capsys.readouterr()
-    assert "skipped 1 images without a label of any level, such as" in printed.out + printed.err
+    assert "skipped 1 image without a label of any level, such as" in printed.out + printed.err
 
 
 def test_only_a_chosen_level_is_learned_and_other_images_are_left_out(data: Path) -> None:
