@@ -45,7 +45,7 @@ TOLERANCES = {
 """Tolerances by precision; those below fp32 only detect defects, since `--max-drop` controls the accuracy."""
 
 NEAR = 1.0
-"""Maximum distance of a keypoint from PyTorch's for both to agree, in pixels of the network's input."""
+"""Maximum difference of a keypoint's coordinates for both to agree, in pixels of the network's input."""
 
 
 def largest(*values: float) -> float:
@@ -116,7 +116,7 @@ class Difference:
             ("boxes", self.box, tolerance.box),
             ("masks", self.mask, tolerance.mask),
             ("disagreement", 1 - self.agreement, 1 - tolerance.agreement),
-            ("keypoints that moved", 1 - self.keypoint_agreement, 1 - tolerance.keypoints),
+            ("fraction of keypoints that moved", 1 - self.keypoint_agreement, 1 - tolerance.keypoints),
         ]
         for name, value, limit in limits:
             if not value <= limit:  # also true for NaN
@@ -130,9 +130,9 @@ class Difference:
         parts = [f"outputs {largest(*self.outputs.values()):.1e}", f"scores {self.score:.1e}"]
         if self.objects:
             masks = [f"masks {self.mask:.1e}"] if self.has_masks else []
-            near = f"{100 * self.keypoint_agreement:.2f} % of keypoints within {NEAR:g} px"
-            points = [near] if self.keypoints else []
-            parts += [f"boxes {self.box:.1e} px", *masks, *points, f"of {counted(self.objects, 'object')}"]
+            parts += [f"boxes {self.box:.1e} px", *masks, f"of {counted(self.objects, 'object')}"]
+        if self.keypoints:
+            parts.append(f"{100 * self.keypoint_agreement:.2f} % of keypoints within {NEAR:g} px")
         parts.append(f"{100 * self.agreement:.2f} % agree")
         return f"largest differences from PyTorch on {counted(self.images, 'image')}: " + ", ".join(parts)
 
