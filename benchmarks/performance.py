@@ -25,7 +25,7 @@ from fishnet.models.precision import cpu_flags, has_bf16
 
 OURS, THEIRS = "fishnet150", "pytorchcv:fishnet150@eager/fp32"
 PEERS = ("resnet101", "resnet152", "densenet161", "dla102", "hrnet_w18")
-EXPORTED = ("openvino", "openvino_fused")
+EXPORTED = ("openvino", "exported")
 Document = dict[str, Any]
 Verdict = tuple[str, bool | None]
 """What was measured, in words, and whether it reaches the target."""

@@ -100,7 +100,7 @@ def test_the_base_row_is_one_of_every_batch_and_size() -> None:
 
 
 def test_the_machine_is_measured_at_every_precision_without_disguised_runtimes() -> None:
-    cases = [case(runtime="fused"), Case("resnet18", 1, 32, "int8", "openvino_fused")]
+    cases = [case(runtime="fused"), Case("resnet18", 1, 32, "int8", "exported")]
     peaks = [found for found in with_peaks(cases) if found.model == PEAK]
     assert [(found.runtime, found.precision) for found in peaks] == [("channels_last", "fp32")]
 

@@ -285,12 +285,25 @@ def test_a_network_that_differs_is_not_exported(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_network_whose_answers_depend_on_the_rest_of_the_batch_is_not_exported(
+    model_of: Callable[[str], Path], photos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mixing(path: Path, form: str, precision: str, fixed: bool) -> Graph:
+        graph = open_graph(path, form, precision, fixed)
+        return lambda inputs: {name: value + 0.1 * (value - value.mean(0)) for name, value in graph(inputs).items()}
+
+    monkeypatch.setattr("fishnet.runner.engine.open_graph", mixing)
+    with pytest.raises(FishnetError, match=r"depend on the other images of a batch: they change by 0\.0"):
+        fishnet.export(str(model_of("segmenter")), str(tmp_path / "out"), "torch", images=str(photos[0].parent))
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("cause", ["the smallest size", "another size"])
 def test_a_network_whose_answers_depend_on_earlier_images_is_not_exported(
     cause: str, model_of: Callable[[str], Path], photos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def remembering(path: Path, form: str, precision: str) -> Graph:
-        graph = open_graph(path, form, precision)
+    def remembering(path: Path, form: str, precision: str, fixed: bool) -> Graph:
+        graph = open_graph(path, form, precision, fixed)
         seen: set[tuple[int, ...]] = set()
 
         def run(inputs: Arrays) -> Arrays:

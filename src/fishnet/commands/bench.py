@@ -59,8 +59,8 @@ def bench(
         size: Heights and widths of the images in pixels (default: 224).
         precision: fp32, bf16 (CPUs with bf16 instructions, GPUs), fp16 (GPUs), int8 (openvino) (default: fp32).
         runtime: eager (default layout of PyTorch), channels_last, fused (fishnet.deploy.fuse), compile (torch.compile),
-            onnxruntime, openvino (plain conversion), openvino_fused (default: the first three and, if installed,
-            openvino; with --train: the first two).
+            onnxruntime, openvino (plain conversion), exported (as fishnet export writes it for OpenVINO) (default: the
+            first three and, if OpenVINO is installed, the last two; with --train: the first two).
         train: Measure training steps of classifiers: forward, backward, SGD with momentum.
         sweep: Fit the exponents of time and memory as a function of image size, batch size, or multiply-adds (depth).
         ratio_to: Baseline that speeds are divided by: MODEL, MODEL@RUNTIME or MODEL@RUNTIME/PRECISION.
@@ -126,12 +126,12 @@ def _finish(document: Json, json: str | Path | None, picture: str | Path | None)
 
 
 def default_runtimes(train: bool, device: str) -> list[str]:
-    """Return the runtimes that are measured by default: those of PyTorch, and openvino if it is installed."""
+    """Return the runtimes that are measured by default: those of PyTorch, and if it is installed, those of OpenVINO."""
     import importlib.util
 
     found = ["eager", "channels_last", *([] if train else ["fused"])]
     has_openvino = importlib.util.find_spec("openvino") is not None
-    return [*found, "openvino"] if has_openvino and device == "cpu" and not train else found
+    return [*found, "openvino", "exported"] if has_openvino and device == "cpu" and not train else found
 
 
 def not_measurable(case: Case) -> str | None:

@@ -63,6 +63,8 @@ class Difference:
     """Difference of each output of the network, relative to its root mean square."""
     order: float = 0.0
     """Change of an output with the images that ran before, relative to its root mean square."""
+    batch: float = 0.0
+    """Change of an output if its image is in a batch with others, relative to its root mean square."""
     score: float = 0.0
     """Difference of scores."""
     box: float = 0.0
@@ -103,12 +105,13 @@ class Difference:
 
     def check(self, tolerance: Tolerance) -> None:
         """Raise FishnetError if a difference is out of tolerance."""
-        if not self.order <= tolerance.outputs:  # also true for NaN
-            raise FishnetError(
-                f"the outputs of the exported network depend on the images before: they change by {self.order:.2g}, "
-                f"more than the allowed {tolerance.outputs:.2g}; nothing was written. Try another format, such as "
-                "--format onnx"
-            )
+        for change, others in ((self.order, "the images before"), (self.batch, "the other images of a batch")):
+            if not change <= tolerance.outputs:  # also true for NaN
+                raise FishnetError(
+                    f"the outputs of the exported network depend on {others}: they change by {change:.2g}, "
+                    f"more than the allowed {tolerance.outputs:.2g}; nothing was written. Try another format, such as "
+                    "--format onnx"
+                )
         worst = largest(*self.outputs.values())
         limits = [
             ("outputs", worst, tolerance.outputs),
@@ -142,6 +145,7 @@ class Difference:
             "images": self.images,
             "outputs": {name: float(f"{value:.3g}") for name, value in self.outputs.items()},
             "order": float(f"{self.order:.3g}"),
+            "batch": float(f"{self.batch:.3g}"),
             "score": float(f"{self.score:.3g}"),
             "box": float(f"{self.box:.3g}"),
             "mask": float(f"{self.mask:.3g}"),

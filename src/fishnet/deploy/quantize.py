@@ -17,15 +17,15 @@ from fishnet.deploy.convert import quiet
 from fishnet.errors import FishnetError, UsageError, counted
 from fishnet.exported import ExportedRuntime
 from fishnet.runner.engine import DENSE, Engine
-from fishnet.runner.graphs import compiled, openvino_settings
 from fishnet.runner.head import Arrays, Graph
+from fishnet.runner.openvino_graph import as_graph, openvino_settings
 from fishnet.runner.signals import signal_stack_kept
 from fishnet.tasks.base import AnyTask, evaluate_network
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from openvino import Model, Node
+    from openvino import CompiledModel, Model, Node
 
 LEAST_IMAGES, MOST_IMAGES = 8, 300
 """Minimum and maximum number of calibration images."""
@@ -114,7 +114,7 @@ def quantize(
     found = {DENSE: own}
     for name, samples in regions.items():
         # a stage without regions cannot be calibrated
-        found[name] = _quantized(models[name], samples, "pooled") if samples else models[name]
+        found[name] = quantized(models[name], samples, "pooled") if samples else models[name]
     if control is None:
         return found, None
     before = control.measure(engine_of(plain))
@@ -134,7 +134,7 @@ def _compiled(model: Model) -> Graph:
     import openvino
 
     with signal_stack_kept():
-        return compiled(openvino.Core().compile_model(model, "CPU", openvino_settings("fp32")))
+        return as_graph(openvino.Core().compile_model(model, "CPU", openvino_settings("fp32")))
 
 
 def _region_inputs(
@@ -170,13 +170,13 @@ def _dense(
     graphs: Mapping[str, Graph],
 ) -> Model:
     if control is None:
-        return _quantized(model, images, "images", batch_of)
+        return quantized(model, images, "images", batch_of)
     import nncf
 
-    def validated(candidate: Callable[[Arrays], object], places: Iterable[int]) -> tuple[float, list[float]]:
+    def validated(candidate: CompiledModel, places: Iterable[int]) -> tuple[float, list[float]]:
         """Return the metric on the whole split, also as that of each image: NNCF would otherwise measure each of them
         by a call of its own."""
-        metric = control.measure(engine_of({**graphs, DENSE: compiled(candidate)}))
+        metric = control.measure(engine_of({**graphs, DENSE: as_graph(candidate)}))
         return metric, [metric for _ in places]
 
     with _silenced(), signal_stack_kept():
@@ -193,13 +193,20 @@ def _dense(
         )
 
 
-def _quantized(
+def quantized(
     model: Model,
     samples: Sequence[np.ndarray],
     name: str,
     convert: Callable[[np.ndarray], np.ndarray] = lambda sample: sample,
 ) -> Model:
-    """Return a model in int8, except for its last layers."""
+    """Return a model in int8, except for its last layers.
+
+    Args:
+        model: Model of OpenVINO in fp32.
+        samples: Samples to calibrate on.
+        name: Name of its input.
+        convert: Sample -> input of the model.
+    """
     import nncf
 
     with _silenced(), signal_stack_kept():

@@ -16,7 +16,7 @@ from fishnet.errors import FishnetError
 from fishnet.exported import ExportedRuntime
 from fishnet.models.network import Images, Network
 from fishnet.runner.engine import DENSE
-from fishnet.runner.head import Arrays
+from fishnet.runner.head import Arrays, Graph
 from fishnet.tasks.base import AnyTask, TorchRuntime
 
 
@@ -28,7 +28,7 @@ def compare(
     images: Sequence[Image.Image],
     precision: str,
 ) -> Difference:
-    """Return the differences on images, each as a batch of size 1.
+    """Return the differences on images, each as a batch of size 1, and those between this and a larger batch.
 
     Runtimes keep memory and compiled kernels of earlier image sizes, and may use them wrongly: the network runs a batch
     of the smallest size first and the first image again at the end, and `other` runs only the images.
@@ -69,6 +69,7 @@ def compare(
             found.images += 1
         if first is not None:
             found.order = largest(found.order, _change(graph(first[0]), first[1]))
+            found.batch = _change_in_batch(graph, *first)
         return found
 
 
@@ -99,6 +100,16 @@ def _smallest(exported: ExportedRuntime, image: Image.Image) -> np.ndarray:
 def _change(outputs: Arrays, before: Arrays) -> float:
     """Return the maximum change of an output."""
     return largest(*(_relative(value, before[name]) for name, value in outputs.items()))
+
+
+def _change_in_batch(graph: Graph, inputs: Arrays, before: Arrays) -> float:
+    """Return the maximum change of an output if the image, and its mirror image, are in a larger batch.
+
+    Batches may run in another way than single images; see `fishnet.runner.openvino_graph`.
+    """
+    outputs = graph({name: np.concatenate([value, value[..., ::-1]] * 2) for name, value in inputs.items()})
+    places = (0, 2)
+    return largest(*(_change({name: v[p : p + 1] for name, v in outputs.items()}, before) for p in places))
 
 
 def _inputs(network: Network, exported: ExportedRuntime, task: AnyTask, image: Image.Image) -> tuple[Images, Tensor]:

@@ -115,11 +115,13 @@ def open_engine(folder: Path, allow_fallback: bool = False) -> Engine:
                     f"{folder / name} does not belong to {EXPORT_JSON} beside it: it is damaged or of another model; "
                     "export the model again"
                 )
-    return Engine(preparation, heads, _opened(files, form, precision, allow_fallback or bool(found.get("fallback"))))
+    allowed = allow_fallback or bool(found.get("fallback"))
+    fixed = {DENSE} if preparation.kind == "square" else set()
+    return Engine(preparation, heads, _opened(files, fixed, form, precision, allowed))
 
 
 def _opened(
-    files: Mapping[str, tuple[Path, dict[str, str]]], form: str, precision: str, allow_fallback: bool
+    files: Mapping[str, tuple[Path, dict[str, str]]], fixed: set[str], form: str, precision: str, allow_fallback: bool
 ) -> dict[str, Graph]:
     try:
         reason = lacking(form, precision)
@@ -129,4 +131,4 @@ def _opened(
     if reason is not None and not allow_fallback:
         raise RunnerError(f"{reason}: export the model in another precision, or allow fp32 with --allow-fallback")
     used = precision if reason is None else "fp32"
-    return {name: open_graph(path, form, used) for name, (path, _) in files.items()}
+    return {name: open_graph(path, form, used, name in fixed) for name, (path, _) in files.items()}

@@ -10,7 +10,6 @@ import numpy as np
 
 from .errors import RunnerError
 from .head import Arrays, Graph
-from .signals import signal_stack_kept
 
 FORMATS = ("torch", "onnx", "openvino")
 """Formats of graphs."""
@@ -18,7 +17,6 @@ SUFFIXES = {"torch": ".pt2", "onnx": ".onnx", "openvino": ".xml"}
 """File name extension of each format."""
 PACKAGES = {"torch": "torch", "onnx": "onnxruntime", "openvino": "openvino"}
 """Package that runs each format."""
-_HINTS = {"fp32": "f32", "int8": "f32", "bf16": "bf16", "fp16": "f16"}
 _CAPABILITIES = {"fp32": "FP32", "int8": "INT8", "bf16": "BF16", "fp16": "FP16"}
 
 
@@ -47,20 +45,26 @@ def lacking(form: str, precision: str) -> str | None:
     return f"PyTorch has no fast {precision} on this CPU"
 
 
-def open_graph(path: Path, form: str, precision: str) -> Graph:
+def open_graph(path: Path, form: str, precision: str, fixed: bool = False, threads: int | None = None) -> Graph:
     """Load a graph file as a function from arrays to arrays.
 
     Args:
         path: File.
         form: torch, onnx or openvino.
         precision: Inference precision of OpenVINO; the graphs of other formats contain it.
+        fixed: Whether only the batch size varies, for which OpenVINO has faster models; see `OpenVINOGraph`.
+        threads: Number of threads of onnxruntime and OpenVINO; all cores by default.
 
     Raises:
         RunnerError: The package that runs it is missing, or the file is damaged.
     """
-    openers: dict[str, Callable[[Path, str], Graph]] = {"torch": _torch, "onnx": _onnx, "openvino": _openvino}
+    openers: dict[str, Callable[[], Graph]] = {
+        "torch": lambda: _torch(path),
+        "onnx": lambda: _onnx(path, threads),
+        "openvino": lambda: _openvino(path, precision, fixed, threads),
+    }
     try:
-        return openers[form](path, precision)
+        return openers[form]()
     except ImportError as error:
         raise RunnerError(f"{path} needs {PACKAGES[form]}: pip install {PACKAGES[form]} ({error})") from error
     except Exception as error:  # every runtime raises its own errors for files that it cannot read
@@ -81,11 +85,14 @@ def fingerprint(path: Path) -> str:
         raise RunnerError(f"cannot read {path}: {error.strerror}; the folder is incomplete, export it again") from error
 
 
-def _onnx(path: Path, precision: str) -> Graph:
+def _onnx(path: Path, threads: int | None) -> Graph:
     import onnxruntime
 
     onnxruntime.set_default_logger_severity(3)
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
 
     def run(inputs: Arrays) -> Arrays:
@@ -94,30 +101,13 @@ def _onnx(path: Path, precision: str) -> Graph:
     return run
 
 
-def _openvino(path: Path, precision: str) -> Graph:
-    from openvino import Core
+def _openvino(path: Path, precision: str, fixed: bool, threads: int | None) -> Graph:
+    from .openvino_graph import OpenVINOGraph
 
-    core = Core()
-    with signal_stack_kept():
-        return compiled(core.compile_model(core.read_model(str(path)), "CPU", openvino_settings(precision)))
+    return OpenVINOGraph(path, precision, fixed, threads)
 
 
-def openvino_settings(precision: str) -> dict[str, str]:
-    """Return the precision hint of OpenVINO: without it, CPUs with bf16 instructions compute in bf16."""
-    return {"INFERENCE_PRECISION_HINT": _HINTS[precision]}
-
-
-def compiled(model: Callable[[Arrays], object]) -> Graph:
-    """Return the function of a compiled model of OpenVINO."""
-
-    def run(inputs: Arrays) -> Arrays:
-        outputs = model(inputs)
-        return {key.get_any_name(): value for key, value in outputs.items()}  # type: ignore[attr-defined]
-
-    return run
-
-
-def _torch(path: Path, precision: str) -> Graph:
+def _torch(path: Path) -> Graph:
     import torch
 
     # guards would reject maps of one pixel, which these programs can compute

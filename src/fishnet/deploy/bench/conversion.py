@@ -1,4 +1,5 @@
-"""Conversion of networks for OpenVINO and ONNX Runtime with their own tools, as users of other libraries convert them.
+"""Conversion of networks for OpenVINO and ONNX Runtime: with their own tools, as users of other libraries convert them,
+or as `fishnet export` does.
 
 `fishnet.deploy.bench.prepare` runs it in a separate process, so that the memory of the conversion is not counted as
 that of the converted network.
@@ -6,17 +7,28 @@ that of the converted network.
 
 from __future__ import annotations
 
+import importlib.util
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
+from fishnet.deploy.convert import save_openvino, to_openvino, trace
+from fishnet.deploy.heads.registry import Part
+from fishnet.deploy.quantize import quantized
 from fishnet.errors import FishnetError
 from fishnet.models.fusing.network import NotFused, fuse
 from fishnet.runner.signals import signal_stack_kept
+
+if TYPE_CHECKING:
+    from openvino import Model
+
+INPUT = "images"
+"""Name of the input of an exported graph."""
 
 
 class Wanted(NamedTuple):
@@ -24,15 +36,15 @@ class Wanted(NamedTuple):
 
     format: str
     """openvino or onnx."""
-    fused: bool
-    """Whether the network is fused first."""
+    exported: bool
+    """Whether it is converted to the graph of `fishnet export`, for OpenVINO."""
     int8: bool
     """Whether convolutions and matrix products are quantized."""
 
     @property
     def file_name(self) -> str:
         """Name of the file."""
-        parts = [self.format, *(["fused"] if self.fused else []), *(["int8"] if self.int8 else [])]
+        parts = [self.format, *(["exported"] if self.exported else []), *(["int8"] if self.int8 else [])]
         return "_".join(parts) + (".onnx" if self.format == "onnx" else ".xml")
 
 
@@ -44,7 +56,7 @@ def convert(
     Args:
         network: Network in eval mode.
         example: Input of the size to run on.
-        wanted: Format, fusing and quantization.
+        wanted: Format, way of conversion, and quantization.
         file: File to write.
         calibration: Returns batches of images to calibrate int8 on.
 
@@ -52,10 +64,11 @@ def convert(
         FishnetError: int8 is requested and nncf is not installed.
     """
     network = network.eval()
-    if wanted.fused:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotFused)
-            network = fuse(network, example=example)
+    if wanted.int8:
+        require_nncf()
+    if wanted.exported:
+        save_openvino(exported(network, example, calibration() if wanted.int8 else None), file, half=False)
+        return
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if wanted.format == "onnx":
@@ -73,20 +86,52 @@ def convert(
         openvino.save_model(model, file, compress_to_fp16=False)
 
 
-def quantize(model: object, images: Iterable[Tensor]) -> object:
+class _Named(nn.Module):
+    """Network whose outputs have names, as `convert.trace` needs them."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Return all tensors that the network returns."""
+        return {f"output_{place}": value for place, value in enumerate(tree_leaves(self.network(images)))}
+
+
+def exported(network: nn.Module, example: Tensor, calibration: Iterable[Tensor] | None) -> Model:
+    """Return the graph of OpenVINO that `fishnet export` writes for images.
+
+    Args:
+        network: Network in eval mode.
+        example: Input (N, C, H, W).
+        calibration: Batches of images to quantize on; without them, the graph stays in floating point.
+
+    Raises:
+        FishnetError: torch.export cannot trace the network.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotFused)
+        network = fuse(network, example=example)
+    part = Part(_Named(network).eval(), INPUT, torch.cat([example[:1], example[:1]]), multiple=1)
+    model = to_openvino(trace(part)[0], part)
+    return model if calibration is None else quantized(model, [batch.numpy() for batch in calibration], INPUT)
+
+
+def require_nncf() -> None:
+    """Raise FishnetError if nncf is not installed."""
+    if importlib.util.find_spec("nncf") is None:
+        raise FishnetError("int8 needs nncf: pip install 'fishnet-vision[deploy]'")
+
+
+def quantize(model: Model, images: Iterable[Tensor]) -> Model:
     """Return an OpenVINO model with int8 convolutions and matrix products.
 
     Args:
         model: OpenVINO model.
         images: Batches (N, C, H, W) to calibrate on.
-
-    Raises:
-        FishnetError: nncf is not installed.
     """
-    try:
-        import nncf
-    except ImportError:
-        raise FishnetError("int8 needs nncf: pip install 'fishnet-vision[deploy]'") from None
+    import nncf
+
     nncf.set_log_level(40)
     batches = [batch.numpy() for batch in images]
     dataset, preset = nncf.Dataset(batches), nncf.QuantizationPreset.MIXED

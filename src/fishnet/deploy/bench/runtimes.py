@@ -19,6 +19,7 @@ from fishnet.deploy.bench import conversion
 from fishnet.errors import FishnetError, UsageError, did_you_mean
 from fishnet.models.fusing.network import NotFused, fuse
 from fishnet.models.precision import autocast, guard_bf16_on_cpu
+from fishnet.runner.graphs import open_graph
 from fishnet.runner.signals import signal_stack_kept
 
 Pass = Callable[[], object]
@@ -159,10 +160,10 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _open_openvino(job: Job, fused: bool = False) -> Opened:
+def _open_openvino(job: Job) -> Opened:
     import openvino
 
-    file = job.convert(conversion.Wanted("openvino", fused, job.precision == "int8"))
+    file = job.convert(conversion.Wanted("openvino", False, job.precision == "int8"))
     begin = time.perf_counter()
     core = openvino.Core()
     model = core.read_model(file)
@@ -174,6 +175,15 @@ def _open_openvino(job: Job, fused: bool = False) -> Opened:
         request = core.compile_model(model, "CPU", {**config, **hint.get(job.precision, {})}).create_infer_request()
     images = job.images().numpy()
     return Opened(lambda: request.infer([images], share_inputs=True), time.perf_counter() - begin)
+
+
+def _open_exported(job: Job) -> Opened:
+    file = job.convert(conversion.Wanted("openvino", True, job.precision == "int8"))
+    begin = time.perf_counter()
+    graph = open_graph(file, "openvino", job.precision, fixed=True, threads=job.threads)
+    inputs = {conversion.INPUT: job.images().numpy()}
+    graph(inputs)  # compiles it
+    return Opened(lambda: graph(inputs), time.perf_counter() - begin)
 
 
 def _open_onnxruntime(job: Job) -> Opened:
@@ -197,9 +207,7 @@ RUNTIMES: dict[str, Runtime] = {
     "compile": Runtime(lambda job: _open_torch(job, compiled=True), FLOATS, trains=True, cuda=True, counts=False),
     "onnxruntime": Runtime(_open_onnxruntime, frozenset({"fp32"}), "onnxruntime"),
     "openvino": Runtime(_open_openvino, frozenset({"fp32", "bf16", "int8"}), "openvino"),
-    "openvino_fused": Runtime(
-        lambda job: _open_openvino(job, fused=True), frozenset({"fp32", "bf16", "int8"}), "openvino", counts=False
-    ),
+    "exported": Runtime(_open_exported, frozenset({"fp32", "bf16", "int8"}), "openvino", counts=False),
 }
 """Runtimes by name: PyTorch in its default layout, in channels-last memory, after `fishnet.deploy.fuse`, compiled; the
-others with the original and with the fused network."""
+plain conversions; and the graph that `fishnet export` writes for OpenVINO, run as the exported network runs it."""
