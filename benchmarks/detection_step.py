@@ -129,8 +129,8 @@ def main() -> None:
         ratio >= 1.25 and difference < 1e-3,
         table,
         note=f"{threads} threads; forward, backward and optimizer, without loading; steps alternate. Losses from the "
-        f"same weights and samples; separate runs differ by up to {apart(ours, plain):.1e} after {STEPS} steps, those of "
-        f"torchvision's on {threads} threads and one by {apart(alone, plain):.1e}",
+        f"same weights and samples; separate runs differ by up to {apart(ours, plain):.1e} after {STEPS} steps, those "
+        f"of torchvision's on {threads} threads and one by {apart(alone, plain):.1e}",
     )
 
 

@@ -28,7 +28,8 @@ MATTER = {
     "32_camvid": "CamVid from scratch on two CPU cores, test split",
     "34_three_levels": "one network for class, objects and label map against three networks (300 photos)",
     "21_coco_figures": "COCO metrics against pycocotools",
-    "11_throughput": "speed of fishnet150 against pytorchcv's, same machine",
+    "40_paths": "speed of fishnet150 as a multiple of that of pytorchcv's in PyTorch, two CPU cores",
+    "45_training": "training steps of fishnet150, batch 16, likewise",
     "08_resume": "runs killed at random steps and resumed, against runs that were never killed",
 }
 """Results in README.md, with their titles there."""

@@ -79,6 +79,7 @@ class Results:
             "rounds": len(row.turns),
             "passes": len(row.seconds),
             "seconds": seconds,
+            "turn_seconds": row.turns,
             "spread": spread(row.turns),
             "images_per_second": case.batch / seconds,
             "p50": quantile(row.seconds, 0.5),
