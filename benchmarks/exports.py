@@ -27,7 +27,7 @@ from record import record
 from runs import fishnet
 from torchvision.ops import box_iou
 
-from fishnet.data.folders import image_files
+from fishnet.data.folders import image_files, photo_files
 from fishnet.data.run_lengths import decode
 from fishnet.deploy.difference import largest
 from fishnet.loading import load_model
@@ -75,6 +75,7 @@ class Compared:
         boxes = [torch.tensor(one["boxes"], dtype=torch.float64).reshape(-1, 4) for one in (wanted, got)]
         same = torch.tensor(wanted["indices"])[:, None] == torch.tensor(got["indices"])[None]
         overlap = box_iou(*boxes) * same.reshape(len(boxes[0]), len(boxes[1]))
+        extra = torch.tensor(got["scores"]) > SCORE + MARGIN
         for place, score in enumerate(wanted["scores"]):
             if score < SCORE + MARGIN:
                 continue
@@ -82,7 +83,8 @@ class Compared:
             if not overlap.shape[1] or float(overlap[place].max()) < 0.9:
                 continue
             other = int(overlap[place].argmax())
-            overlap[:, other] = 0
+            overlap[place, :] = overlap[:, other] = 0
+            extra[other] = False
             self.found += 1
             self.score = largest(self.score, abs(score - got["scores"][other]))
             self.box = largest(self.box, float((boxes[0][place] - boxes[1][other]).abs().max()))
@@ -90,9 +92,11 @@ class Compared:
                 runs = (wanted["masks"][place], got["masks"][other])
                 one, two = (decode([run], *run["size"])[0].bool() for run in runs)
                 self.mask = min(self.mask, float((one & two).sum() / (one | two).sum().clamp(min=1)))
+        # neither matches an object of the other, nor one that is just below the threshold there
+        self.objects += int((extra & ~(overlap >= 0.9).any(0)).sum())
 
     def good(self) -> bool:
-        """Whether the answers are the same."""
+        """Return whether the answers are the same."""
         objects = self.found == self.objects and self.box <= 0.1 and self.mask >= 0.99
         return objects and self.score <= 1e-3 and self.pixels >= 0.999
 
@@ -109,7 +113,7 @@ class Compared:
 
 def chosen_photos(folders: Iterable[Path], count: int) -> list[Path]:
     """Return photos spread over folders."""
-    files = [[path for path in image_files(folder) if path.parent.name != "labels"] for folder in folders]
+    files = [photo_files(folder) for folder in folders]
     share = -(-count // len(files))
     return [one[place] for one in files for place in np.linspace(0, len(one) - 1, share).astype(int)][:count]
 
@@ -120,13 +124,35 @@ def options_of(run: Path) -> dict[str, float]:
     return {"score": SCORE} if "score" in {option.name for option in fields(kind.options)} else {}
 
 
-def runs_alone(folder: Path, photos: list[Path], python: Path, work: Path) -> str:
-    """Return whether the runner of an export works in an environment without PyTorch, and gives the same objects."""
+def equal_alone(
+    folder: Path, photos: list[Path], python: Path, work: Path, exported: Predictor, options: dict[str, float]
+) -> int:
+    """Return the number of photos for which the runner of an export, without PyTorch, prints what it answers here."""
     subprocess.run([python, "-c", ALONE], check=True)
-    command = [python, folder / "runner.py", *photos, "--out", work / "maps"]
+    flags = [part for name, value in options.items() for part in (f"--{name}", value)]
+    command = [python, folder / "runner.py", *photos, "--out", work / "maps", *flags]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=work, check=True)
     lines = [json.loads(line) for line in done.stdout.splitlines()]
-    return f"{len(lines)} of {len(photos)} photos"
+    return sum(printed(line, exported(path)) for line, path in zip(lines, photos, strict=True))
+
+
+def printed(line: dict[str, Any], answer: dict[str, Any]) -> bool:
+    """Return whether a line of the runner is an answer of `Predictor`, to its rounding."""
+    levels = [level for level in ("image", "region", "pixel") if level in answer]
+    if levels:
+        return all(printed({**line, "predictions": line[level]}, answer[level]) for level in levels)
+    if "label_map" in answer:
+        with Image.open(line["label_map"]) as image:
+            return bool((np.asarray(image) == answer["label_map"]).mean() >= 0.999)
+    entries = line["predictions"]
+    if [entry["index"] for entry in entries] != list(answer["indices"]):
+        return False
+    pairs = [(entry["score"], score) for entry, score in zip(entries, answer["scores"], strict=True)]
+    far = [abs(a - b) > 1e-3 for a, b in pairs]
+    if "boxes" in answer:
+        boxes = zip((entry["box"] for entry in entries), answer["boxes"], strict=True)
+        far += [abs(a - b) > 0.1 for one, other in boxes for a, b in zip(one, other, strict=True)]
+    return not any(far)
 
 
 def equal(arguments: argparse.Namespace) -> None:
@@ -148,7 +174,10 @@ def equal(arguments: argparse.Namespace) -> None:
                 for path in photos:
                     found.add(reference(path), exported(path))
                 good &= found.good()
-                alone = runs_alone(folder, photos, arguments.alone, Path(text)) if arguments.alone else "not tried"
+                alone = "not tried"
+                if arguments.alone:
+                    same = equal_alone(folder, photos, arguments.alone, Path(text), exported, score)
+                    alone, good = f"{same} of {len(photos)} photos the same", good and same == len(photos)
                 row = {"task": reference.card.task, "model": reference.card.model, "format": form, **found.row()}
                 rows.append({**row, "runner without PyTorch": alone})
                 print(rows[-1], flush=True)

@@ -2,7 +2,7 @@
 
 python benchmarks/performance.py WHAT... [--calibration PHOTOS] [--rounds 10]
 
-WHAT is any of those below, or `all`. Each leaves docs/results/performance/WHAT.json, all that was measured, from which
+WHAT is any of those below, or `all`. Each writes all measurements to docs/results/performance/WHAT.json, from which
 docs/make_performance.py makes docs/performance.md, and a summary in docs/results. PHOTOS is a folder of photos for
 int8, such as pets3/train; without it the rows in int8 are left out. Nothing else should run on the machine.
 """

@@ -28,9 +28,9 @@ def record(
     Args:
         name: File name without suffix; results are listed in the order of these.
         title: What was measured.
-        target: The bar, in words.
-        measured: The figure, in words.
-        met: Whether the bar was reached; nothing where there is none.
+        target: Target, as text.
+        measured: Measured figures, as text.
+        met: Whether the target was reached; None if there is none.
         table: Rows with the same keys, shown below the figure.
         note: What else a reader should know.
     """

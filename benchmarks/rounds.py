@@ -32,7 +32,7 @@ class Ratio(NamedTuple):
 
 
 class Worker:
-    """A candidate in a process of its own, which runs a script with `serve` and takes its turn when it is told to.
+    """A candidate in a separate process, which runs a script with `serve`: one turn per request.
 
     Args:
         script: Script of the benchmark.

@@ -23,7 +23,7 @@ def fishnet(*arguments: str | Path, threads: int | None = None) -> float:
 
     Args:
         arguments: Command line.
-        threads: Threads of the arithmetic; nothing: all cores.
+        threads: Number of compute threads; None uses all cores.
 
     Raises:
         CalledProcessError: It failed.

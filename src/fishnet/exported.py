@@ -30,16 +30,25 @@ class ExportedRuntime:
         self.engine = engine
 
     def __call__(self, images: Images) -> Answers:
-        """Return the predictions by head, each with an entry per image."""
+        """Return the predictions by head, each with an entry per image.
+
+        Raises:
+            FishnetError: The runtime cannot compile the network.
+        """
+        try:
+            found = self._predicted(images)
+        except RunnerError as error:
+            raise FishnetError(str(error)) from error
+        return {name: [_tensors(answer) for answer in answers] for name, answers in found.items()}
+
+    def _predicted(self, images: Images) -> dict[str, list[object]]:
         if isinstance(images, Tensor) and images.is_floating_point():
             batch = images.float().cpu().numpy()
             size = batch.shape[2], batch.shape[3]
             canvas = padded([size], self.engine.preparation.multiple)
             batch = np.pad(batch, ((0, 0), (0, 0), (0, canvas[0] - size[0]), (0, canvas[1] - size[1])))
-            found = self.engine.decode(self.engine.raw(batch), canvas, [size] * len(batch))
-        else:
-            found = self.engine.run([image.cpu().permute(1, 2, 0).numpy() for image in images])
-        return {name: [_tensors(answer) for answer in answers] for name, answers in found.items()}
+            return self.engine.decode(self.engine.raw(batch), canvas, [size] * len(batch))
+        return self.engine.run([image.cpu().permute(1, 2, 0).numpy() for image in images])
 
 
 def _tensors(answer: object) -> object:
@@ -75,14 +84,18 @@ def exported_format(folder: Path) -> str:
         raise FishnetError(str(error)) from error
 
 
-def open_exported(folder: Path) -> ExportedRuntime:
+def open_exported(folder: Path, often: int | None = None) -> ExportedRuntime:
     """Open an exported network as a runtime.
+
+    Args:
+        folder: Exported folder.
+        often: See `fishnet.runner.engine.open_engine`.
 
     Raises:
         FishnetError: The folder is incomplete or damaged, the package that runs it is missing, or the machine lacks
             the precision.
     """
     try:
-        return ExportedRuntime(open_engine(folder))
+        return ExportedRuntime(open_engine(folder, often=often))
     except RunnerError as error:
         raise FishnetError(str(error)) from error

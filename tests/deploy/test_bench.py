@@ -25,7 +25,7 @@ from fishnet.deploy.bench.results import Results, table
 from fishnet.deploy.bench.rounds import Row
 from fishnet.deploy.bench.runtimes import RUNTIMES, Job, check_runtime
 from fishnet.deploy.bench.statistics import fit_power, spread
-from fishnet.deploy.bench.worker import Order
+from fishnet.deploy.bench.worker import Order, Worker
 from fishnet.errors import FishnetError, UsageError
 from fishnet.models.complexity import count
 from fishnet.models.fishnet import FishNet
@@ -99,10 +99,10 @@ def test_the_base_row_is_one_of_every_batch_and_size() -> None:
         find_base([*cases, case("b", runtime="fused")], "b")
 
 
-def test_the_machine_is_measured_at_every_precision_without_disguised_runtimes() -> None:
+def test_the_machine_is_measured_at_every_precision_in_the_runtimes_whose_kernels_are_used() -> None:
     cases = [case(runtime="fused"), Case("resnet18", 1, 32, "int8", "exported")]
     peaks = [found for found in with_peaks(cases) if found.model == PEAK]
-    assert [(found.runtime, found.precision) for found in peaks] == [("channels_last", "fp32")]
+    assert [(found.runtime, found.precision) for found in peaks] == [("channels_last", "fp32"), ("openvino", "int8")]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.name)
@@ -214,6 +214,13 @@ def test_a_killed_process_is_a_failed_row(tmp_path: Path) -> None:
     process.close()
 
 
+def test_a_network_that_cannot_be_fused_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("fishnet.models.fusing.network._difference", lambda before, after: 1.0)
+    worker = Worker(Order(case(runtime="fused"), 1, str(tmp_path), None))
+    assert worker.open()["remark"] == "not fused: the fused network differs by 1.0e+00: it is not used"
+    assert Worker(Order(case(), 1, str(tmp_path), None)).open()["remark"] is None
+
+
 def test_training_steps_are_measured(tmp_path: Path) -> None:
     found = bench(
         ["fishnet_nano:num_classes=5"], [2], [32], runtime=["channels_last"], train=True, rounds=1, peak=False
@@ -223,19 +230,20 @@ def test_training_steps_are_measured(tmp_path: Path) -> None:
     assert entry["memory"] > 2 * 4 * entry["parameters"]  # weights, gradients, momentum and activations
 
 
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_an_interruption_keeps_what_was_measured(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    signum: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     take = rounds._Turns.take
 
     def interrupted(self: rounds._Turns) -> None:
         if len(self.row.turns) == 2:
-            raise KeyboardInterrupt
+            signal.raise_signal(signum)
         take(self)
 
     monkeypatch.setattr(rounds._Turns, "take", interrupted)
     found = bench(["fishnet_nano"], size=[32], runtime=["eager"], rounds=9, peak=False, json=str(tmp_path / "b.json"))
-    assert found.exit_code == 130
+    assert found.exit_code == 128 + signum
     content = json.loads((tmp_path / "b.json").read_text("utf-8"))
     assert not content["complete"]
     assert content["rows"][0]["rounds"] == 2

@@ -249,6 +249,13 @@ def test_an_interrupted_comparison_goes_on(mini: Callable[[str], Path], tmp_path
     assert "--resume" in one.command(next(iter(one.runs())))
 
 
+def test_runs_of_unknown_settings_are_not_mixed_with_others(tmp_path: Path) -> None:
+    (tmp_path / "fishnet_nano" / "seed0").mkdir(parents=True)
+    with pytest.raises(UsageError, match=r"has runs, such as .*seed0, but no compare\.json"):
+        compare("classification", "fishnet_nano", str(tmp_path), "DATA", seeds=[0])
+    assert (tmp_path / "fishnet_nano" / "seed0").exists()
+
+
 def test_a_damaged_document_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "compare.json").write_text("{", "utf-8")
     with pytest.raises(FishnetError, match=r"compare\.json is damaged"):

@@ -306,6 +306,16 @@ def test_a_fused_network_that_differs_is_not_used() -> None:
     assert torch.equal(fused(images), network(images))
 
 
+def test_a_fused_network_with_nan_is_not_used() -> None:
+    class Breaking(Unsteady):
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.norm(self.conv(x))
+            return y if isinstance(self.norm, nn.BatchNorm2d) else y * torch.nan
+
+    with pytest.warns(NotFused, match="differs by nan"):
+        assert norms_in(fuse(randomized(Breaking()))) == 1
+
+
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("size", [(28, 28), (13, 18), (30, 5), (64, 64)])
 def test_minimal_filtering_equals_the_convolution(size: tuple[int, int], relu: bool) -> None:

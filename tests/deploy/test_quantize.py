@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from fishnet.deploy.quantize import AccuracyControl, last_layers
 from fishnet.errors import FishnetError, UsageError
 from fishnet.loading import load_model
 from fishnet.predictor import Predictor
+from fishnet.tasks import get_task
 from tests.deploy.networks import write_model
 
 
@@ -64,7 +66,7 @@ def test_last_layers_are_those_before_the_outputs(shown: list[torch.Tensor], tmp
     network, card = load_model(path)
     counts = {}
     for name, part in parts_of(network, card).items():
-        model = to_openvino(trace(part)[0], part)
+        model = to_openvino(trace(part), part)
         layers = last_layers(model)
         assert set(layers) <= {node.get_friendly_name() for node in model.get_ops()}
         counts[name] = len(layers)
@@ -90,6 +92,15 @@ def test_accuracy_control_measures_the_metric(
     int8 = fishnet.evaluate(str(tmp_path / "int8"), str(photos.parent), workers=0).metrics["box_ap"]
     assert accuracy["after"] == pytest.approx(int8, abs=1e-3)
     assert json.loads((tmp_path / "int8" / "export.json").read_text())["accuracy"] == accuracy
+
+
+@pytest.mark.parametrize(("metric", "after", "exceeded"), [
+    ("top1", 0.95, False), ("top1", 0.7, True), ("top1", math.nan, True),
+    ("loss", 0.7, False), ("loss", 0.95, True), ("loss", math.nan, True),
+])  # fmt: skip
+def test_smaller_is_better_for_some_metrics(metric: str, after: float, exceeded: bool) -> None:
+    control = AccuracyControl(0.01, metric, get_task("classification"), [])  # type: ignore[arg-type]
+    assert control.exceeded(0.9 if metric == "top1" else 0.8, after) == exceeded
 
 
 class TestBadInput:

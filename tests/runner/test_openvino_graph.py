@@ -1,8 +1,9 @@
-"""Models of OpenVINO for fixed shapes, and batches in parts, against one request of any shape."""
+"""Models of OpenVINO for static shapes, and batches in parts, against one request of any shape."""
 
 from __future__ import annotations
 
 import gc
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -51,24 +52,24 @@ def images(count: int, height: int = 8, width: int = 12) -> dict[str, np.ndarray
 
 
 @pytest.mark.parametrize("threads", [1, 2, 4])
-def test_fixed_shapes_and_streams_give_the_same_answers(
+def test_static_shapes_and_streams_give_the_same_answers(
     threads: int, model_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(openvino_graph, "MOST", 100)
-    plain, fixed = OpenVINOGraph(model_file, "fp32"), OpenVINOGraph(model_file, "fp32", fixed=True, threads=threads)
+    plain, static = OpenVINOGraph(model_file, "fp32"), OpenVINOGraph(model_file, "fp32", often=1, threads=threads)
     for count in (1, 2, 3, 6, 8):
         for height, width in ((8, 12), (16, 4)):
             batch = images(count, height, width)
-            wanted, found = plain(batch), fixed(batch)
+            wanted, found = plain(batch), static(batch)
             assert found.keys() == wanted.keys() == {"maps", "mean"}
             for name, value in wanted.items():
                 assert found[name].dtype == value.dtype
                 np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-6)
-    assert len(fixed._fixed) == 10
+    assert len(static._static) == 10
 
 
 def test_answers_outlive_the_next_batch(model_file: Path) -> None:
-    graph = OpenVINOGraph(model_file, "fp32", fixed=True, threads=2)
+    graph = OpenVINOGraph(model_file, "fp32", often=1, threads=2)
     for count in (1, 4):
         first = graph(images(count))
         kept = {name: value.copy() for name, value in first.items()}
@@ -78,17 +79,14 @@ def test_answers_outlive_the_next_batch(model_file: Path) -> None:
 
 
 def test_streams_have_equal_work(model_file: Path, compiled: list[object]) -> None:
-    graph = OpenVINOGraph(model_file, "fp32", fixed=True, threads=4)
+    graph = OpenVINOGraph(model_file, "fp32", often=1, threads=4)
     for count in (3, 6, 8):
         graph(images(count))
     assert compiled == [((3, 3, 8, 12), 1), ((3, 3, 8, 12), 2), ((2, 3, 8, 12), 4)]
 
 
-def test_only_frequent_shapes_get_a_model(
-    model_file: Path, compiled: list[object], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(openvino_graph, "OFTEN", 3)
-    graph = OpenVINOGraph(model_file, "fp32", threads=1)
+def test_only_frequent_shapes_get_a_model(model_file: Path, compiled: list[object]) -> None:
+    graph = OpenVINOGraph(model_file, "fp32", often=3, threads=1)
     for width in range(1, 9):
         graph(images(1, width=width))
     assert compiled == [(None, 1)]
@@ -97,23 +95,54 @@ def test_only_frequent_shapes_get_a_model(
     assert compiled == [(None, 1), ((1, 3, 8, 3), 1)]
 
 
-def test_the_models_used_last_are_kept(
-    model_file: Path, compiled: list[object], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(openvino_graph, "OFTEN", 2)
-    graph = OpenVINOGraph(model_file, "fp32", fixed=True, threads=1)
-    for width in (1, 2, 3, 1):
+def test_only_the_first_shapes_get_a_model(model_file: Path, compiled: list[object]) -> None:
+    graph = OpenVINOGraph(model_file, "fp32", often=1, threads=1)
+    for width in (1, 2, 3, 1, 4, 4, 5, 3):
         graph(images(1, width=width))
-    assert compiled == [((1, 3, 8, width), 1) for width in (1, 2, 3)]
-    graph(images(1, width=4))
-    assert compiled[3:] == [(None, 1)]
-    graph(images(1, width=4))
-    assert compiled[4:] == [((1, 3, 8, 4), 1)]
-    assert [shape[-1] for shape in graph._fixed] == [3, 1, 4]
-    graph(images(1, width=2))  # was dropped, and has to be frequent again
-    assert len(compiled) == 5
-    graph(images(1, width=2))
-    assert compiled[5:] == [((1, 3, 8, 2), 1)]
+    assert compiled == [*(((1, 3, 8, width), 1) for width in (1, 2, 3)), (None, 1)]
+
+
+def test_the_file_is_read_once(model_file: Path) -> None:
+    graph = OpenVINOGraph(model_file, "fp32", often=2)
+    batch = images(4)
+    wanted = graph(batch)
+    model_file.write_bytes(b"another model")
+    model_file.with_suffix(".bin").unlink()
+    for found in (graph(batch), graph(batch)):
+        np.testing.assert_allclose(found["maps"], wanted["maps"], rtol=1e-5, atol=1e-6)
+
+
+def test_a_shape_that_cannot_be_compiled_uses_the_dynamic_model(
+    model_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = OpenVINOGraph._compiled
+
+    def failing(graph: OpenVINOGraph, shape: tuple[int, ...] | None, streams: int) -> object:
+        if shape is not None:
+            raise RuntimeError("no kernel")
+        return before(graph, shape, streams)
+
+    monkeypatch.setattr(OpenVINOGraph, "_compiled", failing)
+    graph = OpenVINOGraph(model_file, "fp32", often=1)
+    assert graph(images(2))["maps"].shape == (2, 4, 8, 12)
+
+
+def test_threads_may_share_a_graph(model_file: Path) -> None:
+    graph = OpenVINOGraph(model_file, "fp32", often=1, threads=2)
+    batches = [images(4, height=64, width=64), {"images": np.ones((4, 3, 64, 64), np.float32)}]
+    wanted = [graph(batch)["maps"] for batch in batches]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda place: graph(batches[place % 2])["maps"], range(80)))
+    assert all((value == wanted[place % 2]).all() for place, value in enumerate(found))
+
+
+def test_a_batch_that_fails_does_not_block_the_next_one(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = OpenVINOGraph(model_file, "fp32", often=1, threads=2)
+    batch = images(4, height=256, width=256)
+    wanted = graph(batch)["maps"]
+    with pytest.raises(Exception, match="no such input"):
+        graph({"no such input": batch["images"]})
+    assert (graph(batch)["maps"] == wanted).all()
 
 
 def test_threads_are_those_of_openvino() -> None:

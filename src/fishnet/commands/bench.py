@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Literal
 
 from fishnet.errors import UsageError
@@ -85,8 +86,9 @@ def bench(
     plan = Plan(texts(models), batches, sides, precision or ("fp32",), runtimes, train, device)
     results, cases = _set_up(plan, sweep, ratio_to, rounds, threads, picture)
     check_calibration(cases, calibration)
-    complete = _measure(results, cases, peak, calibration)
-    return _finish(results.to_json(complete), json, picture)
+    signum = _measure(results, cases, peak, calibration)
+    found = _finish(results.to_json(not signum), json, picture)
+    return Bench(found, 128 + signum if signum else int(all("seconds" not in row for row in found["rows"])))
 
 
 def _set_up(
@@ -109,8 +111,8 @@ def _set_up(
     return results, [case for case in cases if case not in results.notes]
 
 
-def _finish(document: Json, json: str | Path | None, picture: str | Path | None) -> Bench:
-    """Print and write the results."""
+def _finish(document: Json, json: str | Path | None, picture: str | Path | None) -> Json:
+    """Print and write the results, and return them."""
     from fishnet.deploy.bench.results import table
 
     print(table(document), flush=True)
@@ -121,8 +123,7 @@ def _finish(document: Json, json: str | Path | None, picture: str | Path | None)
         from fishnet.drawing.style import save_figure
 
         save_figure(draw(document), Path(picture))
-    failed = all("seconds" not in row for row in document["rows"])
-    return Bench(document, 130 if not document["complete"] else int(failed))
+    return document
 
 
 def default_runtimes(train: bool, device: str) -> list[str]:
@@ -169,12 +170,12 @@ def check_calibration(cases: Sequence[Case], calibration: str | Path | None) -> 
         read_image(photo)
 
 
-def _measure(results: Results, cases: Sequence[Case], peak: bool, calibration: str | Path | None) -> bool:
-    """Fill the results; return False if the measurement was interrupted."""
+def _measure(results: Results, cases: Sequence[Case], peak: bool, calibration: str | Path | None) -> int:
+    """Fill the results; return the number of the signal that interrupted the measurement, or 0."""
     from fishnet.deploy.bench.cases import with_peaks
     from fishnet.deploy.bench.rounds import Measurement
 
-    with _terminated_as_interrupted(), tempfile.TemporaryDirectory(prefix="fishnet_bench_") as folder:
+    with _terminated_as_interrupted() as received, tempfile.TemporaryDirectory(prefix="fishnet_bench_") as folder:
         found = Measurement(
             folder, results.threads, results.rounds, None if calibration is None else str(calibration), _say
         )
@@ -182,8 +183,8 @@ def _measure(results: Results, cases: Sequence[Case], peak: bool, calibration: s
             for row in found.measure(with_peaks(cases) if peak else cases, results.sweep is not None):
                 results.rows.append(row)
         except KeyboardInterrupt:
-            return False
-    return True
+            return received[-1]
+    return 0
 
 
 def _say(text: str) -> None:
@@ -191,13 +192,19 @@ def _say(text: str) -> None:
 
 
 @contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """Treat SIGTERM as Ctrl-C, so that the results measured so far are kept."""
+def _terminated_as_interrupted() -> Iterator[list[int]]:
+    """Treat SIGTERM as Ctrl-C, so that the results measured so far are kept; yield the signals that are received."""
+    received: list[int] = [signal.SIGINT]
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield received
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        received.append(signum)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
     try:
-        yield
+        yield received
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -115,7 +115,7 @@ class _State:
         return Compared(document, int(bool(self.failed)))
 
     def _open(self) -> None:
-        from fishnet.deploy.compare.results import read_document
+        from fishnet.deploy.compare.results import listed_folders, read_document
         from fishnet.tasks import get_task
 
         get_task(self.comparison.task)
@@ -123,14 +123,19 @@ class _State:
         out = self.comparison.out
         if out.exists() and not out.is_dir():
             raise UsageError(f"--out {out} is a file; give a folder")
-        before = read_document(out / "compare.json")
-        if before is not None and self.overwrite:
-            listed = {Path(run["folder"]) for run in before["runs"]}  # without those that were interrupted
-            for folder in listed | {run.folder.path for run in self.comparison.runs()}:
+        runs = {run.folder.path for run in self.comparison.runs()}
+        before = None if self.overwrite else read_document(out / "compare.json")
+        if self.overwrite:
+            for folder in runs | listed_folders(out / "compare.json"):
                 if out.resolve() in folder.resolve().parents:
                     shutil.rmtree(folder, ignore_errors=True)
         elif before is not None:
             self.comparison.check_same(before)
+        elif present := sorted(path for path in runs if path.exists()):
+            raise UsageError(
+                f"{out} has runs, such as {present[0]}, but no compare.json with their settings; choose another --out "
+                "or --overwrite"
+            )
         self._write(complete=False)
 
     def _note(self, run: Run, reason: str | None) -> None:

@@ -222,12 +222,12 @@ def read_images(folder: Path, count: int) -> list[Image]:
         UsageError: The folder does not exist, or has no images.
         FishnetError: An image cannot be read.
     """
-    from fishnet.data.folders import evenly_spaced, image_files
+    from fishnet.data.folders import evenly_spaced, photo_files
     from fishnet.data.images import read_image
 
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder: give a folder of real images with --images")
-    files = [path for path in image_files(folder) if path.parent.name != "labels"]
+    files = photo_files(folder)
     if not files:
         raise UsageError(f"{folder} contains no images: give a folder of real images with --images")
     return [read_image(path) for path in evenly_spaced(files, count)]

@@ -75,6 +75,11 @@ def image_files(folder: Path, base: Path | None = None) -> Iterator[Path]:
     return (path for path in all_files(folder, base) if is_image(path))
 
 
+def photo_files(folder: Path) -> list[Path]:
+    """Return every image below a folder, except label maps, which are in folders named `labels`."""
+    return [path for path in image_files(folder) if path.parent.name != "labels"]
+
+
 def evenly_spaced(files: Sequence[Path], count: int) -> list[Path]:
     """Return `count` evenly spaced files of a list, or all if there are fewer."""
     count = min(count, len(files))

@@ -37,8 +37,8 @@ def check_packages(form: Format, precision: Precision) -> None:
             raise UsageError(f"--format {form} needs {name}: pip install 'fishnet-vision[deploy]'")
 
 
-def trace(part: Part) -> tuple[ExportedProgram, int]:
-    """Export a part for batches of any size; return the program and the multiple of height and width (0: fixed size).
+def trace(part: Part) -> ExportedProgram:
+    """Export a part for batches of any size, and for images of as many sizes as the network can be traced for.
 
     Raises:
         FishnetError: The network cannot be traced.
@@ -47,9 +47,7 @@ def trace(part: Part) -> tuple[ExportedProgram, int]:
     for multiple in _multiples(part):
         try:
             with quiet(), torch.no_grad():
-                return torch.export.export(
-                    part.module, (part.example,), dynamic_shapes=_shapes(part, multiple)
-                ), multiple
+                return torch.export.export(part.module, (part.example,), dynamic_shapes=_shapes(part, multiple))
         except Exception as error:  # torch.export raises many kinds of errors
             first = first or error
     text = " ".join(str(first).split())

@@ -16,6 +16,8 @@ class Tolerance:
 
     outputs: float
     """Root mean square of the difference of an output, relative to that of the output."""
+    repeat: float
+    """The same, between two runs of the exported network."""
     score: float = float("inf")
     """Difference of scores."""
     box: float = float("inf")
@@ -37,10 +39,10 @@ class Tolerance:
 
 
 TOLERANCES = {
-    "fp32": Tolerance(1e-3, 1e-3, 0.1, 1e-2, 0.98, 0.9, keypoints=0.95),
-    "fp16": Tolerance(0.05, agreement=0.9),
-    "bf16": Tolerance(0.2, agreement=0.8),
-    "int8": Tolerance(0.5, agreement=0.6),
+    "fp32": Tolerance(1e-3, 1e-3, 1e-3, 0.1, 1e-2, 0.98, 0.9, keypoints=0.95),
+    "fp16": Tolerance(0.05, 0.02, agreement=0.9),
+    "bf16": Tolerance(0.2, 0.1, agreement=0.8),
+    "int8": Tolerance(0.5, 0.1, agreement=0.6),
 }
 """Tolerances by precision; those below fp32 only detect defects, since `--max-drop` controls the accuracy."""
 
@@ -62,9 +64,9 @@ class Difference:
     outputs: dict[str, float] = field(default_factory=dict)
     """Difference of each output of the network, relative to its root mean square."""
     order: float = 0.0
-    """Change of an output with the images that ran before, relative to its root mean square."""
+    """Change of an output caused by previously processed images, relative to its root mean square."""
     batch: float = 0.0
-    """Change of an output if its image is in a batch with others, relative to its root mean square."""
+    """Change of an output caused by other images of its batch, relative to its root mean square."""
     score: float = 0.0
     """Difference of scores."""
     box: float = 0.0
@@ -80,7 +82,7 @@ class Difference:
     pixels: float = 1.0
     """Minimum fraction of the pixels of an image with the same class."""
     objects: int = 0
-    """Number of objects compared."""
+    """Number of objects that are certain enough in one of both to be compared."""
     matched: int = 0
     """Number of these objects that both detect."""
     has_masks: bool = False
@@ -105,11 +107,11 @@ class Difference:
 
     def check(self, tolerance: Tolerance) -> None:
         """Raise FishnetError if a difference is out of tolerance."""
-        for change, others in ((self.order, "the images before"), (self.batch, "the other images of a batch")):
-            if not change <= tolerance.outputs:  # also true for NaN
+        for change, others in ((self.order, "previously processed images"), (self.batch, "the other images of a batch")):
+            if not change <= tolerance.repeat:  # also true for NaN
                 raise FishnetError(
                     f"the outputs of the exported network depend on {others}: they change by {change:.2g}, "
-                    f"more than the allowed {tolerance.outputs:.2g}; nothing was written. Try another format, such as "
+                    f"more than the allowed {tolerance.repeat:.2g}; nothing was written. Try another format, such as "
                     "--format onnx"
                 )
         worst = largest(*self.outputs.values())

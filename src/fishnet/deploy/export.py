@@ -26,7 +26,7 @@ from fishnet.exported import open_exported
 from fishnet.files import Json
 from fishnet.models.fusing.network import NotFused, fuse
 from fishnet.models.network import Network
-from fishnet.runner.engine import DENSE, FORMAT_VERSION, Engine
+from fishnet.runner.engine import FORMAT_VERSION, Engine
 from fishnet.runner.graphs import PACKAGES, SUFFIXES, lacking
 from fishnet.runner.head import Graph, Thresholds
 from fishnet.runner.heads import head_of
@@ -59,7 +59,7 @@ class Target:
         convert.check_packages(self.form, self.precision)
         reason = lacking(self.form, self.precision)
         if reason is not None and not self.fallback:
-            raise UsageError(f"{reason}; choose another --precision, or allow to compute in fp32 with --allow-fallback")
+            raise UsageError(f"{reason}; choose another --precision, or use --allow-fallback to compute in fp32")
         return reason
 
 
@@ -101,11 +101,10 @@ def export_network(
         decoders = [spec["type"] for spec in content["heads"].values()]
         folder.write_runner(staged, PACKAGES[target.form], decoders)
         if target.precision == "int8":
-            paths, multiple, accuracy = write_int8(parts, content, staged, calibration, control)
+            paths, accuracy = write_int8(parts, content, staged, calibration, control)
             content["accuracy"] = None if accuracy is None else asdict(accuracy)
         else:
-            paths, multiple = write_graphs(parts, target, staged)
-        content["input_multiple"] = multiple
+            paths = write_graphs(parts, target, staged)
         content["graphs"] = {name: folder.describe_graph(path) for name, path in paths.items()}
         return finish(staged, out, content, network, task, images), content
 
@@ -116,7 +115,7 @@ def finish(
     """Verify the graphs in a folder, add the differences to its description, and rename it to its final name."""
     precision = str(content["precision"])
     folder.write_description(staged, content)
-    found = compare(network, open_exported(staged), open_exported(staged), task, images, precision)
+    found = compare(network, open_exported(staged), open_exported(staged, often=1), task, images, precision)
     found.check(TOLERANCES[precision])
     content["verification"] = found.to_dict()
     folder.write_description(staged, content)
@@ -124,19 +123,17 @@ def finish(
     return found
 
 
-def write_graphs(parts: Mapping[str, Part], target: Target, staged: Path) -> tuple[dict[str, Path], int]:
-    """Write the graphs of a network; return their files, and the multiple of the image size (0: fixed size).
+def write_graphs(parts: Mapping[str, Part], target: Target, staged: Path) -> dict[str, Path]:
+    """Write the graphs of a network and return their files by name.
 
     A network in half precision stores its weights in it; without support of the machine, it computes in fp32.
     """
     paths: dict[str, Path] = {}
-    multiple = 0
     half = target.precision in HALF and target.form != "openvino" and lacking(target.form, target.precision) is None
     for name, part in parts.items():
         if half:
             part.module.to(HALF[target.precision])
-        program, own = convert.trace(part)
-        multiple = own if name == DENSE else multiple
+        program = convert.trace(part)
         path = paths[name] = staged / f"{name}{SUFFIXES[target.form]}"
         if target.form == "torch":
             convert.save_torch(program, path)
@@ -144,7 +141,7 @@ def write_graphs(parts: Mapping[str, Part], target: Target, staged: Path) -> tup
             convert.save_onnx(program, part, path)
         else:
             convert.save_openvino(convert.to_openvino(program, part), path, target.precision == "fp16")
-    return paths, multiple
+    return paths
 
 
 def write_int8(
@@ -153,13 +150,9 @@ def write_int8(
     staged: Path,
     calibration: Sequence[Image.Image],
     control: AccuracyControl | None,
-) -> tuple[dict[str, Path], int, Accuracy | None]:
+) -> tuple[dict[str, Path], Accuracy | None]:
     """Quantize the graphs of a network and write them; see `write_graphs` and `quantize`."""
-    models, multiple = {}, 0
-    for name, part in parts.items():
-        program, own = convert.trace(part)
-        multiple = own if name == DENSE else multiple
-        models[name] = convert.to_openvino(program, part)
+    models = {name: convert.to_openvino(convert.trace(part), part) for name, part in parts.items()}
     preparation = Preparation(**content["preprocessing"])
     heads = {name: head_of(spec) for name, spec in content["heads"].items()}
 
@@ -170,7 +163,7 @@ def write_int8(
     paths = {name: staged / f"{name}{SUFFIXES['openvino']}" for name in found}
     for name, model in found.items():
         convert.save_openvino(model, paths[name], half=False)
-    return paths, multiple, accuracy
+    return paths, accuracy
 
 
 def description(network: Network, card: ModelCard, target: Target) -> Json:

@@ -11,7 +11,7 @@ from fishnet.cards import ModelCard
 from fishnet.deploy.heads.registry import Part, export_of
 from fishnet.files import Json
 from fishnet.models.network import Network
-from fishnet.runner.engine import DENSE
+from fishnet.runner.engine import DENSE, INPUT
 
 
 class DenseGraph(nn.Module):
@@ -48,7 +48,7 @@ def parts_of(network: Network, card: ModelCard) -> dict[str, Part]:
     height, width = _example_size(network, card)
     example = torch.zeros(2, card.architecture.in_chans, height, width)
     dense = DenseGraph(network)
-    parts = {DENSE: Part(dense, "images", example, _multiple(network))}
+    parts = {DENSE: Part(dense, INPUT, example, _multiple(network))}
     for name, export in dense.exports.items():
         parts |= export.parts(network, name)
     return {name: replace(part, module=part.module.eval()) for name, part in parts.items()}

@@ -47,6 +47,15 @@ class AccuracyControl:
     dataset: Sequence[object]
     """Split to evaluate on, as `task.open_split` returns it."""
 
+    @property
+    def sign(self) -> int:
+        """1, or -1 if smaller values of the metric are better."""
+        return -1 if self.task.display.is_better(self.metric, 0.0, 1.0) else 1
+
+    def exceeded(self, before: float, after: float) -> bool:
+        """Return whether the metric dropped too much, or is NaN."""
+        return not self.sign * (before - after) <= self.max_drop
+
     def measure(self, engine: Engine) -> float:
         """Return the metric of a network on the split, in batches of size 1."""
         evaluator = self.task.evaluator(self.dataset, torch.device("cpu"))
@@ -76,11 +85,11 @@ def calibration_images(folder: Path) -> list[Image.Image]:
         UsageError: The folder does not exist, or has too few images.
         FishnetError: An image cannot be read.
     """
-    from fishnet.data.folders import evenly_spaced, image_files
+    from fishnet.data.folders import evenly_spaced, photo_files
 
     if not folder.is_dir():
         raise UsageError(f"--calibration {folder} is not a folder")
-    files = [path for path in image_files(folder) if path.parent.name != "labels"]
+    files = photo_files(folder)
     if len(files) < LEAST_IMAGES:
         raise UsageError(
             f"--calibration {folder} has {counted(len(files), 'image')}: give at least {LEAST_IMAGES} representative "
@@ -114,15 +123,15 @@ def quantize(
     found = {DENSE: own}
     for name, samples in regions.items():
         # a stage without regions cannot be calibrated
-        found[name] = quantized(models[name], samples, "pooled") if samples else models[name]
+        found[name] = quantized(models[name], samples) if samples else models[name]
     if control is None:
         return found, None
     before = control.measure(engine_of(plain))
     after = control.measure(engine_of({name: _compiled(model) for name, model in found.items()}))
-    if before - after > control.max_drop and regions:
+    if control.exceeded(before, after) and regions:
         found |= {name: models[name] for name in regions}
         after = control.measure(engine_of({name: _compiled(model) for name, model in found.items()}))
-    if before - after > control.max_drop:
+    if control.exceeded(before, after):
         raise FishnetError(
             f"the accuracy drop of int8 is too large: {control.metric} from {before:.4f} to {after:.4f}, --max-drop is "
             f"{control.max_drop:g}; give more calibration images, or a higher --max-drop"
@@ -148,7 +157,7 @@ def _region_inputs(
 
     def recorded(name: str) -> Graph:
         def run(inputs: Arrays) -> Arrays:
-            pooled = inputs["pooled"]
+            (pooled,) = inputs.values()
             places = generator.permutation(len(pooled))[:REGIONS]
             kept[name].append(pooled[np.sort(places)])
             return graphs[name](inputs)
@@ -170,19 +179,19 @@ def _dense(
     graphs: Mapping[str, Graph],
 ) -> Model:
     if control is None:
-        return quantized(model, images, "images", batch_of)
+        return quantized(model, images, batch_of)
     import nncf
 
     def validated(candidate: CompiledModel, places: Iterable[int]) -> tuple[float, list[float]]:
         """Return the metric on the whole split, also as that of each image: NNCF would otherwise measure each of them
         by a call of its own."""
-        metric = control.measure(engine_of({**graphs, DENSE: as_graph(candidate)}))
+        metric = control.sign * control.measure(engine_of({**graphs, DENSE: as_graph(candidate)}))
         return metric, [metric for _ in places]
 
     with _silenced(), signal_stack_kept():
         return nncf.quantize_with_accuracy_control(
             model,
-            calibration_dataset=nncf.Dataset(images, lambda pixels: {"images": batch_of(pixels)}),
+            calibration_dataset=nncf.Dataset(images, batch_of),
             validation_dataset=nncf.Dataset(range(len(control.dataset))),
             validation_fn=validated,
             max_drop=control.max_drop,
@@ -196,7 +205,6 @@ def _dense(
 def quantized(
     model: Model,
     samples: Sequence[np.ndarray],
-    name: str,
     convert: Callable[[np.ndarray], np.ndarray] = lambda sample: sample,
 ) -> Model:
     """Return a model in int8, except for its last layers.
@@ -204,7 +212,6 @@ def quantized(
     Args:
         model: Model of OpenVINO in fp32.
         samples: Samples to calibrate on.
-        name: Name of its input.
         convert: Sample -> input of the model.
     """
     import nncf
@@ -212,7 +219,7 @@ def quantized(
     with _silenced(), signal_stack_kept():
         return nncf.quantize(
             model,
-            nncf.Dataset(samples, lambda sample: {name: convert(sample)}),
+            nncf.Dataset(samples, convert),
             preset=nncf.QuantizationPreset.MIXED,
             subset_size=len(samples),
             ignored_scope=nncf.IgnoredScope(names=last_layers(model), validate=False),

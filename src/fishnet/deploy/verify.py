@@ -15,7 +15,7 @@ from fishnet.deploy.parts import DenseGraph, head_specs
 from fishnet.errors import FishnetError
 from fishnet.exported import ExportedRuntime
 from fishnet.models.network import Images, Network
-from fishnet.runner.engine import DENSE
+from fishnet.runner.engine import DENSE, INPUT
 from fishnet.runner.head import Arrays, Graph
 from fishnet.tasks.base import AnyTask, TorchRuntime
 
@@ -28,15 +28,16 @@ def compare(
     images: Sequence[Image.Image],
     precision: str,
 ) -> Difference:
-    """Return the differences on images, each as a batch of size 1, and those between this and a larger batch.
+    """Return the differences from PyTorch on images, and the changes of the outputs when an image runs in another way.
 
     Runtimes keep memory and compiled kernels of earlier image sizes, and may use them wrongly: the network runs a batch
-    of the smallest size first and the first image again at the end, and `other` runs only the images.
+    of the smallest size first and the first image again at the end, and `other` runs only the images, and the first one
+    in a larger batch.
 
     Args:
         network: Network of PyTorch in fp32 and eval mode, on the CPU.
         exported: Exported network, which has not run yet.
-        other: The same network, opened a second time.
+        other: The same network, opened a second time, with models for static shapes if the runtime has them.
         task: Task of the network.
         images: RGB images.
         precision: Numerical precision of the exported network. In fp32, all objects that PyTorch detects
@@ -49,7 +50,7 @@ def compare(
     with _plain_errors():
         reference, dense = TorchRuntime(network, torch.device("cpu")), DenseGraph(network).eval()
         graph, second = (runtime.engine.graphs[DENSE] for runtime in (exported, other))
-        graph({"images": _smallest(exported, images[0])})
+        graph({INPUT: _smallest(exported, images[0])})
         found = Difference()
         specs = head_specs(network, task.card)
         first: tuple[Arrays, Arrays] | None = None
@@ -57,19 +58,20 @@ def compare(
             inputs, batch = _inputs(network, exported, task, image)
             with torch.inference_mode():
                 wanted = dense(batch)
-            arrays = {"images": batch.numpy()}
+            arrays = {INPUT: batch.numpy()}
             outputs = graph(arrays)
             for name, value in outputs.items():
                 found.outputs[name] = largest(found.outputs.get(name, 0.0), _relative(value, wanted[name].numpy()))
             found.order = largest(found.order, _change(outputs, second(arrays)))
-            first = first or (arrays, {name: value.copy() for name, value in outputs.items()})
+            if first is None:
+                first = arrays, {name: value.copy() for name, value in outputs.items()}
+                found.batch = _change_in_batch(second, *first)
             answers = exported(inputs)
             for name, (answer,) in reference(inputs).items():
                 dense.exports[name].compare(found, answer, answers[name][0], specs[name], precision)
             found.images += 1
         if first is not None:
             found.order = largest(found.order, _change(graph(first[0]), first[1]))
-            found.batch = _change_in_batch(graph, *first)
         return found
 
 
@@ -103,10 +105,7 @@ def _change(outputs: Arrays, before: Arrays) -> float:
 
 
 def _change_in_batch(graph: Graph, inputs: Arrays, before: Arrays) -> float:
-    """Return the maximum change of an output if the image, and its mirror image, are in a larger batch.
-
-    Batches may run in another way than single images; see `fishnet.runner.openvino_graph`.
-    """
+    """Return the maximum change of an output when the image is part of a larger batch with its mirror image."""
     outputs = graph({name: np.concatenate([value, value[..., ::-1]] * 2) for name, value in inputs.items()})
     places = (0, 2)
     return largest(*(_change({name: v[p : p + 1] for name, v in outputs.items()}, before) for p in places))

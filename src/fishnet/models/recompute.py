@@ -19,7 +19,7 @@ from fishnet.models.norms import gradients_with_fixed_statistics
 
 
 class _Node(FunctionCtx):
-    """What a BatchNorm with ReLU keeps for the backward pass, and for a moment in it."""
+    """Tensors that BatchNorm with ReLU saves for the backward pass, and temporary values used in it."""
 
     batch_statistics: bool
     eps: float
@@ -30,7 +30,7 @@ class _Node(FunctionCtx):
 
 
 class _PoolNode(FunctionCtx):
-    """What a max-pool keeps for the backward pass."""
+    """Tensors that a max-pool saves for the backward pass."""
 
     saved_tensors: tuple[Tensor, ...]
     window: tuple[int, int, int]
@@ -41,8 +41,7 @@ class _PoolNode(FunctionCtx):
 class _Scratch(threading.local):
     """Memory for the output of a norm, which is only used by the following convolution.
 
-    Taking and freeing as much for every norm would leave holes between the maps that are kept, and the process would
-    need twice the memory that its tensors have.
+    Allocating it for every norm would fragment the heap, and the process would need twice the memory of its tensors.
     """
 
     def __init__(self) -> None:
@@ -50,7 +49,7 @@ class _Scratch(threading.local):
         self.owner: object = None
 
     def like(self, x: Tensor, owner: object) -> Tensor | None:
-        """Return an uninitialized tensor for an owner, who loses it to the next one; None if x does not suit."""
+        """Return an uninitialized tensor in the shared buffer, valid until the next call; None if x is not dense on the CPU."""
         dense = x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
         if x.device.type != "cpu" or not dense:
             return None

@@ -12,6 +12,7 @@ from .errors import RunnerError
 from .graphs import FORMATS, PACKAGES, fingerprint, lacking, open_graph
 from .head import Arrays, Graph, Head, Json
 from .heads import head_of
+from .openvino_graph import OFTEN
 from .prepare import Preparation, Size
 
 EXPORT_JSON = "export.json"
@@ -19,6 +20,8 @@ EXPORT_JSON = "export.json"
 FORMAT_VERSION = 1
 DENSE = "dense"
 """Name of the graph that takes images."""
+INPUT = "images"
+"""Name of its input."""
 
 
 class Engine:
@@ -37,7 +40,7 @@ class Engine:
 
     def raw(self, batch: np.ndarray) -> dict[str, Arrays]:
         """Return the outputs of all heads for a normalized batch (N, 3, H, W), by head and by name."""
-        outputs = self.graphs[DENSE]({"images": batch})
+        outputs = self.graphs[DENSE]({INPUT: batch})
         found: dict[str, Arrays] = {head: {} for head in self.heads}
         for name, values in outputs.items():
             head = max((one for one in self.heads if name.startswith(f"{one}_")), key=len)
@@ -84,12 +87,14 @@ def read_description(folder: Path) -> Json:
     return dict(found)
 
 
-def open_engine(folder: Path, allow_fallback: bool = False) -> Engine:
+def open_engine(folder: Path, allow_fallback: bool = False, often: int | None = None) -> Engine:
     """Return the network of a folder that `fishnet export` wrote.
 
     Args:
         folder: Exported folder.
         allow_fallback: Compute in fp32 if this machine does not support the precision of the export.
+        often: Number of batches after which OpenVINO compiles a faster model for their shape; by default 1 for networks
+            of a fixed image size, 100 otherwise.
 
     Raises:
         RunnerError: A file is missing, damaged or belongs to another model, the package that runs the format is
@@ -115,13 +120,14 @@ def open_engine(folder: Path, allow_fallback: bool = False) -> Engine:
                     f"{folder / name} does not belong to {EXPORT_JSON} beside it: it is damaged or of another model; "
                     "export the model again"
                 )
+    if often is None:
+        often = 1 if preparation.kind == "square" else OFTEN
     allowed = allow_fallback or bool(found.get("fallback"))
-    fixed = {DENSE} if preparation.kind == "square" else set()
-    return Engine(preparation, heads, _opened(files, fixed, form, precision, allowed))
+    return Engine(preparation, heads, _opened(files, form, precision, allowed, often))
 
 
 def _opened(
-    files: Mapping[str, tuple[Path, dict[str, str]]], fixed: set[str], form: str, precision: str, allow_fallback: bool
+    files: Mapping[str, tuple[Path, dict[str, str]]], form: str, precision: str, allow_fallback: bool, often: int
 ) -> dict[str, Graph]:
     try:
         reason = lacking(form, precision)
@@ -131,4 +137,5 @@ def _opened(
     if reason is not None and not allow_fallback:
         raise RunnerError(f"{reason}: export the model in another precision, or allow fp32 with --allow-fallback")
     used = precision if reason is None else "fp32"
-    return {name: open_graph(path, form, used, name in fixed) for name, (path, _) in files.items()}
+    # the number of regions, and so the shape of the other graphs, hardly ever repeats
+    return {name: open_graph(path, form, used, often if name == DENSE else None) for name, (path, _) in files.items()}

@@ -45,15 +45,17 @@ def lacking(form: str, precision: str) -> str | None:
     return f"PyTorch has no fast {precision} on this CPU"
 
 
-def open_graph(path: Path, form: str, precision: str, fixed: bool = False, threads: int | None = None) -> Graph:
+def open_graph(
+    path: Path, form: str, precision: str, often: int | None = None, threads: int | None = None
+) -> Graph:
     """Load a graph file as a function from arrays to arrays.
 
     Args:
         path: File.
         form: torch, onnx or openvino.
         precision: Inference precision of OpenVINO; the graphs of other formats contain it.
-        fixed: Whether only the batch size varies, for which OpenVINO has faster models; see `OpenVINOGraph`.
-        threads: Number of threads of onnxruntime and OpenVINO; all cores by default.
+        often: Number of batches after which OpenVINO compiles a faster model for their shape; see `OpenVINOGraph`.
+        threads: Number of threads of onnxruntime and OpenVINO; by default, they choose it.
 
     Raises:
         RunnerError: The package that runs it is missing, or the file is damaged.
@@ -61,7 +63,7 @@ def open_graph(path: Path, form: str, precision: str, fixed: bool = False, threa
     openers: dict[str, Callable[[], Graph]] = {
         "torch": lambda: _torch(path),
         "onnx": lambda: _onnx(path, threads),
-        "openvino": lambda: _openvino(path, precision, fixed, threads),
+        "openvino": lambda: _openvino(path, precision, often, threads),
     }
     try:
         return openers[form]()
@@ -101,10 +103,10 @@ def _onnx(path: Path, threads: int | None) -> Graph:
     return run
 
 
-def _openvino(path: Path, precision: str, fixed: bool, threads: int | None) -> Graph:
+def _openvino(path: Path, precision: str, often: int | None, threads: int | None) -> Graph:
     from .openvino_graph import OpenVINOGraph
 
-    return OpenVINOGraph(path, precision, fixed, threads)
+    return OpenVINOGraph(path, precision, often, threads)
 
 
 def _torch(path: Path) -> Graph:

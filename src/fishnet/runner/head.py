@@ -38,6 +38,9 @@ class Thresholds:
         for name, count in (("top", self.top), ("max-detections", self.max_detections)):
             if count < 1:
                 raise RunnerError(f"--{name} must be at least 1, not {count}")
+        for name, value in (("threshold", self.threshold), ("score", self.score)):
+            if not 0 <= value <= 1:
+                raise RunnerError(f"--{name} must be between 0 and 1, not {value}")
 
 
 class Head(Generic[Prediction]):

@@ -35,6 +35,18 @@ def read_rgb(source: Path | str | bytes) -> Image.Image:
         raise RunnerError(f"cannot use the image {label}: {explain(error, content)}") from error
 
 
+def opened_rgb(image: Image.Image) -> Image.Image:
+    """Convert an image of Pillow to 8-bit RGB; see `to_rgb`.
+
+    Raises:
+        RunnerError: It cannot be decoded or converted.
+    """
+    try:
+        return to_rgb(image)
+    except Exception as error:  # decoders raise nearly any exception on damaged bytes
+        raise RunnerError(f"cannot use the image: it cannot be decoded ({error})") from error
+
+
 def to_rgb(image: Image.Image, upright: bool = True) -> Image.Image:
     """Convert an opened image to 8-bit RGB; decodes it, so decoding errors are raised here.
 

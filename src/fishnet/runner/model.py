@@ -12,7 +12,7 @@ from PIL import Image
 from .engine import open_engine, read_description
 from .errors import RunnerError
 from .head import Json, Thresholds
-from .images import read_rgb, to_rgb
+from .images import opened_rgb, read_rgb
 from .prepare import Size
 
 
@@ -62,7 +62,7 @@ class Model:
         Raises:
             RunnerError: The image cannot be used.
         """
-        shown = read_rgb(image) if isinstance(image, str | Path | bytes) else to_rgb(image)
+        shown = read_rgb(image) if isinstance(image, str | Path | bytes) else opened_rgb(image)
         pixels = self.engine.preparation(shown)
         answers = self.engine.run([pixels])
         seen: Size = (pixels.shape[0], pixels.shape[1])

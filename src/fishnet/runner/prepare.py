@@ -45,6 +45,10 @@ class Preparation:
     multiple: int = 1
     """Height and width of a batch are multiples of this number of pixels; images are padded with zeros."""
 
+    def __post_init__(self) -> None:
+        if self.kind not in ("square", "fit"):
+            raise ValueError(f"unknown preprocessing {self.kind!r}")
+
     def __call__(self, image: Image.Image) -> np.ndarray:
         """Return the pixels of an RGB image in the size of the network, uint8 (H, W, 3)."""
         if self.kind == "square":

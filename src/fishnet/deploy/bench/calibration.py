@@ -10,7 +10,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from fishnet.data.folders import evenly_spaced, image_files
+from fishnet.data.folders import evenly_spaced, photo_files
 from fishnet.data.images import read_image
 from fishnet.errors import UsageError, counted
 
@@ -25,7 +25,7 @@ def find_photos(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise UsageError(f"--calibration {folder} is not a folder; give a folder of representative photos")
-    found = list(image_files(folder))
+    found = photo_files(folder)
     if len(found) < FEWEST:
         raise UsageError(f"--calibration {folder} has {counted(len(found), 'image')}; int8 needs at least {FEWEST}")
     return evenly_spaced(found, MOST)

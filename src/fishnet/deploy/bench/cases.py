@@ -108,7 +108,7 @@ def _parsed(named: str) -> tuple[str, str, str]:
 def with_peaks(cases: Sequence[Case], plain: str = "channels_last") -> list[Case]:
     """Return cases and those that measure the peak throughput, for every precision, batch and size among them.
 
-    Peaks are measured in PyTorch, and in every runtime of the cases that executes all multiply-adds that are counted.
+    Peaks are measured in PyTorch, and in the runtimes whose kernels the cases use.
 
     Args:
         cases: Rows of models.
@@ -116,8 +116,8 @@ def with_peaks(cases: Sequence[Case], plain: str = "channels_last") -> list[Case
     """
     found: dict[Case, None] = {}
     for case in cases:
-        for name in dict.fromkeys([plain, case.runtime]):
-            if RUNTIMES[name].counts and RUNTIMES[name].has(case.precision, False, case.device):
+        for name in dict.fromkeys([plain, RUNTIMES[case.runtime].peak or case.runtime]):
+            if RUNTIMES[name].has(case.precision, False, case.device):
                 found[replace(case, model=PEAK, runtime=name, train=False)] = None
     return [*cases, *found]
 

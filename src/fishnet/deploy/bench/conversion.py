@@ -17,18 +17,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from fishnet.deploy.bench.networks import RawOutputs
 from fishnet.deploy.convert import save_openvino, to_openvino, trace
 from fishnet.deploy.heads.registry import Part
+from fishnet.deploy.parts import parts_of
 from fishnet.deploy.quantize import quantized
 from fishnet.errors import FishnetError
 from fishnet.models.fusing.network import NotFused, fuse
+from fishnet.runner.engine import DENSE, INPUT
 from fishnet.runner.signals import signal_stack_kept
 
 if TYPE_CHECKING:
     from openvino import Model
-
-INPUT = "images"
-"""Name of the input of an exported graph."""
 
 
 class Wanted(NamedTuple):
@@ -82,7 +82,7 @@ def convert(
 
         model = openvino.convert_model(network, example_input=example, input=[-1, *example.shape[1:]])
         if wanted.int8:
-            model = quantize(model, calibration())
+            model = quantize_plain(model, calibration())
         openvino.save_model(model, file, compress_to_fp16=False)
 
 
@@ -107,14 +107,17 @@ def exported(network: nn.Module, example: Tensor, calibration: Iterable[Tensor] 
         calibration: Batches of images to quantize on; without them, the graph stays in floating point.
 
     Raises:
-        FishnetError: torch.export cannot trace the network.
+        FishnetError: torch.export cannot trace the network, or a head of a run cannot be exported.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotFused)
-        network = fuse(network, example=example)
-    part = Part(_Named(network).eval(), INPUT, torch.cat([example[:1], example[:1]]), multiple=1)
-    model = to_openvino(trace(part)[0], part)
-    return model if calibration is None else quantized(model, [batch.numpy() for batch in calibration], INPUT)
+        if isinstance(network, RawOutputs):
+            part = parts_of(fuse(network.network), network.card)[DENSE]
+        else:
+            two = torch.cat([example[:1], example[:1]])
+            part = Part(_Named(fuse(network, example=example)).eval(), INPUT, two, multiple=1)
+    model = to_openvino(trace(part), part)
+    return model if calibration is None else quantized(model, [batch.numpy() for batch in calibration])
 
 
 def require_nncf() -> None:
@@ -123,7 +126,7 @@ def require_nncf() -> None:
         raise FishnetError("int8 needs nncf: pip install 'fishnet-vision[deploy]'")
 
 
-def quantize(model: Model, images: Iterable[Tensor]) -> Model:
+def quantize_plain(model: Model, images: Iterable[Tensor]) -> Model:
     """Return an OpenVINO model with int8 convolutions and matrix products.
 
     Args:

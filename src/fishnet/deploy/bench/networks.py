@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from fishnet.cards import ModelCard
 from fishnet.models.complexity import count
 from fishnet.models.network import Network
 from fishnet.models.specs import parse_spec
@@ -16,9 +17,9 @@ from fishnet.models.specs import parse_spec
 class RawOutputs(nn.Module):
     """Network of a run without decoding: (N, C, H, W) -> tensors."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, card: ModelCard) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.card = network, card
 
     def forward(self, batch: Tensor) -> list[Tensor]:
         """Return the raw outputs of all heads."""
@@ -35,7 +36,7 @@ def build(model: str) -> nn.Module:
     if Path(model).is_dir():
         from fishnet.loading import load_model
 
-        return RawOutputs(load_model(model, "cpu")[0])
+        return RawOutputs(*load_model(model, "cpu")[:2])
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # irrelevant warnings of other packages
         torch.manual_seed(0)

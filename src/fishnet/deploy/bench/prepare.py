@@ -56,7 +56,8 @@ def converted(job: Conversion) -> Path:
         if done.returncode:
             job.file.unlink(missing_ok=True)
             said = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
-            reason = "killed, most likely out of memory" if done.returncode == -9 else said[-1]
+            named = said[-1].removeprefix(f"{FishnetError.__module__}.{FishnetError.__name__}: ")
+            reason = "killed, most likely out of memory" if done.returncode == -9 else named
             raise FishnetError(f"cannot be converted: {reason}")
     return job.file
 

@@ -71,7 +71,7 @@ class Results:
     def _row(self, row: Row) -> Json:
         case = row.case
         entry: Json = {**case.to_json(), "label": case.label, "parameters": row.params, "multiply_adds": row.macs}
-        entry |= {"memory": row.memory, "compile_seconds": row.compile_seconds, "failed": row.failed}
+        entry |= {"memory": row.memory, "compile_seconds": row.compile_seconds, "failed": row.failed, "remark": row.remark}
         if not row.turns:
             return {**entry, "failed": row.failed or "interrupted before its first turn"}
         seconds = median(row.turns)
@@ -156,9 +156,9 @@ def table(content: Json) -> str:
     lines = [describe_machine(content), ""]
     lines += aligned(*cells(content))
     for row in content["rows"]:
-        if row["failed"]:
+        if said := row["failed"] or row["remark"]:
             what = f"{row['label']}, {row['runtime']}, {row['precision']}, batch {row['batch']}, size {row['size']}"
-            lines.append(f"{what}: {row['failed']}")
+            lines.append(f"{what}: {said}")
     for precision, found in content["peak"].items():
         rate = found["multiply_adds_per_second"] / 1e9
         lines.append(f"measured peak in {precision}: {rate:.1f} G multiply-adds/s ({found['where']})")

@@ -31,6 +31,8 @@ class Row:
     memory: int | None = None
     """Peak memory in bytes while the network runs, minus the memory before it was built."""
     compile_seconds: float | None = None
+    remark: str | None = None
+    """What the runtime could not do, such as fusing."""
     shapes: dict[str, list[float]] = field(default_factory=dict)
     """For peaks only: multiply-adds per second in every turn, by shape."""
     failed: str | None = None
@@ -106,6 +108,7 @@ class _Turns:
             return
         self.row.params, self.row.macs = found["params"], found["macs"]
         self.row.memory, self.row.compile_seconds = found["memory"], found["compile_seconds"]
+        self.row.remark = found["remark"]
         self.passes = max(1, min(_MOST_PASSES, math.ceil(_TURN_SECONDS / max(found["warm_seconds"], 1e-6))))
 
     def take(self) -> None:

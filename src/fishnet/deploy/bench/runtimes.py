@@ -19,7 +19,8 @@ from fishnet.deploy.bench import conversion
 from fishnet.errors import FishnetError, UsageError, did_you_mean
 from fishnet.models.fusing.network import NotFused, fuse
 from fishnet.models.precision import autocast, guard_bf16_on_cpu
-from fishnet.runner.graphs import open_graph
+from fishnet.runner.engine import INPUT
+from fishnet.runner.openvino_graph import OpenVINOGraph
 from fishnet.runner.signals import signal_stack_kept
 
 Pass = Callable[[], object]
@@ -55,6 +56,8 @@ class Opened:
     run: Pass
     compile_seconds: float | None = None
     """Compile time in seconds, if the runtime compiles."""
+    remark: str | None = None
+    """What it could not do, such as fusing."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +71,8 @@ class Runtime:
     trains: bool = False
     cuda: bool = False
     """Whether it supports GPUs."""
-    counts: bool = True
-    """Whether it is used to measure peak throughput: it executes every multiply-add that is counted, with kernels that
-    no other runtime with this mark uses."""
+    peak: str | None = None
+    """Runtime with the same kernels that the peak throughput is measured in; None: this one."""
 
     def has(self, precision: str, train: bool, device: str) -> bool:
         """Whether it supports a precision on a device, for training if `train` is set."""
@@ -93,10 +95,12 @@ def _open_torch(job: Job, channels_last: bool = True, fused: bool = False, compi
     if channels_last and images.ndim == 4:
         network = network.to(memory_format=torch.channels_last)
         images = images.contiguous(memory_format=torch.channels_last)
+    remark = None
     if fused:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotFused)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always", NotFused)
             network = fuse(network, eager=job.device.type == "cpu" and job.precision == "fp32", example=images[:1])
+        remark = next((f"not fused: {one.message}" for one in said if issubclass(one.category, NotFused)), None)
     if job.precision == "bf16" and job.device.type == "cpu":
         guard_bf16_on_cpu(network)
     network.train(job.train)
@@ -104,7 +108,7 @@ def _open_torch(job: Job, channels_last: bool = True, fused: bool = False, compi
         network.compile()
     step = _training_step(network, images, job) if job.train else _forward(network, images, job)
     if not compiled:
-        return Opened(step)
+        return Opened(step, remark=remark)
     begin = time.perf_counter()
     step()
     return Opened(step, time.perf_counter() - begin)
@@ -180,9 +184,9 @@ def _open_openvino(job: Job) -> Opened:
 def _open_exported(job: Job) -> Opened:
     file = job.convert(conversion.Wanted("openvino", True, job.precision == "int8"))
     begin = time.perf_counter()
-    graph = open_graph(file, "openvino", job.precision, fixed=True, threads=job.threads)
-    inputs = {conversion.INPUT: job.images().numpy()}
-    graph(inputs)  # compiles it
+    graph = OpenVINOGraph(file, job.precision, often=1, threads=job.threads)
+    inputs = {INPUT: job.images().numpy()}
+    graph.compile(inputs[INPUT].shape)
     return Opened(lambda: graph(inputs), time.perf_counter() - begin)
 
 
@@ -201,13 +205,13 @@ def _open_onnxruntime(job: Job) -> Opened:
 
 FLOATS = frozenset({"fp32", "bf16", "fp16"})
 RUNTIMES: dict[str, Runtime] = {
-    "eager": Runtime(lambda job: _open_torch(job, channels_last=False), FLOATS, trains=True, cuda=True, counts=False),
+    "eager": Runtime(lambda job: _open_torch(job, channels_last=False), FLOATS, trains=True, cuda=True, peak="channels_last"),
     "channels_last": Runtime(_open_torch, FLOATS, trains=True, cuda=True),
-    "fused": Runtime(lambda job: _open_torch(job, fused=True), FLOATS, cuda=True, counts=False),
-    "compile": Runtime(lambda job: _open_torch(job, compiled=True), FLOATS, trains=True, cuda=True, counts=False),
+    "fused": Runtime(lambda job: _open_torch(job, fused=True), FLOATS, cuda=True, peak="channels_last"),
+    "compile": Runtime(lambda job: _open_torch(job, compiled=True), FLOATS, trains=True, cuda=True, peak="channels_last"),
     "onnxruntime": Runtime(_open_onnxruntime, frozenset({"fp32"}), "onnxruntime"),
     "openvino": Runtime(_open_openvino, frozenset({"fp32", "bf16", "int8"}), "openvino"),
-    "exported": Runtime(_open_exported, frozenset({"fp32", "bf16", "int8"}), "openvino", counts=False),
+    "exported": Runtime(_open_exported, frozenset({"fp32", "bf16", "int8"}), "openvino", peak="openvino"),
 }
 """Runtimes by name: PyTorch in its default layout, in channels-last memory, after `fishnet.deploy.fuse`, compiled; the
 plain conversions; and the graph that `fishnet export` writes for OpenVINO, run as the exported network runs it."""

@@ -88,6 +88,7 @@ class Worker:
             "macs": macs,
             "memory": max(0, found),
             "compile_seconds": opened.compile_seconds,
+            "remark": opened.remark,
             "warm_seconds": seconds,
         }
 

@@ -192,7 +192,16 @@ def read_document(path: Path) -> Json | None:
     try:
         content = json.loads(path.read_text("utf-8"))
     except ValueError as error:
-        raise FishnetError(f"{path} is damaged ({error}); remove it, the runs beside it are kept") from error
+        raise FishnetError(f"{path} is damaged ({error}); choose another --out or --overwrite") from error
     if not isinstance(content, dict):
-        raise FishnetError(f"{path} is damaged; remove it, the runs beside it are kept")
+        raise FishnetError(f"{path} is damaged; choose another --out or --overwrite")
     return content
+
+
+def listed_folders(path: Path) -> set[Path]:
+    """Return the folders of the runs that a document lists; none if it is missing or damaged."""
+    try:
+        content = read_document(path) or {"runs": []}
+        return {Path(run["folder"]) for run in content["runs"]}
+    except (FishnetError, KeyError, TypeError):
+        return set()

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from fishnet.deploy.compare.plan import Comparison, Run
-from fishnet.environment import SILENT
+from fishnet.environment import SILENT, available_cores
 from fishnet.errors import Interrupted
 
 _LONGEST_REASON = 300
@@ -53,7 +53,7 @@ class Trainer:
         command = [sys.executable, "-m", "fishnet", *self.comparison.command(run)]
         environment = {**os.environ, SILENT: "1"}
         if self.jobs > 1:
-            environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // self.jobs))
+            environment["OMP_NUM_THREADS"] = str(max(1, available_cores() // self.jobs))
         process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, start_new_session=True)
         with self._lock:
             self._running.add(process)

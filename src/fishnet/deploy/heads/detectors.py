@@ -174,14 +174,16 @@ def compare_objects(
     found.has_masks |= "masks" in wanted
     overlap_needed = TOLERANCES[precision].overlap
     # by rounding, both may disagree on objects with scores near the least one
-    chosen = wanted["scores"] > (least + 2e-3 if precision == "fp32" else STRONG)
+    certain = least + 2e-3 if precision == "fp32" else STRONG
     overlap = box_iou(wanted["boxes"], got["boxes"]) * (wanted["labels"][:, None] == got["labels"])
-    for place in chosen.nonzero().flatten().tolist():
+    extra = got["scores"] > certain
+    for place in (wanted["scores"] > certain).nonzero().flatten().tolist():
         found.objects += 1
         if not overlap.shape[1] or float(overlap[place].max()) < overlap_needed:
             continue
         other = int(overlap[place].argmax())
-        overlap[:, other] = 0
+        overlap[place, :] = overlap[:, other] = 0
+        extra[other] = False
         found.matched += 1
 
         def difference(name: str, one: int = place, two: int = other) -> float:
@@ -192,6 +194,9 @@ def compare_objects(
         found.mask = largest(found.mask, difference("masks"))
         if "keypoints" in wanted:
             found.add_keypoints(wanted["keypoints"][place].numpy(), got["keypoints"][other].numpy())
+    # a match of an object of PyTorch that is not certain is no extra object
+    extra &= ~(overlap >= overlap_needed).any(0)
+    found.objects += int(extra.sum())
 
 
 register_export(DenseHead, OneStageExport())

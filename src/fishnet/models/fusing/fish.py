@@ -1,4 +1,4 @@
-"""The modules of a FishNet in terms of the kernels for CPUs."""
+"""FishNet modules built from the kernels for CPUs."""
 
 from __future__ import annotations
 

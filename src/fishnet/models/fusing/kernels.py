@@ -97,7 +97,7 @@ class Pointwise(nn.Module):
 class WinogradConv2d(nn.Conv2d):
     """A 3x3 convolution of stride 1 by minimal filtering (Winograd), optionally followed by a ReLU.
 
-    Maps on which it does not pay run as plain convolutions. The transformed weights take four times the memory of the
+    Inputs for which it is slower use a direct convolution. The transformed weights take four times the memory of the
     weights.
 
     Args:

@@ -104,12 +104,13 @@ def _batches(network: nn.Module) -> Iterator[Tensor]:
 
 
 def _difference(before: object, after: object) -> float:
-    """Return the largest difference of any output, relative to the largest value of the output."""
-    worst = 0.0
-    for a, b in zip(_floats(before), _floats(after), strict=True):
-        if a.numel():
-            worst = max(worst, float((a - b).abs().max() / a.abs().max().clamp_min(1e-12)))
-    return worst
+    """Return the largest difference of any output, relative to the largest value of the output; NaN if one is NaN."""
+    found = [
+        float((a - b).abs().max() / a.abs().max().clamp_min(1e-12))
+        for a, b in zip(_floats(before), _floats(after), strict=True)
+        if a.numel()
+    ]
+    return float(torch.tensor([0.0, *found]).max())  # the built-in max may drop NaN
 
 
 def _floats(outputs: object) -> list[Tensor]:
