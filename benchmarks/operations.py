@@ -81,7 +81,7 @@ def main() -> None:
         parser.error("int8 needs --calibration PHOTOS")
     images = np.random.default_rng(0).standard_normal((arguments.batch_size, 3, SIZE, SIZE), np.float32)
     with tempfile.TemporaryDirectory() as folder:
-        wanted = Wanted("openvino", True, arguments.precision == "int8")
+        wanted = Wanted("openvino", True, arguments.precision)
         requests = {}
         for name in arguments.models:
             file = converted(Conversion(name, SIZE, wanted, folder, photos))

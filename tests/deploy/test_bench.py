@@ -287,7 +287,11 @@ def randomized(network: nn.Module) -> nn.Module:
     return network.eval()
 
 
-@pytest.mark.parametrize("wanted", [Wanted("openvino", False, False), Wanted("openvino", True, False)], ids=str)
+@pytest.mark.parametrize(
+    "wanted",
+    [Wanted("openvino", False, "fp32"), Wanted("openvino", True, "fp32"), Wanted("openvino", True, "bf16")],
+    ids=str,
+)
 def test_converted_networks_compute_the_same_for_any_batch(wanted: Wanted, tmp_path: Path) -> None:
     openvino = pytest.importorskip("openvino")
     network = randomized(parse_spec("fishnet_nano:num_classes=6:stem_stride=2", "").build())
@@ -304,7 +308,7 @@ def test_onnx_networks_compute_the_same_for_any_batch(tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     network = randomized(parse_spec("fishnet_nano:num_classes=6:stem_stride=2", "").build())
-    convert(network, torch.randn(1, 3, 32, 32), Wanted("onnx", False, False), tmp_path / "network.onnx", list)
+    convert(network, torch.randn(1, 3, 32, 32), Wanted("onnx", False, "fp32"), tmp_path / "network.onnx", list)
     session = onnxruntime.InferenceSession(tmp_path / "network.onnx")
     images = torch.randn(3, 3, 32, 32)
     (found,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
@@ -318,7 +322,7 @@ def test_int8_networks_are_quantized_on_the_images(tmp_path: Path) -> None:
     network = randomized(parse_spec("fishnet_nano:num_classes=6:stem_stride=2", "").build())
     images = torch.randn(12, 3, 32, 32)
     file = tmp_path / "network.xml"
-    convert(network, images[:1], Wanted("openvino", False, True), file, lambda: list(images[:, None]))
+    convert(network, images[:1], Wanted("openvino", False, "int8"), file, lambda: list(images[:, None]))
     assert any(op.get_type_name() == "FakeQuantize" for op in openvino.Core().read_model(file).get_ops())
     with signal_stack_kept():
         compiled = openvino.compile_model(file, "CPU")

@@ -15,8 +15,9 @@ from torch.utils._pytree import tree_leaves
 
 import fishnet
 from fishnet.deploy.fuse import NotFused, fuse
+from fishnet.models.blocks import ChannelSum
 from fishnet.models.build import Architecture, build_network
-from fishnet.models.fusing.fish import FusedBlock
+from fishnet.models.fusing.fish import FusedBlock, SumConv2d, convolve_sums
 from fishnet.models.fusing.folding import Affine
 from fishnet.models.fusing.kernels import Pointwise, WinogradConv2d
 from fishnet.models.heads.detectors import DETECTORS, RegionPlan
@@ -304,6 +305,16 @@ def test_a_fused_network_that_differs_is_not_used() -> None:
         fused = fuse(network)
     images = torch.randn(1, 3, 8, 8)
     assert torch.equal(fused(images), network(images))
+
+
+def test_channel_reductions_as_convolutions() -> None:
+    network = randomized(fishnet.create_model("fishnet_nano", num_classes=5))
+    images = torch.randn(2, 3, 64, 64)
+    before = network(images)
+    convolve_sums(network)
+    assert not [module for module in network.modules() if isinstance(module, ChannelSum)]
+    assert len([module for module in network.modules() if isinstance(module, SumConv2d)]) == 3
+    torch.testing.assert_close(network(images), before, rtol=1e-5, atol=1e-5)
 
 
 def test_a_fused_network_with_nan_is_not_used() -> None:

@@ -54,7 +54,7 @@ def test_thresholds_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
         Model("exported", thresholds={"top": 0})
     with pytest.raises(RunnerError, match="unknown threshold 'iou'; thresholds are top, threshold, score"):
         Model("exported", thresholds={"iou": 0.5})
-    with pytest.raises(RunnerError, match="--score must be between 0 and 1, not 1.5"):
+    with pytest.raises(RunnerError, match=r"--score must be between 0 and 1, not 1\.5"):
         Model("exported", thresholds={"score": 1.5})
 
 

@@ -190,8 +190,9 @@ def accuracy_control(
 
     task = make_task(card)
     dataset = task.open_split(Path(data or data_of(run)), split, "skip")
-    metric = get_task(card.task).display.primary_of(dict.fromkeys(task.metrics, 0.0))
-    return AccuracyControl(max_drop, metric, task, dataset)
+    display = get_task(card.task).display
+    metric = display.primary_of(dict.fromkeys(task.metrics, 0.0))
+    return AccuracyControl(max_drop, metric, task, dataset, display.is_better(metric, 0.0, 1.0))
 
 
 def verification_folder(run: str | Path, images: str | Path | None, calibration: str | Path | None) -> Path:

@@ -107,7 +107,10 @@ class Difference:
 
     def check(self, tolerance: Tolerance) -> None:
         """Raise FishnetError if a difference is out of tolerance."""
-        for change, others in ((self.order, "previously processed images"), (self.batch, "the other images of a batch")):
+        for change, others in (
+            (self.order, "previously processed images"),
+            (self.batch, "the other images of a batch"),
+        ):
             if not change <= tolerance.repeat:  # also true for NaN
                 raise FishnetError(
                     f"the outputs of the exported network depend on {others}: they change by {change:.2g}, "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -18,13 +17,12 @@ from fishnet.deploy import convert, folder
 from fishnet.deploy.convert import HALF, Format, Precision
 from fishnet.deploy.difference import TOLERANCES, Difference
 from fishnet.deploy.heads.registry import Part
-from fishnet.deploy.parts import head_specs, parts_of
+from fishnet.deploy.parts import fused_for, head_specs, parts_of
 from fishnet.deploy.quantize import Accuracy, AccuracyControl, quantize
 from fishnet.deploy.verify import compare
 from fishnet.errors import FishnetError, UsageError
 from fishnet.exported import open_exported
 from fishnet.files import Json
-from fishnet.models.fusing.network import NotFused, fuse
 from fishnet.models.network import Network
 from fishnet.runner.engine import FORMAT_VERSION, Engine
 from fishnet.runner.graphs import PACKAGES, SUFFIXES, lacking
@@ -93,9 +91,7 @@ def export_network(
     """
     if not images:
         raise UsageError("an export is compared with PyTorch on real images: give a folder of them with --images")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotFused)
-        parts = parts_of(fuse(network), card)
+    parts = parts_of(fused_for(network, target.form, target.precision), card)
     with staging(out) as staged:
         content = description(network, card, target)
         decoders = [spec["type"] for spec in content["heads"].values()]

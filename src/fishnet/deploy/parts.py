@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +12,12 @@ from torch import Tensor, nn
 from fishnet.cards import ModelCard
 from fishnet.deploy.heads.registry import Part, export_of
 from fishnet.files import Json
+from fishnet.models.fusing.fish import convolve_sums
+from fishnet.models.fusing.network import NotFused, fuse
 from fishnet.models.network import Network
 from fishnet.runner.engine import DENSE, INPUT
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 class DenseGraph(nn.Module):
@@ -62,6 +68,20 @@ def _example_size(network: Network, card: ModelCard) -> tuple[int, int]:
     """Return the image size for tracing; free height and width differ, and no pyramid map has a side of 1."""
     step = _multiple(network)
     return (card.size, card.size) if step == 1 else (9 * step, 10 * step)
+
+
+def fused_for(network: ModuleT, form: str, precision: str, example: Tensor | None = None) -> ModuleT:
+    """Return a copy of a network for inference in the runtime of a format; see `fishnet.deploy.fuse`.
+
+    OpenVINO has only a slow kernel for the strided slices of the channel reductions of a FishNet: a 1x1 convolution is
+    faster in all precisions but fp32.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotFused)
+        fused = fuse(network, example=example)
+    if form == "openvino" and precision != "fp32":
+        convolve_sums(fused)
+    return fused
 
 
 def head_specs(network: Network, card: ModelCard) -> dict[str, Json]:

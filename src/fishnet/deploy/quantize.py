@@ -46,11 +46,13 @@ class AccuracyControl:
     """Task of the network."""
     dataset: Sequence[object]
     """Split to evaluate on, as `task.open_split` returns it."""
+    smaller_is_better: bool = False
+    """Whether smaller values of the metric are better."""
 
     @property
     def sign(self) -> int:
         """1, or -1 if smaller values of the metric are better."""
-        return -1 if self.task.display.is_better(self.metric, 0.0, 1.0) else 1
+        return -1 if self.smaller_is_better else 1
 
     def exceeded(self, before: float, after: float) -> bool:
         """Return whether the metric dropped too much, or is NaN."""

@@ -49,7 +49,7 @@ class _Scratch(threading.local):
         self.owner: object = None
 
     def like(self, x: Tensor, owner: object) -> Tensor | None:
-        """Return an uninitialized tensor in the shared buffer, valid until the next call; None if x is not dense on the CPU."""
+        """Return an uninitialized tensor in the shared buffer, valid until the next call; None unless x is on a CPU."""
         dense = x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
         if x.device.type != "cpu" or not dense:
             return None

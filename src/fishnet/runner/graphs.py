@@ -45,9 +45,7 @@ def lacking(form: str, precision: str) -> str | None:
     return f"PyTorch has no fast {precision} on this CPU"
 
 
-def open_graph(
-    path: Path, form: str, precision: str, often: int | None = None, threads: int | None = None
-) -> Graph:
+def open_graph(path: Path, form: str, precision: str, often: int | None = None, threads: int | None = None) -> Graph:
     """Load a graph file as a function from arrays to arrays.
 
     Args:

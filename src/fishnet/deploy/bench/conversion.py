@@ -20,10 +20,9 @@ from torch.utils._pytree import tree_leaves
 from fishnet.deploy.bench.networks import RawOutputs
 from fishnet.deploy.convert import save_openvino, to_openvino, trace
 from fishnet.deploy.heads.registry import Part
-from fishnet.deploy.parts import parts_of
+from fishnet.deploy.parts import fused_for, parts_of
 from fishnet.deploy.quantize import quantized
 from fishnet.errors import FishnetError
-from fishnet.models.fusing.network import NotFused, fuse
 from fishnet.runner.engine import DENSE, INPUT
 from fishnet.runner.signals import signal_stack_kept
 
@@ -38,13 +37,14 @@ class Wanted(NamedTuple):
     """openvino or onnx."""
     exported: bool
     """Whether it is converted to the graph of `fishnet export`, for OpenVINO."""
-    int8: bool
-    """Whether convolutions and matrix products are quantized."""
+    precision: str
+    """int8 quantizes convolutions and matrix products; exported graphs also differ between fp32 and bf16."""
 
     @property
     def file_name(self) -> str:
         """Name of the file."""
-        parts = [self.format, *(["exported"] if self.exported else []), *(["int8"] if self.int8 else [])]
+        own = self.exported or self.precision == "int8"
+        parts = [self.format, *(["exported"] if self.exported else []), *([self.precision] if own else [])]
         return "_".join(parts) + (".onnx" if self.format == "onnx" else ".xml")
 
 
@@ -64,10 +64,12 @@ def convert(
         FishnetError: int8 is requested and nncf is not installed.
     """
     network = network.eval()
-    if wanted.int8:
+    int8 = wanted.precision == "int8"
+    if int8:
         require_nncf()
     if wanted.exported:
-        save_openvino(exported(network, example, calibration() if wanted.int8 else None), file, half=False)
+        model = exported(network, example, wanted.precision)
+        save_openvino(quantized(model, [batch.numpy() for batch in calibration()]) if int8 else model, file, half=False)
         return
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -81,7 +83,7 @@ def convert(
         import openvino
 
         model = openvino.convert_model(network, example_input=example, input=[-1, *example.shape[1:]])
-        if wanted.int8:
+        if int8:
             model = quantize_plain(model, calibration())
         openvino.save_model(model, file, compress_to_fp16=False)
 
@@ -98,26 +100,23 @@ class _Named(nn.Module):
         return {f"output_{place}": value for place, value in enumerate(tree_leaves(self.network(images)))}
 
 
-def exported(network: nn.Module, example: Tensor, calibration: Iterable[Tensor] | None) -> Model:
-    """Return the graph of OpenVINO that `fishnet export` writes for images.
+def exported(network: nn.Module, example: Tensor, precision: str) -> Model:
+    """Return the graph of OpenVINO that `fishnet export` writes for images, before quantization.
 
     Args:
         network: Network in eval mode.
         example: Input (N, C, H, W).
-        calibration: Batches of images to quantize on; without them, the graph stays in floating point.
+        precision: Precision of the export.
 
     Raises:
         FishnetError: torch.export cannot trace the network, or a head of a run cannot be exported.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotFused)
-        if isinstance(network, RawOutputs):
-            part = parts_of(fuse(network.network), network.card)[DENSE]
-        else:
-            two = torch.cat([example[:1], example[:1]])
-            part = Part(_Named(fuse(network, example=example)).eval(), INPUT, two, multiple=1)
-    model = to_openvino(trace(part), part)
-    return model if calibration is None else quantized(model, [batch.numpy() for batch in calibration])
+    if isinstance(network, RawOutputs):
+        part = parts_of(fused_for(network.network, "openvino", precision), network.card)[DENSE]
+    else:
+        two = torch.cat([example[:1], example[:1]])
+        part = Part(_Named(fused_for(network, "openvino", precision, example)).eval(), INPUT, two, multiple=1)
+    return to_openvino(trace(part), part)
 
 
 def require_nncf() -> None:

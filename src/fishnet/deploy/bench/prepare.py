@@ -39,7 +39,7 @@ class Conversion:
         """Run the conversion in this process."""
         torch.manual_seed(0)
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        photos = find_photos(Path(self.calibration)) if self.wanted.int8 and self.calibration else []
+        photos = find_photos(Path(self.calibration)) if self.wanted.precision == "int8" and self.calibration else []
         example = torch.randn(1, 3, self.size, self.size)
         convert(build(self.model), example, self.wanted, self.file, lambda: batches(photos, self.size))
 

@@ -71,7 +71,12 @@ class Results:
     def _row(self, row: Row) -> Json:
         case = row.case
         entry: Json = {**case.to_json(), "label": case.label, "parameters": row.params, "multiply_adds": row.macs}
-        entry |= {"memory": row.memory, "compile_seconds": row.compile_seconds, "failed": row.failed, "remark": row.remark}
+        entry |= {
+            "memory": row.memory,
+            "compile_seconds": row.compile_seconds,
+            "failed": row.failed,
+            "remark": row.remark,
+        }
         if not row.turns:
             return {**entry, "failed": row.failed or "interrupted before its first turn"}
         seconds = median(row.turns)

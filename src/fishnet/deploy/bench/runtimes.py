@@ -167,7 +167,7 @@ def _wait(device: torch.device) -> None:
 def _open_openvino(job: Job) -> Opened:
     import openvino
 
-    file = job.convert(conversion.Wanted("openvino", False, job.precision == "int8"))
+    file = job.convert(conversion.Wanted("openvino", False, job.precision))
     begin = time.perf_counter()
     core = openvino.Core()
     model = core.read_model(file)
@@ -182,7 +182,7 @@ def _open_openvino(job: Job) -> Opened:
 
 
 def _open_exported(job: Job) -> Opened:
-    file = job.convert(conversion.Wanted("openvino", True, job.precision == "int8"))
+    file = job.convert(conversion.Wanted("openvino", True, job.precision))
     begin = time.perf_counter()
     graph = OpenVINOGraph(file, job.precision, often=1, threads=job.threads)
     inputs = {INPUT: job.images().numpy()}
@@ -193,7 +193,7 @@ def _open_exported(job: Job) -> Opened:
 def _open_onnxruntime(job: Job) -> Opened:
     import onnxruntime
 
-    file = job.convert(conversion.Wanted("onnx", False, False))
+    file = job.convert(conversion.Wanted("onnx", False, "fp32"))
     begin = time.perf_counter()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = job.threads
@@ -204,11 +204,12 @@ def _open_onnxruntime(job: Job) -> Opened:
 
 
 FLOATS = frozenset({"fp32", "bf16", "fp16"})
+_TORCH = "channels_last"
 RUNTIMES: dict[str, Runtime] = {
-    "eager": Runtime(lambda job: _open_torch(job, channels_last=False), FLOATS, trains=True, cuda=True, peak="channels_last"),
-    "channels_last": Runtime(_open_torch, FLOATS, trains=True, cuda=True),
-    "fused": Runtime(lambda job: _open_torch(job, fused=True), FLOATS, cuda=True, peak="channels_last"),
-    "compile": Runtime(lambda job: _open_torch(job, compiled=True), FLOATS, trains=True, cuda=True, peak="channels_last"),
+    "eager": Runtime(lambda job: _open_torch(job, False), FLOATS, trains=True, cuda=True, peak=_TORCH),
+    _TORCH: Runtime(_open_torch, FLOATS, trains=True, cuda=True),
+    "fused": Runtime(lambda job: _open_torch(job, fused=True), FLOATS, cuda=True, peak=_TORCH),
+    "compile": Runtime(lambda job: _open_torch(job, compiled=True), FLOATS, trains=True, cuda=True, peak=_TORCH),
     "onnxruntime": Runtime(_open_onnxruntime, frozenset({"fp32"}), "onnxruntime"),
     "openvino": Runtime(_open_openvino, frozenset({"fp32", "bf16", "int8"}), "openvino"),
     "exported": Runtime(_open_exported, frozenset({"fp32", "bf16", "int8"}), "openvino", peak="openvino"),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fishnet.models.blocks import Block, Projection
+from fishnet.models.blocks import Block, ChannelSum, Projection
 from fishnet.models.fishnet import Score
 from fishnet.models.fusing.folding import Affine, Norm, affine_of
 from fishnet.models.fusing.kernels import Pointwise, WinogradConv2d, suits_winograd
@@ -58,6 +59,27 @@ def fuse_fish(network: nn.Module) -> None:
             else:
                 continue
             setattr(parent, name, new)
+
+
+class SumConv2d(nn.Conv2d):
+    """A `ChannelSum` as 1x1 convolution with weights of 0 and 1, for runtimes with slow kernels for strided slices.
+
+    Args:
+        k: Number of channels to add.
+        channels: Number of input channels.
+    """
+
+    def __init__(self, k: int, channels: int) -> None:
+        super().__init__(channels, channels // k, 1, bias=False)
+        weight = torch.eye(channels // k).repeat_interleave(k, 1)[:, :, None, None]
+        self.weight = nn.Parameter(weight, requires_grad=False)
+
+
+def convolve_sums(network: nn.Module) -> None:
+    """Replace the channel reductions of FishNets in a network, in place."""
+    for block in list(network.modules()):
+        if isinstance(block, Block) and isinstance(block.reduce, ChannelSum):
+            block.reduce = SumConv2d(block.reduce.k, block.conv1.in_channels).to(block.conv1.weight).eval()
 
 
 def _fused(part: nn.Module) -> nn.Module:
