@@ -153,6 +153,20 @@ def test_the_share_of_the_peak_is_that_of_the_fastest_turn_at_the_same_precision
     assert found["rows"][0]["share_of_peak"] == 0.5
 
 
+def test_the_share_of_the_peak_is_also_that_of_the_same_turn() -> None:
+    row = Row(case(), turns=[1.0, 2.0, 1.0], seconds=[1.0], macs=100)
+    results = Results(
+        rows=[row, Row(case(PEAK, runtime="channels_last"), shapes={"a": [50, 40, 200], "b": [200, 100, 50]})]
+    )
+    (entry,) = results.to_json(True)["rows"]
+    assert entry["share_of_peak"] == pytest.approx(0.5)
+    assert entry["share_of_turn_peak"] == pytest.approx(0.5)
+    row.turns[:] = [1.0, 2.0, 2.0]
+    (entry,) = results.to_json(True)["rows"]
+    assert entry["share_of_peak"] == pytest.approx(0.25)
+    assert entry["share_of_turn_peak"] == pytest.approx(0.5)
+
+
 def test_a_training_step_costs_three_forward_passes() -> None:
     rows = [row(Case("a", 2, 32, "fp32", "eager", train=True), [1.0])]
     assert Results(rows).to_json(True)["rows"][0]["multiply_adds_per_second"] == 3 * 2 * 1000
@@ -232,9 +246,16 @@ def test_training_steps_are_measured(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_an_interruption_keeps_what_was_measured(
-    signum: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    signum: int,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
 ) -> None:
     take = rounds._Turns.take
+    # processes in the background of a shell ignore it
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
 
     def interrupted(self: rounds._Turns) -> None:
         if len(self.row.turns) == 2:

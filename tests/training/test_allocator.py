@@ -35,12 +35,11 @@ def test_large_tensors_are_not_mapped_again(adjusted: bool) -> None:
     own = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
     own |= {"MALLOC_ARENA_MAX": "2"} if adjusted else {}
     command = [sys.executable, "-c", SCRIPT]
-    tries = [subprocess.run(command, env=own, capture_output=True, text=True, check=True) for _ in range(3)]
-    # the median, since the kernel sometimes maps more or less in advance
+    tries = [subprocess.run(command, env=own, capture_output=True, text=True, check=True) for _ in range(5)]
+    # the median, and one limit, since the kernel sometimes maps up to four pages at once, or none in advance
     before, fast, saver, balanced, after = (
         statistics.median(counts) for counts in zip(*(map(int, one.stdout.split()) for one in tries), strict=True)
     )
-    assert before > 1000
+    assert min(before, saver, after) > 1000
     for found in (fast, balanced):
-        assert found > before / 2 if adjusted else found < before / 2
-    assert min(saver, after) > before / 2
+        assert found > 1000 if adjusted else found < 1000

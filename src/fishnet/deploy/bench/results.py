@@ -8,7 +8,7 @@ from typing import Literal
 
 from fishnet.deploy.bench.cases import Case
 from fishnet.deploy.bench.peak import PEAK
-from fishnet.deploy.bench.rounds import Row, peak_rate
+from fishnet.deploy.bench.rounds import Row, peak_rate, turn_peaks
 from fishnet.deploy.bench.statistics import fit_power, median, quantile, spread
 from fishnet.environment import describe_environment
 from fishnet.files import Json
@@ -94,6 +94,9 @@ class Results:
             rate = row.macs * case.batch * (_BACKWARD if case.train else 1) / seconds
             best = peak_rate([one for one in self.rows if one.case.model == PEAK], case.precision)
             entry |= {"multiply_adds_per_second": rate, "share_of_peak": rate / best[0] if best else None}
+            peaks = turn_peaks(self.rows, row.case)
+            shares = [rate * seconds / own / most for own, most in zip(row.turns, peaks, strict=False)]
+            entry["share_of_turn_peak"] = median(shares) if shares else None
         if (ratios := self._ratios(row)) is not None:
             entry |= {"ratio": median(ratios), "ratio_quartiles": [quantile(ratios, 0.25), quantile(ratios, 0.75)]}
         return entry
@@ -197,6 +200,7 @@ def cells(content: Json) -> tuple[list[str], list[list[str]]]:
     rows = [row for row in content["rows"] if "seconds" in row]
     more = {
         "of peak": [_percent(row.get("share_of_peak")) for row in rows],
+        "of peak in turn": [_percent(row.get("share_of_turn_peak")) for row in rows],
         f"x {content['ratio_to']}": [_ratio(row) for row in rows],
         "compiled in": ["" if row["compile_seconds"] is None else f"{row['compile_seconds']:.1f} s" for row in rows],
     }

@@ -151,6 +151,20 @@ def peak_rate(rows: Sequence[Row], precision: str) -> tuple[float, str] | None:
     return max(rates, default=None)
 
 
+def turn_peaks(rows: Sequence[Row], case: Case) -> list[float]:
+    """Return the maximum of multiply-adds per second over all shapes in every turn, at the precision of a case.
+
+    Args:
+        rows: Rows of peaks in any runtime, and others.
+        case: Case; the peaks are those that were measured in turns with it.
+    """
+    same = (case.batch, case.size, case.precision)
+    own = [
+        row for row in rows if row.case.model == PEAK and (row.case.batch, row.case.size, row.case.precision) == same
+    ]
+    return [max(rates) for rates in zip(*(found for row in own for found in row.shapes.values()), strict=False)]
+
+
 def describe(case: Case) -> str:
     """Return a short description of a case."""
     if case.model == PEAK:
