@@ -92,7 +92,7 @@ class Compared:
                 runs = (wanted["masks"][place], got["masks"][other])
                 one, two = (decode([run], *run["size"])[0].bool() for run in runs)
                 self.mask = min(self.mask, float((one & two).sum() / (one | two).sum().clamp(min=1)))
-        # neither matches an object of the other, nor one that is just below the threshold there
+        # an extra object has no match in PyTorch, not even one with a lower score
         self.objects += int((extra & ~(overlap >= 0.9).any(0)).sum())
 
     def good(self) -> bool:

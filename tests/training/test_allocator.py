@@ -36,10 +36,12 @@ def test_large_tensors_are_not_mapped_again(adjusted: bool) -> None:
     own |= {"MALLOC_ARENA_MAX": "2"} if adjusted else {}
     command = [sys.executable, "-c", SCRIPT]
     tries = [subprocess.run(command, env=own, capture_output=True, text=True, check=True) for _ in range(5)]
-    # the median, and one limit, since the kernel sometimes maps up to four pages at once, or none in advance
-    before, fast, saver, balanced, after = (
-        statistics.median(counts) for counts in zip(*(map(int, one.stdout.split()) for one in tries), strict=True)
-    )
-    assert min(before, saver, after) > 1000
+    columns = list(zip(*(map(int, one.stdout.split()) for one in tries), strict=True))
+    # the kernel sometimes maps several pages at once: the most faults are those of single pages
+    before, fast, saver, balanced, after = map(max, columns)
+    assert before > 1000
+    if not adjusted:  # or maps memory that was kept again: the median is the usual case
+        fast, balanced = statistics.median(columns[1]), statistics.median(columns[3])
     for found in (fast, balanced):
-        assert found > 1000 if adjusted else found < 1000
+        assert found > before / 2 if adjusted else found < before / 2
+    assert min(saver, after) > before / 2

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import tempfile
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Literal
 
 from fishnet.errors import UsageError
@@ -87,8 +83,10 @@ def bench(
     results, cases = _set_up(plan, sweep, ratio_to, rounds, threads, picture)
     check_calibration(cases, calibration)
     signum = _measure(results, cases, peak, calibration)
-    found = _finish(results.to_json(not signum), json, picture)
-    return Bench(found, 128 + signum if signum else int(all("seconds" not in row for row in found["rows"])))
+    document = results.to_json(not signum)
+    _finish(document, json, picture)
+    failed = all("seconds" not in row for row in document["rows"])
+    return Bench(document, 128 + signum if signum else int(failed))
 
 
 def _set_up(
@@ -111,8 +109,8 @@ def _set_up(
     return results, [case for case in cases if case not in results.notes]
 
 
-def _finish(document: Json, json: str | Path | None, picture: str | Path | None) -> Json:
-    """Print and write the results, and return them."""
+def _finish(document: Json, json: str | Path | None, picture: str | Path | None) -> None:
+    """Print and write the results."""
     from fishnet.deploy.bench.results import table
 
     print(table(document), flush=True)
@@ -123,7 +121,6 @@ def _finish(document: Json, json: str | Path | None, picture: str | Path | None)
         from fishnet.drawing.style import save_figure
 
         save_figure(draw(document), Path(picture))
-    return document
 
 
 def default_runtimes(train: bool, device: str) -> list[str]:
@@ -174,37 +171,19 @@ def _measure(results: Results, cases: Sequence[Case], peak: bool, calibration: s
     """Fill the results; return the number of the signal that interrupted the measurement, or 0."""
     from fishnet.deploy.bench.cases import with_peaks
     from fishnet.deploy.bench.rounds import Measurement
+    from fishnet.prediction.overlap import Stopped, stop_signals
 
-    with _terminated_as_interrupted() as received, tempfile.TemporaryDirectory(prefix="fishnet_bench_") as folder:
+    with stop_signals(), tempfile.TemporaryDirectory(prefix="fishnet_bench_") as folder:
         found = Measurement(
             folder, results.threads, results.rounds, None if calibration is None else str(calibration), _say
         )
         try:
             for row in found.measure(with_peaks(cases) if peak else cases, results.sweep is not None):
                 results.rows.append(row)
-        except KeyboardInterrupt:
-            return received[-1]
+        except Stopped as stopped:
+            return stopped.signum
     return 0
 
 
 def _say(text: str) -> None:
     print(f"fishnet bench: {text}", file=sys.stderr, flush=True)
-
-
-@contextmanager
-def _terminated_as_interrupted() -> Iterator[list[int]]:
-    """Treat SIGTERM as Ctrl-C, so that the results measured so far are kept; yield the signals that are received."""
-    received: list[int] = [signal.SIGINT]
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-
-    def interrupt(signum: int, frame: FrameType | None) -> None:
-        received.append(signum)
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield received
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -124,12 +124,11 @@ class _State:
         if out.exists() and not out.is_dir():
             raise UsageError(f"--out {out} is a file; give a folder")
         runs = {run.folder.path for run in self.comparison.runs()}
-        before = None if self.overwrite else read_document(out / "compare.json")
         if self.overwrite:
             for folder in runs | listed_folders(out / "compare.json"):
                 if out.resolve() in folder.resolve().parents:
                     shutil.rmtree(folder, ignore_errors=True)
-        elif before is not None:
+        elif (before := read_document(out / "compare.json")) is not None:
             self.comparison.check_same(before)
         elif present := sorted(path for path in runs if path.exists()):
             raise UsageError(

@@ -114,7 +114,7 @@ class Difference:
             if not change <= tolerance.repeat:  # also true for NaN
                 raise FishnetError(
                     f"the outputs of the exported network depend on {others}: they change by {change:.2g}, "
-                    f"more than the allowed {tolerance.repeat:.2g}; nothing was written. Try another format, such as "
+                    f"and the limit is {tolerance.repeat:.2g}; nothing was written. Try another format, for example "
                     "--format onnx"
                 )
         worst = largest(*self.outputs.values())

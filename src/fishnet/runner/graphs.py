@@ -45,7 +45,7 @@ def lacking(form: str, precision: str) -> str | None:
     return f"PyTorch has no fast {precision} on this CPU"
 
 
-def open_graph(path: Path, form: str, precision: str, often: int | None = None, threads: int | None = None) -> Graph:
+def open_graph(path: Path, form: str, precision: str, often: int | None = None) -> Graph:
     """Load a graph file as a function from arrays to arrays.
 
     Args:
@@ -53,15 +53,14 @@ def open_graph(path: Path, form: str, precision: str, often: int | None = None, 
         form: torch, onnx or openvino.
         precision: Inference precision of OpenVINO; the graphs of other formats contain it.
         often: Number of batches after which OpenVINO compiles a faster model for their shape; see `OpenVINOGraph`.
-        threads: Number of threads of onnxruntime and OpenVINO; by default, they choose it.
 
     Raises:
         RunnerError: The package that runs it is missing, or the file is damaged.
     """
     openers: dict[str, Callable[[], Graph]] = {
         "torch": lambda: _torch(path),
-        "onnx": lambda: _onnx(path, threads),
-        "openvino": lambda: _openvino(path, precision, often, threads),
+        "onnx": lambda: _onnx(path),
+        "openvino": lambda: _openvino(path, precision, often),
     }
     try:
         return openers[form]()
@@ -85,14 +84,11 @@ def fingerprint(path: Path) -> str:
         raise RunnerError(f"cannot read {path}: {error.strerror}; the folder is incomplete, export it again") from error
 
 
-def _onnx(path: Path, threads: int | None) -> Graph:
+def _onnx(path: Path) -> Graph:
     import onnxruntime
 
     onnxruntime.set_default_logger_severity(3)
-    options = onnxruntime.SessionOptions()
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
 
     def run(inputs: Arrays) -> Arrays:
@@ -101,10 +97,10 @@ def _onnx(path: Path, threads: int | None) -> Graph:
     return run
 
 
-def _openvino(path: Path, precision: str, often: int | None, threads: int | None) -> Graph:
+def _openvino(path: Path, precision: str, often: int | None) -> Graph:
     from .openvino_graph import OpenVINOGraph
 
-    return OpenVINOGraph(path, precision, often, threads)
+    return OpenVINOGraph(path, precision, often)
 
 
 def _torch(path: Path) -> Graph:

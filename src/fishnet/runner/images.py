@@ -44,7 +44,7 @@ def opened_rgb(image: Image.Image) -> Image.Image:
     try:
         return to_rgb(image)
     except Exception as error:  # decoders raise nearly any exception on damaged bytes
-        raise RunnerError(f"cannot use the image: it cannot be decoded ({error})") from error
+        raise RunnerError(f"cannot use the image: {explain(error, b'?')}") from error
 
 
 def to_rgb(image: Image.Image, upright: bool = True) -> Image.Image:

@@ -96,13 +96,8 @@ class OpenVINOGraph:
 
     def _graph(self, shape: Shape) -> Graph:
         """Return the graph for an input shape."""
-        if shape not in self._static and self._is_frequent(shape):
-            parts = math.gcd(shape[0], self._threads)  # equal work for all streams, equal threads for each of them
-            try:
-                model = self._compiled((shape[0] // parts, *shape[1:]), parts)
-                self._static[shape] = as_graph(model) if parts == 1 else side_by_side(model, parts)
-            except RuntimeError:
-                self._often = None  # the dynamic model does it
+        if shape not in self._static and self._becomes_frequent(shape):
+            self._add_static(shape)
         if shape in self._static:
             return self._static[shape]
         if self._dynamic is None:
@@ -113,11 +108,21 @@ class OpenVINOGraph:
                 raise RunnerError(f"OpenVINO cannot compile {self._path}: {text[:200]}; export again") from error
         return self._dynamic
 
-    def _is_frequent(self, shape: Shape) -> bool:
+    def _becomes_frequent(self, shape: Shape) -> bool:
+        """Count a batch, and return whether its shape is frequent enough for a model of its own."""
         if self._often is None or len(self._static) == MOST:
             return False
         self._runs[shape] = self._runs.get(shape, 0) + 1
         return self._runs[shape] >= self._often
+
+    def _add_static(self, shape: Shape) -> None:
+        parts = math.gcd(shape[0], self._threads)  # equal work for all streams, equal threads for each of them
+        try:
+            model = self._compiled((shape[0] // parts, *shape[1:]), parts)
+        except RuntimeError:
+            self._often = None  # the dynamic model computes it too
+            return
+        self._static[shape] = as_graph(model) if parts == 1 else side_by_side(model, parts)
 
     def _compiled(self, shape: Shape | None, streams: int) -> CompiledModel:
         """Return the model for a static shape, or for dynamic ones, on a number of streams."""

@@ -91,11 +91,12 @@ class Results:
             "p95": quantile(row.seconds, 0.95),
         }
         if row.macs is not None:
-            rate = row.macs * case.batch * (_BACKWARD if case.train else 1) / seconds
+            work = row.macs * case.batch * (_BACKWARD if case.train else 1)
+            rate = work / seconds
             best = peak_rate([one for one in self.rows if one.case.model == PEAK], case.precision)
             entry |= {"multiply_adds_per_second": rate, "share_of_peak": rate / best[0] if best else None}
-            peaks = turn_peaks(self.rows, row.case)
-            shares = [rate * seconds / own / most for own, most in zip(row.turns, peaks, strict=False)]
+            peaks = turn_peaks(self.rows, case)
+            shares = [work / own / most for own, most in zip(row.turns, peaks, strict=False)]
             entry["share_of_turn_peak"] = median(shares) if shares else None
         if (ratios := self._ratios(row)) is not None:
             entry |= {"ratio": median(ratios), "ratio_quartiles": [quantile(ratios, 0.25), quantile(ratios, 0.75)]}

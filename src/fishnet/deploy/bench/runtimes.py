@@ -207,7 +207,7 @@ FLOATS = frozenset({"fp32", "bf16", "fp16"})
 _TORCH = "channels_last"
 RUNTIMES: dict[str, Runtime] = {
     "eager": Runtime(lambda job: _open_torch(job, False), FLOATS, trains=True, cuda=True, peak=_TORCH),
-    _TORCH: Runtime(_open_torch, FLOATS, trains=True, cuda=True),
+    "channels_last": Runtime(_open_torch, FLOATS, trains=True, cuda=True),
     "fused": Runtime(lambda job: _open_torch(job, fused=True), FLOATS, cuda=True, peak=_TORCH),
     "compile": Runtime(lambda job: _open_torch(job, compiled=True), FLOATS, trains=True, cuda=True, peak=_TORCH),
     "onnxruntime": Runtime(_open_onnxruntime, frozenset({"fp32"}), "onnxruntime"),

@@ -194,7 +194,7 @@ def compare_objects(
         found.mask = largest(found.mask, difference("masks"))
         if "keypoints" in wanted:
             found.add_keypoints(wanted["keypoints"][place].numpy(), got["keypoints"][other].numpy())
-    # a match of an object of PyTorch that is not certain is no extra object
+    # an extra object has no match in PyTorch, not even one with a lower score
     extra &= ~(overlap >= overlap_needed).any(0)
     found.objects += int(extra.sum())
 
